@@ -1,0 +1,35 @@
+"""The contract of bitnet-operator: what a person writes, what a pod reports, and the ledger between them.
+
+Imports pydantic and the standard library alone, so that the operator, the trainer and a user's own
+scripts can all depend on it.
+"""
+
+from bitnet_crds.errors import ContractError, InvalidRun, Problem
+from bitnet_crds.plan import Plan, PlannedPhase, Shape, plan
+from bitnet_crds.protocol import Checkpoint, ExitCode, Order, Progress, TerminationReport
+from bitnet_crds.spec import API_VERSION, KIND, BitNetRun, BitNetRunSpec, parse_run
+from bitnet_crds.status import BitNetRunStatus, Condition, Segment, SegmentReason
+
+__all__ = [
+    "API_VERSION",
+    "KIND",
+    "BitNetRun",
+    "BitNetRunSpec",
+    "BitNetRunStatus",
+    "Checkpoint",
+    "Condition",
+    "ContractError",
+    "ExitCode",
+    "InvalidRun",
+    "Order",
+    "Plan",
+    "PlannedPhase",
+    "Problem",
+    "Progress",
+    "Segment",
+    "SegmentReason",
+    "Shape",
+    "TerminationReport",
+    "parse_run",
+    "plan",
+]

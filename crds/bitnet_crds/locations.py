@@ -1,0 +1,71 @@
+"""Where models, text and checkpoints live: `file://`, `pvc://` and `hf://` addresses."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+from pydantic import AfterValidator, WithJsonSchema
+
+from bitnet_crds.errors import wrong
+
+PVC_MOUNT_ROOT = PurePosixPath("/mnt/pvc")
+"""A claim named by `pvc://claim/path` is mounted at `/mnt/pvc/claim` in every pod of the run."""
+
+_SHAPES = {
+    "file": (r"file://(/.*)", "file:///absolute/path"),
+    "pvc": (r"pvc://([a-z0-9]([-a-z0-9.]*[a-z0-9])?(/.*)?)", "pvc://claim/path"),
+    "hf": (r"hf://([\w.-]+/[\w.-]+)", "hf://organisation/name"),
+}
+
+
+@dataclass(frozen=True)
+class Location:
+    """An address, taken apart."""
+
+    scheme: str
+    """`file`, `pvc` or `hf`."""
+    rest: str
+    """What stands after `://`: an absolute path, `claim/path`, or a hub repository."""
+
+    @property
+    def claim(self) -> str | None:
+        """The PersistentVolumeClaim to mount, where the scheme is `pvc`."""
+        return self.rest.split("/", 1)[0] if self.scheme == "pvc" else None
+
+    @property
+    def path(self) -> Path:
+        """The path inside the process that trains. Raises ValueError for a hub repository."""
+        if self.scheme == "file":
+            return Path(self.rest)
+        if self.scheme == "pvc":
+            return Path(str(PVC_MOUNT_ROOT)) / self.rest
+        raise ValueError(f"hf://{self.rest} is a hub repository and has no path")
+
+
+def parse_location(address: str, schemes: tuple[str, ...] = tuple(_SHAPES)) -> Location:
+    """Takes an address apart.
+
+    Raises ValueError where the scheme is not one of `schemes` or the rest does not have its form.
+    """
+    for scheme in schemes:
+        match = re.fullmatch(_SHAPES[scheme][0], address)
+        if match is not None and ".." not in PurePosixPath(match[1]).parts:
+            return Location(scheme, match[1])
+    forms = " or ".join(_SHAPES[scheme][1] for scheme in schemes)
+    raise wrong(f"{address!r} is not an address that this field takes", f"Write {forms}")
+
+
+def _address(*schemes: str) -> tuple[AfterValidator, WithJsonSchema]:
+    def check(address: str) -> str:
+        parse_location(address, schemes)
+        return address
+
+    return AfterValidator(check), WithJsonSchema(
+        {"type": "string", "maxLength": 1024, "pattern": f"^({'|'.join(schemes)})://.+"}
+    )
+
+
+ModelAddress = Annotated[str, *_address("hf", "file", "pvc")]
+DataAddress = Annotated[str, *_address("file", "pvc")]
+CheckpointAddress = Annotated[str, *_address("file", "pvc")]

@@ -1,0 +1,223 @@
+"""The ledger: the one place where tokens become steps, phases, shapes and learning rates. Pure."""
+
+import hashlib
+import math
+from fractions import Fraction
+from typing import Literal
+
+from bitnet_crds.errors import InvalidRun, Problem
+from bitnet_crds.record import Record
+from bitnet_crds.spec import BitNetRunSpec, Phase
+
+
+class Shape(Record):
+    """How one optimiser step is spread over machines. Sequences: workers * processes * micro * accumulation."""
+
+    workers: int
+    processes_per_worker: int
+    micro_batch_size: int
+    """Sequences in one forward and backward pass of one process."""
+    accumulation: int
+    """Forward and backward passes of one process in one optimiser step."""
+
+    @property
+    def world_size(self) -> int:
+        """Processes in all."""
+        return self.workers * self.processes_per_worker
+
+    @property
+    def global_batch_size(self) -> int:
+        """Sequences in one optimiser step."""
+        return self.world_size * self.micro_batch_size * self.accumulation
+
+
+class PlannedPhase(Record):
+    """A phase with its step range: steps are counted from 0, and `end_step` is the first that is not in it."""
+
+    name: str
+    first_step: int
+    end_step: int
+    weights: dict[str, float]
+    """Weight by objective, for every objective that the phase names."""
+    teacher: bool
+    """Whether the teacher is in memory in this phase."""
+    shape: Shape
+
+
+class LearningRateSchedule(Record):
+    """Warmup-stable-decay over the ledger's own horizon (arXiv 2404.06395)."""
+
+    peak: float
+    warmup_steps: int
+    decay_start: int
+    total_steps: int
+
+    def at(self, step: int) -> float:
+        """The rate used in step `step` (from 0). It rises to `peak` in the last warmup step, holds, and falls
+        linearly so that the step after the last would have 0. The two overlap at no step: the smaller holds."""
+        rising = (step + 1) / self.warmup_steps if step < self.warmup_steps else 1.0
+        falling = (
+            (self.total_steps - step) / (self.total_steps - self.decay_start)
+            if step >= self.decay_start
+            else 1.0
+        )
+        return self.peak * max(0.0, min(rising, falling))
+
+
+class LambdaSchedule(Record):
+    """How far quantisation is blended in. A function of the global step alone, so that a resume cannot
+    restart it."""
+
+    steps: int
+    """Steps until lambda is 1; 0 where it is 1 throughout."""
+    curve: Literal["Linear", "Cosine"]
+
+    def at(self, step: int) -> float:
+        """lambda in step `step` (from 0): 0 in the first, 1 from step `steps` on."""
+        progress = min(1.0, step / self.steps) if self.steps else 1.0
+        return progress if self.curve == "Linear" else (1 - math.cos(math.pi * progress)) / 2
+
+
+class Plan(Record):
+    """What will happen, step by step. Operator, trainer and `bitnetctl plan` all read this."""
+
+    total_steps: int
+    tokens: int
+    """Tokens really trained: total_steps * tokens_per_step."""
+    sequence_length: int
+    global_batch_size: int
+    """Sequences in one optimiser step."""
+    phases: tuple[PlannedPhase, ...]
+    teacher_start: int | None
+    """First step with the teacher in memory; none without one."""
+    learning_rate: LearningRateSchedule
+    quantization_lambda: LambdaSchedule
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in one optimiser step, the same in every phase."""
+        return self.global_batch_size * self.sequence_length
+
+    @property
+    def ledger_hash(self) -> str:
+        """Names the ledger in checkpoints: a checkpoint is resumed only under the ledger that wrote it.
+
+        Shapes are left out: the same run may go on with other workers.
+        """
+        ledger = self.model_dump_json(exclude={"phases": {"__all__": {"shape"}}})
+        return hashlib.sha256(ledger.encode()).hexdigest()[:16]
+
+    def phase_at(self, step: int) -> PlannedPhase:
+        """The phase that step `step` (from 0) belongs to; the last one for the end of the run itself."""
+        if step < 0:
+            raise ValueError(f"step {step} is before the run begins; steps count from 0")
+        return next((phase for phase in self.phases if step < phase.end_step), self.phases[-1])
+
+
+def plan(spec: BitNetRunSpec) -> Plan:
+    """Works out the ledger of a run.
+
+    Steps are whole: the budget is cut down to whole steps, and a phase that ends at p of the run ends at
+    floor(p * steps). Raises InvalidRun where the budget holds no step, a phase gets none, or a phase's
+    processes and micro batch do not divide the global batch.
+    """
+    tokens_per_step = spec.data.sequence_length * spec.budget.global_batch_size
+    total_steps = spec.budget.tokens // tokens_per_step
+    if total_steps < 1:
+        raise InvalidRun(
+            [
+                Problem(
+                    "spec.budget.tokens",
+                    f"{spec.budget.tokens} tokens are less than one step of {spec.budget.global_batch_size} "
+                    f"sequences x {spec.data.sequence_length} tokens",
+                    f"Write at least {tokens_per_step}",
+                )
+            ]
+        )
+    phases = _phases(spec, total_steps)
+    decay_steps = math.floor(Fraction(str(spec.schedule.decay_fraction)) * total_steps)
+    warmup = spec.quantization.lambda_warmup
+    return Plan(
+        total_steps=total_steps,
+        tokens=total_steps * tokens_per_step,
+        sequence_length=spec.data.sequence_length,
+        global_batch_size=spec.budget.global_batch_size,
+        phases=phases,
+        teacher_start=next((phase.first_step for phase in phases if phase.teacher), None),
+        learning_rate=LearningRateSchedule(
+            peak=spec.optimizer.adam_learning_rate,
+            warmup_steps=spec.schedule.warmup_steps,
+            decay_start=total_steps - decay_steps,
+            total_steps=total_steps,
+        ),
+        quantization_lambda=LambdaSchedule(
+            steps=warmup.steps if warmup else 0, curve=warmup.curve if warmup else "Linear"
+        ),
+    )
+
+
+def _phases(spec: BitNetRunSpec, total_steps: int) -> tuple[PlannedPhase, ...]:
+    phases: list[PlannedPhase] = []
+    problems: list[Problem] = []
+    first_step = 0
+    for index, phase in enumerate(spec.phases):
+        end_step = math.floor(phase.until * total_steps)
+        if end_step == first_step:
+            problems.append(
+                Problem(
+                    f"spec.phases[{index}].until",
+                    f"phase {phase.name!r} has no step: it begins and ends at step {end_step} of {total_steps}",
+                    "Give it a larger share, or the run more tokens",
+                )
+            )
+        weights = phase.objectives.weights()
+        teacher = weights.get("teacherLogits", 0.0) > 0
+        shape = _shape(spec, phase, teacher)
+        if isinstance(shape, Problem):
+            problems.append(shape)
+        else:
+            phases.append(
+                PlannedPhase(
+                    name=phase.name,
+                    first_step=first_step,
+                    end_step=end_step,
+                    weights=weights,
+                    teacher=teacher,
+                    shape=shape,
+                )
+            )
+        first_step = end_step
+    if problems:
+        raise InvalidRun(dict.fromkeys(problems))
+    return tuple(phases)
+
+
+def _shape(spec: BitNetRunSpec, phase: Phase, teacher: bool) -> Shape | Problem:
+    """The step's spread in one phase, accumulation being whatever makes the global batch come out."""
+    workers, processes = spec.workers.count, spec.workers.processes_per_worker
+    micro = spec.workers.micro_batch_size
+    if teacher and spec.teacher is not None:
+        factor = Fraction(str(spec.teacher.batch_size_factor))
+        resized = micro * factor
+        if resized.denominator != 1:
+            return Problem(
+                "spec.teacher.batchSizeFactor",
+                f"micro batch {micro} x {spec.teacher.batch_size_factor} is {float(resized):g}, not a whole "
+                f"number of sequences (phase {phase.name!r})",
+                "Choose a factor, or spec.workers.microBatchSize, so that it is",
+            )
+        micro = int(resized)
+    one_pass = workers * processes * micro
+    accumulation, rest = divmod(spec.budget.global_batch_size, one_pass)
+    if rest or not accumulation:
+        # A mend for this phase must not break the phases with the other micro batch.
+        divisor = math.lcm(one_pass, workers * processes * spec.workers.micro_batch_size)
+        return Problem(
+            "spec.budget.globalBatchSize",
+            f"{spec.budget.global_batch_size} sequences cannot be split over {workers} workers x {processes} "
+            f"processes x micro batch {micro} (phase {phase.name!r})",
+            f"Write a multiple of {divisor}, such as {max(1, spec.budget.global_batch_size // divisor) * divisor}",
+        )
+    return Shape(
+        workers=workers, processes_per_worker=processes, micro_batch_size=micro, accumulation=accumulation
+    )

@@ -1,0 +1,174 @@
+"""What operator and trainer say to each other: the order, progress, the termination report, exit codes."""
+
+from enum import IntEnum, StrEnum
+
+from bitnet_crds.plan import Plan
+from bitnet_crds.record import Record, Report
+from bitnet_crds.spec import BitNetRunSpec
+
+PROGRESS_PORT = 9400
+"""Rank 0 serves /progress, /metrics and /healthz here, unless BITNET_PORT says otherwise."""
+TERMINATION_MESSAGE_LIMIT = 4096
+"""Bytes that Kubernetes keeps of a container's termination message."""
+
+
+class ExitCode(IntEnum):
+    """What the exit code of a pod means. Below 128 a second try would end the same way, but for CRASHED;
+    from 128 on it may help, as PyTorchJob's own restart policy `ExitCode` has it."""
+
+    SUCCEEDED = 0
+    CRASHED = 1
+    """An error that nobody foresaw; the report holds its traceback's end."""
+    BAD_INPUT = 2
+    """The run's own words cannot be carried out."""
+    MODEL_UNAVAILABLE = 3
+    TEACHER_UNAVAILABLE = 4
+    """Training never goes on without the teacher."""
+    DATA_UNAVAILABLE = 5
+    CHECKPOINT_UNAVAILABLE = 6
+    """The checkpoint folder cannot be written or read."""
+    NON_FINITE = 7
+    """More steps in a row than spec.health.nonFinite.skipSteps had a loss or gradient that was not finite."""
+    OUT_OF_MEMORY = 137
+    """Killed by SIGKILL, which is what the kernel does, or the device's allocator gave up."""
+    PREEMPTED = 143
+    """Asked to stop by SIGTERM; the report says which checkpoint was written."""
+    PEER_LOST = 200
+    """Another rank went away; that rank's own exit code is the cause."""
+
+    @property
+    def label(self) -> str:
+        """The name as it stands in status: `TeacherUnavailable`."""
+        return "".join(word.capitalize() for word in self.name.split("_"))
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same segment may well succeed when tried again."""
+        return self >= 128 or self is ExitCode.CRASHED
+
+
+def exit_code_label(code: int) -> str:
+    """The name of any exit code, ours or not: 143 is `Preempted`, 134 is `Signal6`, 42 is `Exit42`."""
+    if code in ExitCode:
+        return ExitCode(code).label
+    return f"Signal{code - 128}" if 128 < code < 192 else f"Exit{code}"
+
+
+class Checkpoint(Report):
+    """A committed checkpoint."""
+
+    step: int
+    """Optimiser steps completed in it."""
+    uri: str
+
+
+class TeacherState(StrEnum):
+    """Where the teacher stands."""
+
+    ABSENT = "Absent"
+    """Not in memory, and not needed now."""
+    LOADING = "Loading"
+    READY = "Ready"
+
+
+class TrainerState(StrEnum):
+    """What the trainer is doing."""
+
+    STARTING = "Starting"
+    LOADING_MODEL = "LoadingModel"
+    PREPARING_DATA = "PreparingData"
+    TRAINING = "Training"
+    CHECKPOINTING = "Checkpointing"
+    EVALUATING = "Evaluating"
+    EXPORTING = "Exporting"
+    FINISHED = "Finished"
+
+
+class ObjectiveProgress(Report):
+    """One objective's share in the last step."""
+
+    raw: float
+    """The loss itself."""
+    weight: float
+    weighted: float
+    """weight * raw."""
+
+
+class Progress(Report):
+    """What rank 0 answers at /progress. Steps are counted: `step` have been completed."""
+
+    state: TrainerState = TrainerState.STARTING
+    step: int = 0
+    total_steps: int
+    phase: str
+    """Name of the phase of spec.phases being trained."""
+    loss: float | None = None
+    """Total loss of the last step that was finite."""
+    objectives: dict[str, ObjectiveProgress] = {}
+    tokens: int = 0
+    tokens_per_second: float | None = None
+    learning_rate: float = 0.0
+    quantization_lambda: float = 0.0
+    gradient_norm: float | None = None
+    skipped_steps: int = 0
+    """Steps left out because loss or gradient was not finite."""
+    micro_batch_size: int = 0
+    accumulation: int = 0
+    world_size: int = 1
+    teacher: TeacherState = TeacherState.ABSENT
+    checkpoint: Checkpoint | None = None
+    """The newest committed checkpoint."""
+
+
+class Evaluation(Report):
+    """Perplexity on the held-out text, each as a decimal string (API conventions forbid floats)."""
+
+    tokens: int
+    """Tokens it was measured on."""
+    perplexity_original: str
+    """Of the model before training, not quantised."""
+    perplexity_before: str
+    """Of the model before training, fully quantised."""
+    perplexity_after: str
+    """Of the trained model, fully quantised."""
+    perplexity_teacher: str | None = None
+
+
+class TerminationReport(Report):
+    """A pod's last word, as JSON in its termination message."""
+
+    exit_code: int
+    reason: str
+    """The exit code's name."""
+    message: str = ""
+    rank: int | None = None
+    """The rank that it is about, where it is about one."""
+    step: int = 0
+    """Optimiser steps completed."""
+    checkpoint: Checkpoint | None = None
+    """The newest committed checkpoint."""
+    evaluation: Evaluation | None = None
+    artifacts: dict[str, str] = {}
+    """Where what came out is, by kind: HuggingFace, LossPlot."""
+
+    def to_message(self) -> str:
+        """The report as JSON that Kubernetes keeps whole: the message's end is cut where it would not fit."""
+        report = self
+        while len(encoded := report.model_dump_json(by_alias=True).encode()) > TERMINATION_MESSAGE_LIMIT:
+            if not report.message:
+                return report.model_copy(update={"artifacts": {}, "evaluation": None}).model_dump_json(
+                    by_alias=True
+                )
+            report = report.model_copy(update={"message": report.message[: len(report.message) * 9 // 10]})
+        return encoded.decode()
+
+
+class Order(Record):
+    """What the operator hands a trainer: the whole run, and which job of it this is."""
+
+    namespace: str
+    name: str
+    job: str
+    """Name of the child job; it names this attempt in logs."""
+    spec: BitNetRunSpec
+    plan: Plan

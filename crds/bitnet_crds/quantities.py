@@ -1,0 +1,75 @@
+"""Numbers as Kubernetes people write them: quantities (`10G`, `512Mi`) and percentages (`90%`)."""
+
+import re
+from fractions import Fraction
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+
+from bitnet_crds.errors import wrong
+
+_SUFFIXES = {
+    "": 1,
+    **{suffix: 1000**power for power, suffix in enumerate(("k", "M", "G", "T", "P", "E"), start=1)},
+    **{suffix: 1024**power for power, suffix in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), start=1)},
+}
+QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?([eE][0-9]+|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
+_QUANTITY_FIX = "Write a whole number such as 5000000, 500M, 10G or 1Ki"
+PERCENTAGE_PATTERN = r"^[0-9]+(\.[0-9]+)?%$"
+
+
+def parse_quantity(value: Any) -> int:
+    """A Kubernetes quantity as a whole number: `10G` is 10,000,000,000 and `1Ki` is 1,024.
+
+    Raises ValueError for anything that is no quantity, is negative, or is not whole.
+    Source: Kubernetes' resource.Quantity format, less its fractional (`m`) suffixes.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise wrong(f"{value!r} is not a quantity", _QUANTITY_FIX)
+    text = str(value).strip()
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(?:[eE]\+?([0-9]{1,2})|(k|[MGTPE]i?|Ki))?", text)
+    if match is None:
+        raise wrong(f"{text!r} is not a quantity", _QUANTITY_FIX)
+    digits, exponent, suffix = match.groups()
+    number = Fraction(digits) * 10 ** int(exponent or 0) * _SUFFIXES[suffix or ""]
+    if number.denominator != 1:
+        raise wrong(f"{text!r} is not a whole number", _QUANTITY_FIX)
+    return int(number)
+
+
+def parse_percentage(value: Any) -> Fraction:
+    """A percentage between 0% and 100% as an exact fraction: `90%` is 9/10.
+
+    Exact, because a boundary is `floor(fraction * steps)` and a float can land one step early.
+    Raises ValueError for anything else.
+    """
+    if isinstance(value, Fraction):
+        return value
+    if not isinstance(value, str) or re.fullmatch(PERCENTAGE_PATTERN, value.strip()) is None:
+        raise wrong(f"{value!r} is not a percentage", "Write one such as 90%")
+    fraction = Fraction(value.strip().removesuffix("%")) / 100
+    if fraction > 1:
+        raise wrong(f"{value!r} is more than 100%", "Write a percentage between 0% and 100%")
+    return fraction
+
+
+def format_percentage(fraction: Fraction) -> str:
+    """The shortest decimal percentage: 9/10 is `90%`, 1/8 is `12.5%`."""
+    percent = fraction * 100
+    return f"{int(percent)}%" if percent.denominator == 1 else f"{float(percent):.12g}%"
+
+
+Quantity = Annotated[
+    int,
+    BeforeValidator(parse_quantity),
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN}),
+]
+"""A whole number, written as a Kubernetes quantity."""
+
+Percentage = Annotated[
+    Fraction,
+    BeforeValidator(parse_percentage),
+    PlainSerializer(format_percentage, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": PERCENTAGE_PATTERN, "maxLength": 16}),
+]
+"""An exact fraction between 0 and 1, written as a percentage."""

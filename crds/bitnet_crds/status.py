@@ -1,0 +1,115 @@
+"""What the operator reports: BitNetRunStatus, its segments and conditions."""
+
+from enum import StrEnum
+from typing import Literal
+
+from bitnet_crds.plan import Shape
+from bitnet_crds.protocol import Evaluation
+from bitnet_crds.record import Report
+
+
+class RunPhase(StrEnum):
+    """Where a run stands in its life."""
+
+    PENDING = "Pending"
+    """Accepted or not yet looked at; nothing trains."""
+    RUNNING = "Running"
+    """A segment exists."""
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen."""
+        return self in (RunPhase.SUCCEEDED, RunPhase.FAILED)
+
+
+class SegmentReason(StrEnum):
+    """Why a segment began."""
+
+    START = "Start"
+    TEACHER_PHASE = "TeacherPhase"
+    """The teacher came in (or left) and the micro batch with it, in the same pods."""
+    RETRY = "Retry"
+    PREEMPTED = "Preempted"
+    RESUMED = "Resumed"
+    """A person stopped the run, and started it again."""
+
+
+class SegmentOutcome(StrEnum):
+    """How a segment stands, or ended."""
+
+    RUNNING = "Running"
+    COMPLETED = "Completed"
+    """It reached its last step: the run's end, or the segment in the same job that follows."""
+    PREEMPTED = "Preempted"
+    FAILED = "Failed"
+
+
+class Segment(Report):
+    """One stretch of steps in one shape, by one child job. Segments that follow each other in place, when
+    the teacher comes in, share their job."""
+
+    index: int
+    reason: SegmentReason
+    job: str
+    """Name of the child that trains it."""
+    first_step: int
+    """The step it begins at: 0, a committed checkpoint's, or a phase boundary."""
+    end_step: int
+    """The step it is to end before."""
+    shape: Shape
+    outcome: SegmentOutcome = SegmentOutcome.RUNNING
+    last_step: int | None = None
+    """The last step its pods were heard to complete (a count: 3 means steps 0, 1 and 2)."""
+    exit_code: int | None = None
+    """The failed rank's own exit code."""
+    exit_reason: str | None = None
+    """The exit code's name."""
+    message: str | None = None
+    """What the pod said, or what Kubernetes said of it."""
+    started_at: str
+    ended_at: str | None = None
+
+
+class Condition(Report):
+    """One statement on the run, as Kubernetes' metav1.Condition."""
+
+    type: str
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str
+    observed_generation: int
+    last_transition_time: str
+
+
+class BitNetRunStatus(Report):
+    """All that is known of a run. What the operator decided can be read in `segments` alone."""
+
+    observed_generation: int = 0
+    phase: RunPhase = RunPhase.PENDING
+    training_phase: str | None = None
+    """Name of the phase of spec.phases that is being trained."""
+    step: int = 0
+    """Optimiser steps completed."""
+    total_steps: int | None = None
+    loss: str | None = None
+    """Total loss of the last step, in decimals (API conventions forbid floats)."""
+    tokens: int = 0
+    """Tokens trained."""
+    tokens_per_second: int | None = None
+    skipped_steps: int = 0
+    """Steps left out because loss or gradient was not finite."""
+    checkpoint_step: int | None = None
+    """Steps completed in the newest committed checkpoint."""
+    attempts: int = 0
+    """Failed segments so far that count against spec.retries."""
+    retry_at: str | None = None
+    """When the next attempt begins, while one is waited for."""
+    segment: str | None = None
+    """Index and reason of the current segment."""
+    segments: tuple[Segment, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+    evaluation: Evaluation | None = None
+    artifacts: dict[str, str] = {}
+    """Where what came out is, by kind: HuggingFace, LossPlot."""
