@@ -1,0 +1,1 @@
+"""Language models: loading them and turning their linears into BitLinears."""

@@ -1,0 +1,1 @@
+"""Quantised layers and their warmup."""
