@@ -1,7 +1,9 @@
 """What operator and trainer say to each other: the order, progress, the termination report, exit codes."""
 
 from enum import IntEnum, StrEnum
+from pathlib import Path
 
+from bitnet_crds.locations import parse_location
 from bitnet_crds.plan import Plan
 from bitnet_crds.record import Record, Report
 from bitnet_crds.spec import BitNetRunSpec
@@ -172,3 +174,14 @@ class Order(Record):
     """Name of the child job; it names this attempt in logs."""
     spec: BitNetRunSpec
     plan: Plan
+
+    @property
+    def folder(self) -> Path:
+        """The run's own folder, as the process that trains sees it: checkpoints, run.json, metrics, plots,
+        exports."""
+        return run_folder(self.spec, self.namespace, self.name)
+
+
+def run_folder(spec: BitNetRunSpec, namespace: str, name: str) -> Path:
+    """Where everything that a run writes lies: `<checkpoint.uri>/<namespace>/<name>`."""
+    return parse_location(spec.checkpoint.uri).path / namespace / name

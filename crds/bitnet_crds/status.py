@@ -14,7 +14,9 @@ class RunPhase(StrEnum):
     PENDING = "Pending"
     """Accepted or not yet looked at; nothing trains."""
     RUNNING = "Running"
-    """A segment exists."""
+    """A segment trains, or the next attempt is waited for."""
+    SUSPENDED = "Suspended"
+    """A person stopped it; it goes on from its last checkpoint."""
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
 
@@ -43,6 +45,9 @@ class SegmentOutcome(StrEnum):
     COMPLETED = "Completed"
     """It reached its last step: the run's end, or the segment in the same job that follows."""
     PREEMPTED = "Preempted"
+    """Something else stopped its pods: a drained node, Spot capacity taken back."""
+    SUSPENDED = "Suspended"
+    """A person stopped it."""
     FAILED = "Failed"
 
 
