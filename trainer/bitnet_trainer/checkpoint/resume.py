@@ -1,0 +1,90 @@
+"""Saving all of a run's state, and finding the newest checkpoint that may be gone on from."""
+
+import logging
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from bitnet_trainer.checkpoint.state import Position, read_tensors, write_tensors
+from bitnet_trainer.checkpoint.store import CheckpointStore, Committed, verify
+from bitnet_trainer.errors import BadInput, CheckpointError
+
+_log = logging.getLogger(__name__)
+
+
+def save(
+    store: CheckpointStore,
+    position: Position,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    group: dist.ProcessGroup | None,
+) -> Committed:
+    """Writes and commits a checkpoint; every rank calls it, and each returns when it is committed.
+
+    `group` is a process group for CPU tensors, or None in a process alone. Raises CheckpointError.
+    """
+    first = group is None or dist.get_rank(group) == 0
+    staging = store.stage(position.step) if first else store.staging(position.step)
+    _wait(group)
+    write_tensors(staging, model, optimizer, group)
+    _wait(group)
+    if first:
+        position.write(staging)
+        committed = store.commit(position.step)
+    else:
+        committed = Committed(position.step, store.root / staging.name.removeprefix("."))
+    _wait(group)
+    return committed
+
+
+def newest_sound(store: CheckpointStore) -> Committed | None:
+    """The newest committed checkpoint whose files are as written; None where none was ever committed.
+
+    Raises CheckpointError where there are some and none is sound: starting over would throw the run away.
+    """
+    faults = []
+    for checkpoint in store.committed():
+        fault = verify(checkpoint)
+        if fault is None:
+            return checkpoint
+        _log.warning("checkpoint %s is damaged and is passed over: %s", checkpoint.path, fault)
+        faults.append(f"{checkpoint.path.name}: {fault}")
+    if faults:
+        raise CheckpointError(
+            f"no checkpoint in {store.root} is sound ({'; '.join(faults)}). Restore one, or remove them all "
+            "to begin this run again from its first step."
+        )
+    return None
+
+
+def check_position(found: Position, checkpoint: Committed, ledger_hash: str, data_fingerprint: str) -> None:
+    """Raises BadInput where a checkpoint belongs to another ledger or other text than this run's."""
+    mend = f"Give the run another name or checkpoint.uri, or remove {checkpoint.path.parent} to begin again."
+    if found.ledger_hash != ledger_hash:
+        raise BadInput(
+            f"{checkpoint.path} was written under ledger {found.ledger_hash} and this run's is "
+            f"{ledger_hash}: budget, phases, schedule or lambda warmup changed since. Undo that change. {mend}"
+        )
+    if found.data_fingerprint != data_fingerprint:
+        raise BadInput(
+            f"{checkpoint.path} was trained on text {found.data_fingerprint[:16]} and this run's is "
+            f"{data_fingerprint[:16]}: files, weights, tokenizer or seed changed since. "
+            f"Undo that change. {mend}"
+        )
+
+
+def load(
+    checkpoint: Committed,
+    position: Position,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    group: dist.ProcessGroup | None,
+) -> None:
+    """Loads weights, optimiser and random state in place; every rank calls it."""
+    read_tensors(checkpoint.path, model, optimizer, group, position.world_size)
+
+
+def _wait(group: dist.ProcessGroup | None) -> None:
+    if group is not None:
+        dist.barrier(group)

@@ -1,0 +1,151 @@
+"""Checkpoints as folders on a local or mounted disk; one exists when its commit marker does."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitnet_trainer.errors import CheckpointError
+
+MARKER = "COMMITTED"
+"""The file that is written last. It holds the size and SHA-256 of every other file of the checkpoint."""
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A checkpoint whose marker is there."""
+
+    step: int
+    """Optimiser steps completed in it."""
+    path: Path
+
+
+class CheckpointStore:
+    """The checkpoints of one run in the folder `root`, as `step-00000200/`.
+
+    A checkpoint is written to a hidden folder, flushed, renamed, and only then marked. A process that dies
+    at any point leaves either a whole checkpoint or one that nobody reads.
+    """
+
+    def __init__(self, root: Path, keep: int) -> None:
+        self.root = root
+        self.keep = keep
+
+    def prepare(self) -> None:
+        """Makes the folder, sees that it can be written, and clears what a killed process left half-written.
+
+        Call it on one rank before anything costly begins. Raises CheckpointError.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.root, prefix=".probe-") as probe:
+                probe.write(b"\0")
+                probe.flush()
+                os.fsync(probe.fileno())
+            for leftover in self.root.glob(".step-*"):
+                shutil.rmtree(leftover)
+        except OSError as error:
+            raise _cannot_write(self.root, error) from error
+
+    def stage(self, step: int) -> Path:
+        """A hidden, empty folder to write the checkpoint of `step` into. Call it on one rank."""
+        staging = self.staging(step)
+        try:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+        except OSError as error:
+            raise _cannot_write(self.root, error) from error
+        return staging
+
+    def staging(self, step: int) -> Path:
+        """Where `stage` puts it: the same on every rank."""
+        return self.root / f".{_name(step)}"
+
+    def commit(self, step: int) -> Committed:
+        """Makes what was staged a checkpoint, then removes all but the newest `keep`. Call it on one rank."""
+        staging, final = self.staging(step), self.root / _name(step)
+        try:
+            # Writers flush their own files; the folder's entries and our small ones are flushed here.
+            sums = {}
+            for file in _files(staging):
+                _flush(file)
+                sums[file.relative_to(staging).as_posix()] = [file.stat().st_size, _sha256(file)]
+            _flush(staging)
+            # Only one without a marker can be there: killed between the rename and the marker.
+            shutil.rmtree(final, ignore_errors=True)
+            staging.rename(final)
+            _flush(self.root)
+            pending = final / f".{MARKER}"
+            pending.write_text(json.dumps({"files": sums}, indent=1))
+            _flush(pending)
+            pending.rename(final / MARKER)
+            _flush(final)
+            self._prune()
+        except OSError as error:
+            raise _cannot_write(final, error) from error
+        return Committed(step, final)
+
+    def committed(self) -> tuple[Committed, ...]:
+        """Those with a marker, newest first; whether their files are sound is for `verify` to say."""
+        if not self.root.is_dir():
+            return ()
+        found = [
+            Committed(int(folder.name.removeprefix("step-")), folder)
+            for folder in self.root.glob("step-*")
+            if folder.name.removeprefix("step-").isdigit() and (folder / MARKER).is_file()
+        ]
+        return tuple(sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True))
+
+    def _prune(self) -> None:
+        for old in self.committed()[self.keep :]:
+            # The marker goes first: half a removal must not look like a checkpoint.
+            (old.path / MARKER).unlink()
+            shutil.rmtree(old.path)
+
+
+def verify(checkpoint: Committed) -> str | None:
+    """What is wrong with a committed checkpoint's files, compared with its marker; None where nothing is."""
+    try:
+        files = json.loads((checkpoint.path / MARKER).read_text())["files"]
+        for name, (size, digest) in files.items():
+            file = checkpoint.path / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size} bytes and should have {size}"
+            if _sha256(file) != digest:
+                return f"{name} has other content than was written"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its marker or a file cannot be read ({error})"
+    return None
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cannot_write(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint.uri: {path} cannot be written ({error.strerror or error}). Make it writable for "
+        "the user that trains, free some space, or give another folder."
+    )

@@ -1,0 +1,88 @@
+"""Where training stands in the data, as a value that fits any number of ranks."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bitnet_trainer.data.mixture import StaticMixture
+
+
+@dataclass(frozen=True)
+class SequenceId:
+    """One training sequence."""
+
+    source: int
+    """Index of the source."""
+    epoch: int
+    """How often the source had been read to its end before."""
+    index: int
+    """Index of the sequence in its source."""
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """How much of each source has been consumed, by all ranks together.
+
+    The next sequences follow from this alone, whatever the number of ranks was or will be.
+    """
+
+    consumed: tuple[int, ...]
+    """Sequences taken from each source, over all epochs."""
+
+    @classmethod
+    def at_start(cls, sources: int) -> "Cursor":
+        """Nothing consumed yet."""
+        return cls((0,) * sources)
+
+    @property
+    def sequences(self) -> int:
+        """Sequences consumed in all."""
+        return sum(self.consumed)
+
+    def take(
+        self, count: int, mixture: StaticMixture, sizes: Sequence[int], seed: int
+    ) -> tuple[tuple[SequenceId, ...], "Cursor"]:
+        """The next `count` sequences of the whole run, and the cursor after them.
+
+        `sizes` are the sources' numbers of training sequences, each at least 1. A source that ends begins
+        again in another order, so a corpus smaller than a batch is repeated within it.
+        """
+        consumed = list(self.consumed)
+        taken = []
+        for _ in range(count):
+            source = mixture.next_source(consumed)
+            epoch, place = divmod(consumed[source], sizes[source])
+            index = shuffled(place, sizes[source], f"{seed}/{source}/{epoch}")
+            taken.append(SequenceId(source, epoch, index))
+            consumed[source] += 1
+        return tuple(taken), Cursor(tuple(consumed))
+
+
+def rank_slice(batch: Sequence[SequenceId], rank: int, world: int) -> Sequence[SequenceId]:
+    """The part of a global batch that one rank trains on: the rank-th of `world` equal, disjoint pieces.
+
+    Raises ValueError where the batch cannot be divided so.
+    """
+    share, rest = divmod(len(batch), world)
+    if rest:
+        raise ValueError(f"a batch of {len(batch)} sequences cannot be divided over {world} ranks")
+    return batch[rank * share : (rank + 1) * share]
+
+
+def shuffled(place: int, size: int, key: str) -> int:
+    """Where `place` goes in a permutation of range(size) that `key` names.
+
+    A four-round Feistel network over the smallest even number of bits that holds `size`, walked until the
+    result falls inside it (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). It needs no
+    table, and unlike a random generator's shuffle it cannot change with a library's version.
+    """
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    while True:
+        left, right = place >> half, place & mask
+        for number in range(4):
+            digest = hashlib.blake2b(f"{key}/{number}/{right}".encode(), digest_size=8).digest()
+            left, right = right, left ^ (int.from_bytes(digest, "big") & mask)
+        place = left << half | right
+        if place < size:
+            return place

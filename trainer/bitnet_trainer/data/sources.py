@@ -1,0 +1,174 @@
+"""Text on disk: .txt and .jsonl files become one stream of tokens, tokenised once and kept in a cache."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bitnet_trainer.errors import DataUnavailable
+
+Tokens = npt.NDArray[np.uint32]
+
+_SUFFIXES = (".txt", ".jsonl")
+_CACHE_FORMAT = "1"
+_LONGEST_PIECE = 1 << 20
+"""Characters tokenised at once. A longer document is cut after a newline, to bound the memory it takes."""
+
+
+class Tokenizer(Protocol):
+    """The part of a transformers tokenizer that data preparation needs."""
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The token that ends a document."""
+
+    def __call__(self, text: list[str], *, add_special_tokens: bool, return_attention_mask: bool) -> Any:
+        """A mapping whose `input_ids` holds one list of token ids a text."""
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token ids by token."""
+
+
+def open_source(name: str, path: Path, tokenizer: Tokenizer, cache: Path) -> Tokens:
+    """The tokens of one source, (N,), each document followed by the tokenizer's end-of-text token.
+
+    `path` is a .txt file (one document), a .jsonl file (a document a line, in its `text` field) or a folder
+    of them, read in the order of their names. The result lies in `cache` under a name made of the content
+    and the tokenizer, so that another start only maps it, and an edited file is tokenised again.
+    Raises DataUnavailable for a source that is missing, empty, or not readable as text.
+    """
+    files = _text_files(name, path)
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise DataUnavailable(
+            f"source {name!r}: the model's tokenizer names no end-of-text token, so documents cannot be told "
+            "apart. Set eos_token in its tokenizer_config.json."
+        )
+    kept = cache / f"{name}-{_fingerprint(name, files, tokenizer)[:16]}.npy"
+    if not kept.exists():
+        pieces: list[Tokens] = []
+        for document in _documents(name, files):
+            for piece in _pieces(document):
+                encoded = tokenizer([piece], add_special_tokens=False, return_attention_mask=False)
+                pieces.append(np.asarray(encoded["input_ids"][0], dtype=np.uint32))
+            pieces.append(np.asarray([end], dtype=np.uint32))
+        if not pieces:
+            raise DataUnavailable(
+                f"source {name!r}: {path} holds no text. Put text in it, or remove the source."
+            )
+        _keep(np.concatenate(pieces), kept)
+    tokens: Tokens = np.load(kept, mmap_mode="r")
+    return tokens
+
+
+def _text_files(name: str, path: Path) -> list[Path]:
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
+        if not files:
+            raise DataUnavailable(
+                f"source {name!r}: the folder {path} holds no .txt or .jsonl file. "
+                "Put one there, or mend its uri."
+            )
+        return files
+    if not path.exists():
+        raise DataUnavailable(
+            f"source {name!r}: {path} does not exist. Mend its uri, or mount the volume that holds it."
+        )
+    if path.suffix not in _SUFFIXES:
+        raise DataUnavailable(
+            f"source {name!r}: {path} ends in {path.suffix!r}, which is not read. Give a .txt or .jsonl file."
+        )
+    return [path]
+
+
+def _read(name: str, file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataUnavailable(
+            f"source {name!r}: {file} cannot be read ({error.strerror}). "
+            "Make it readable for the user that trains."
+        ) from error
+
+
+def _documents(name: str, files: Sequence[Path]) -> Iterator[str]:
+    """Every document that is not blank."""
+    for file in files:
+        try:
+            text = _read(name, file).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataUnavailable(
+                f"source {name!r}: {file} is not UTF-8 (byte {error.start} is "
+                f"0x{error.object[error.start]:02x}). Convert it, as in `iconv -f latin1 -t utf-8 {file.name}`."
+            ) from error
+        if file.suffix == ".txt":
+            documents: Iterator[str] = iter([text])
+        else:
+            documents = (
+                _record_text(name, file, number, line)
+                # JSON may hold U+2028 and its like, at which str.splitlines would cut a record in two.
+                for number, line in enumerate(text.split("\n"), start=1)
+                if line.strip()
+            )
+        yield from (document for document in documents if document.strip())
+
+
+def _record_text(name: str, file: Path, number: int, line: str) -> str:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataUnavailable(
+            f"source {name!r}: {file}, line {number} is not JSON ({error.msg}). Write one object a line."
+        ) from error
+    text = record.get("text") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise DataUnavailable(
+            f"source {name!r}: {file}, line {number} has no string `text`. Write lines such as "
+            '{"text": "Once upon a time"}.'
+        )
+    return text
+
+
+def _pieces(document: str) -> Iterator[str]:
+    begin = 0
+    while len(document) - begin > _LONGEST_PIECE:
+        newline = document.rfind("\n", begin, begin + _LONGEST_PIECE)
+        end = newline + 1 if newline >= begin else begin + _LONGEST_PIECE
+        yield document[begin:end]
+        begin = end
+    yield document[begin:]
+
+
+def _fingerprint(name: str, files: Sequence[Path], tokenizer: Tokenizer) -> str:
+    """Hex SHA-256 of all that the tokens depend on."""
+    digest = hashlib.sha256(_CACHE_FORMAT.encode())
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    described = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    digest.update(f"{type(tokenizer).__name__} {tokenizer.eos_token_id} {described}".encode())
+    for file in files:
+        content = _read(name, file)
+        digest.update(f"{file.name} {len(content)} ".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _keep(tokens: Tokens, path: Path) -> None:
+    """Writes the cache whole or not at all: a process that dies here must not leave half a corpus."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}-", delete=False) as file:
+            np.save(file, tokens)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(file.name).replace(path)
+    except OSError as error:
+        raise DataUnavailable(
+            f"tokens cannot be kept in {path.parent} ({error.strerror}). "
+            "Make that folder writable, or free some space."
+        ) from error

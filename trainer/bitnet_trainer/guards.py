@@ -1,0 +1,46 @@
+"""Leaves out a step whose loss or gradient is not finite: decided, counted and agreed on the device."""
+
+import torch
+import torch.distributed as dist
+
+from bitnet_trainer.errors import NonFinite
+
+
+class NonFiniteGuard:
+    """Tells the optimiser to leave out a bad step, and counts such steps, without a read from the device.
+
+    A clipped or zeroed gradient would not do: moments would decay, and weight decay would act. So the flag
+    goes into the fused optimiser's `found_inf`, which leaves weights, moments and step counts as they were.
+    """
+
+    def __init__(self, device: torch.device, skipped: int = 0) -> None:
+        self._counts = torch.tensor([skipped, 0, 0], dtype=torch.float32, device=device)
+
+    def judge(
+        self, loss: torch.Tensor, gradient_norm: torch.Tensor, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Call between backward and `optimizer.step()`, on every rank.
+
+        `loss` and `gradient_norm` are 0-dim, on the device; one rank's bad value makes all ranks skip.
+        """
+        finite = torch.isfinite(loss) & torch.isfinite(gradient_norm)
+        bad = (~finite).to(torch.float32).reshape(1)
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(bad, op=dist.ReduceOp.MAX)
+        optimizer.found_inf = bad  # type: ignore[attr-defined]  # read by torch's fused optimisers
+        in_row = (self._counts[1] + bad[0]) * bad[0]
+        self._counts = torch.stack((self._counts[0] + bad[0], in_row, torch.maximum(self._counts[2], in_row)))
+
+    def counts(self) -> torch.Tensor:
+        """(3,) float32 on the device: steps skipped in all, in a row up to now, in the longest row."""
+        return self._counts
+
+
+def check_skips(longest_row: int, allowed: int, step: int) -> None:
+    """Raises NonFinite where more than `allowed` steps in a row, up to `step`, were left out."""
+    if longest_row > allowed:
+        raise NonFinite(
+            f"loss or gradient was not finite in {longest_row} steps in a row, up to step {step}, and "
+            f"health.nonFinite.skipSteps allows {allowed}. None of them changed the weights. Lower "
+            "optimizer.adamLearningRate, lengthen schedule.warmupSteps, or look at the text of those steps."
+        )
