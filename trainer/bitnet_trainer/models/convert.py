@@ -46,11 +46,12 @@ class ConversionReport:
 def convert(model: nn.Module) -> ConversionReport:
     """Turns the projections of `model` into BitLinears in place, with one shared lambda of 0.
 
-    The new layers hold the old parameters themselves: nothing is copied, an optimiser that holds them
-    stays right, and state dicts have the same names. Embeddings and head are not touched, so tied heads stay tied.
+    The new layers hold the old parameters themselves: nothing is copied, an optimiser that holds them stays
+    right, and state dicts have the same names. Embeddings and head are not touched: tied heads stay tied.
 
     Raises:
-        BadInput: the architecture is not in `ARCHITECTURES`, a projection is not a plain linear, or there is none.
+        BadInput: the architecture is not in `ARCHITECTURES`, or a projection is not a plain linear, or
+            there is none.
     """
     architecture = type(model).__name__
     if architecture not in ARCHITECTURES:

@@ -1,0 +1,180 @@
+"""Loading a pretrained causal LM and its tokenizer from a folder, a GGUF file or the Hugging Face hub."""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar
+
+import torch
+from bitnet_crds.locations import parse_location
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from bitnet_trainer.errors import ModelUnavailable
+
+Loaded = TypeVar("Loaded")
+
+_LOADING_FAILS_WITH = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    ImportError,
+    SafetensorError,
+    struct.error,
+)
+"""What transformers, safetensors, gguf and the hub's client raise for files that are absent or broken."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model as it was published, before any conversion."""
+
+    model: PreTrainedModel
+    """In float32 (the master weights), on the CPU, in evaluation mode."""
+    tokenizer: PreTrainedTokenizerBase
+    source: str
+    """Where it came from: a path, or `organisation/name` with `@revision` where one was asked for."""
+
+
+class _Missing(TypedDict):
+    """What transformers says of the weights that it did not find."""
+
+    missing_keys: set[str]
+    mismatched_keys: set[tuple[str, torch.Size, torch.Size]]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An address in the words of transformers' `from_pretrained`."""
+
+    name: str
+    """A folder or a hub repository."""
+    revision: str | None = None
+    gguf_file: str | None = None
+
+    def __str__(self) -> str:
+        if self.gguf_file is not None:
+            return str(Path(self.name, self.gguf_file))
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+    def arguments(self) -> dict[str, Any]:
+        arguments = {"revision": self.revision, "gguf_file": self.gguf_file}
+        return {name: value for name, value in arguments.items() if value is not None}
+
+
+def load_model(address: str, revision: str | None = None) -> LoadedModel:
+    """Loads the model and tokenizer at an address of the run.
+
+    Args:
+        address: `file:///path`, `pvc://claim/path` (each a Hugging Face folder or one .gguf file) or
+            `hf://organisation/name`.
+        revision: branch, tag or commit of a hub repository.
+
+    Raises:
+        ModelUnavailable: nothing is there, it cannot be read, or weights or tokenizer are missing in it.
+    """
+    model = load_weights(address, revision)
+    source = _resolve(address, revision)
+    tokenizer: PreTrainedTokenizerBase = _load(
+        source,
+        "tokenizer",
+        "put tokenizer.json and tokenizer_config.json beside the weights",
+        lambda: AutoTokenizer.from_pretrained(source.name, **source.arguments()),
+    )
+    return LoadedModel(model, tokenizer, str(source))
+
+
+def load_weights(
+    address: str, revision: str | None = None, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """Loads the model alone, on the CPU and in evaluation mode. Arguments and errors as in `load_model`."""
+    source = _resolve(address, revision)
+    arguments = source.arguments()
+    if source.gguf_file is not None:
+        # Without it a GGUF's weights may stay in blocks, which nothing can train.
+        arguments["quantization_config"] = GgufConfig(dequantize=True)
+    # What it returns depends on output_loading_info, which its annotations do not say.
+    from_pretrained: Any = AutoModelForCausalLM.from_pretrained
+    loaded: tuple[PreTrainedModel, _Missing] = _load(
+        source,
+        "model",
+        "check that the files are whole and that transformers knows the architecture",
+        lambda: from_pretrained(source.name, dtype=dtype, output_loading_info=True, **arguments),
+    )
+    model, info = loaded
+    # transformers fills missing weights with random numbers and goes on.
+    absent = sorted(info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]})
+    if absent:
+        raise ModelUnavailable(
+            f"{source} lacks {len(absent)} weights of {type(model).__name__}, such as {absent[0]}; "
+            "the files are not whole, or not of this architecture: fetch them again"
+        )
+    if source.gguf_file is not None:
+        _forget_gguf(model)
+    model.train(False)
+    return model
+
+
+def _resolve(address: str, revision: str | None) -> _Source:
+    """The folder and file, or the repository, that an address means. Raises ModelUnavailable."""
+    try:
+        location = parse_location(address)
+    except ValueError as error:
+        raise ModelUnavailable(str(error)) from None
+    if location.scheme == "hf":
+        return _Source(location.rest, revision)
+    path = location.path
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelUnavailable(
+                f"{path} is not a model: a single file must be a .gguf file; "
+                "for safetensors name the folder that holds them and config.json"
+            )
+        return _Source(str(path.parent), gguf_file=path.name)
+    if not path.exists():
+        mend = (
+            f"check that the claim {location.claim} is mounted and holds it"
+            if location.claim
+            else "correct the path"
+        )
+        raise ModelUnavailable(f"there is no model at {path} ({address}); {mend}")
+    if not (path / "config.json").is_file():
+        ggufs = sorted(file.name for file in path.glob("*.gguf"))
+        mend = (
+            f"name the file itself: {address.rstrip('/')}/{ggufs[0]}"
+            if ggufs
+            else "name the folder that holds config.json and the safetensors, or a .gguf file"
+        )
+        raise ModelUnavailable(f"the folder {path} has no config.json, so it is not a model; {mend}")
+    return _Source(str(path))
+
+
+def _load(source: _Source, what: str, mend: str, load: Callable[[], Loaded]) -> Loaded:
+    try:
+        return load()
+    except _LOADING_FAILS_WITH as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        if source.gguf_file is None and not Path(source.name).is_dir():
+            mend = (
+                "check its name and revision, this machine's way to the hub, and HF_TOKEN for a gated model; "
+                "or put the model in a folder and name it with file:// or pvc://"
+            )
+        raise ModelUnavailable(f"the {what} of {source} cannot be loaded: {reason}; {mend}") from error
+
+
+def _forget_gguf(model: PreTrainedModel) -> None:
+    """Makes a dequantised GGUF model an ordinary one, so that saving it does not call it quantised."""
+    for name in ("quantization_config", "_pre_quantization_dtype"):
+        if hasattr(model.config, name):
+            delattr(model.config, name)
+    for name in ("is_quantized", "quantization_method", "hf_quantizer"):
+        if hasattr(model, name):
+            delattr(model, name)
