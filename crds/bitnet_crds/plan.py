@@ -11,7 +11,10 @@ from bitnet_crds.spec import BitNetRunSpec, Phase
 
 
 class Shape(Record):
-    """How one optimiser step is spread over machines. Sequences: workers * processes * micro * accumulation."""
+    """How one optimiser step is spread over machines.
+
+    Sequences: workers * processes * micro batch * accumulation.
+    """
 
     workers: int
     processes_per_worker: int
@@ -32,7 +35,7 @@ class Shape(Record):
 
 
 class PlannedPhase(Record):
-    """A phase with its step range: steps are counted from 0, and `end_step` is the first that is not in it."""
+    """A phase with its step range: steps count from 0, and `end_step` is the first that is not in it."""
 
     name: str
     first_step: int
@@ -53,15 +56,20 @@ class LearningRateSchedule(Record):
     total_steps: int
 
     def at(self, step: int) -> float:
-        """The rate used in step `step` (from 0). It rises to `peak` in the last warmup step, holds, and falls
-        linearly so that the step after the last would have 0. The two overlap at no step: the smaller holds."""
+        """The rate used in step `step` (from 0), above 0 in every step of the run and 0 after it.
+
+        It rises to `peak` in the last warmup step, holds, and falls linearly so that the step after the last
+        would have 0. Where the two overlap, the smaller holds.
+        """
+        if step >= self.total_steps:
+            return 0.0
         rising = (step + 1) / self.warmup_steps if step < self.warmup_steps else 1.0
         falling = (
             (self.total_steps - step) / (self.total_steps - self.decay_start)
             if step >= self.decay_start
             else 1.0
         )
-        return self.peak * max(0.0, min(rising, falling))
+        return self.peak * min(rising, falling)
 
 
 class LambdaSchedule(Record):
@@ -166,7 +174,8 @@ def _phases(spec: BitNetRunSpec, total_steps: int) -> tuple[PlannedPhase, ...]:
             problems.append(
                 Problem(
                     f"spec.phases[{index}].until",
-                    f"phase {phase.name!r} has no step: it begins and ends at step {end_step} of {total_steps}",
+                    f"phase {phase.name!r} has no step: it begins and ends at step {end_step} "
+                    f"of {total_steps}",
                     "Give it a larger share, or the run more tokens",
                 )
             )
@@ -212,11 +221,12 @@ def _shape(spec: BitNetRunSpec, phase: Phase, teacher: bool) -> Shape | Problem:
     if rest or not accumulation:
         # A mend for this phase must not break the phases with the other micro batch.
         divisor = math.lcm(one_pass, workers * processes * spec.workers.micro_batch_size)
+        nearest = max(1, spec.budget.global_batch_size // divisor) * divisor
         return Problem(
             "spec.budget.globalBatchSize",
             f"{spec.budget.global_batch_size} sequences cannot be split over {workers} workers x {processes} "
             f"processes x micro batch {micro} (phase {phase.name!r})",
-            f"Write a multiple of {divisor}, such as {max(1, spec.budget.global_batch_size // divisor) * divisor}",
+            f"Write a multiple of {divisor}, such as {nearest}",
         )
     return Shape(
         workers=workers, processes_per_worker=processes, micro_batch_size=micro, accumulation=accumulation

@@ -51,7 +51,7 @@ class ExitCode(IntEnum):
 
 def exit_code_label(code: int) -> str:
     """The name of any exit code, ours or not: 143 is `Preempted`, 134 is `Signal6`, 42 is `Exit42`."""
-    if code in ExitCode:
+    if code in {known.value for known in ExitCode}:
         return ExitCode(code).label
     return f"Signal{code - 128}" if 128 < code < 192 else f"Exit{code}"
 

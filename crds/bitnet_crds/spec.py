@@ -57,7 +57,10 @@ class LambdaWarmup(Record):
 
 
 class Quantization(Record):
-    """How the student's projections become ternary. Weights: one absmean scale a matrix. Activations: 8 bits a token."""
+    """How the student's projections become ternary.
+
+    Weights: one absmean scale a matrix. Activations: 8 bits a token.
+    """
 
     lambda_warmup: LambdaWarmup | None = None
     """Blends quantisation in over the first steps. Without it lambda is 1 from the first step."""
@@ -137,12 +140,16 @@ class CrossEntropy(Record):
 
 
 class TeacherLogits(Record):
-    """Distillation: T^2 * KL(teacher || student) over the vocabulary, mean over the step's tokens (arXiv 1503.02531)."""
+    """Distillation: T^2 * KL(teacher || student) over the vocabulary, mean over the step's tokens.
+
+    Source: arXiv 1503.02531.
+    """
 
     weight: float = Field(ge=0, le=1_000_000)
     """Factor in the total loss. Above 0 the teacher is loaded for this phase."""
     temperature: float = Field(default=1.0, gt=0, le=1000)
-    """T, by which both sides' logits are divided. The loss grows with its square: 5 makes it 25 times as large."""
+    """T, by which both sides' logits are divided. The loss grows with its square: 5 makes it 25 times as
+    large."""
 
 
 class Objectives(Record):
@@ -210,7 +217,8 @@ class CheckpointPolicy(Record):
     """Where checkpoints go, how often, and how many stay."""
 
     uri: CheckpointAddress
-    """A folder every worker can write: file:///path or pvc://claim/path. The run adds its namespace and name."""
+    """A folder every worker can write: file:///path or pvc://claim/path. The run adds its namespace and
+    name."""
     every_steps: PositiveInt = 200
     """Steps between checkpoints. One is always written at the end and when a pod is asked to stop."""
     keep: int = Field(default=3, ge=1, le=1000)
@@ -290,7 +298,8 @@ class BitNetRunSpec(Record):
             )
         if self.teacher is not None and not distilling:
             raise wrong(
-                f"{self.teacher.from_!r} would never be used, since no phase gives teacherLogits a weight above 0",
+                f"{self.teacher.from_!r} would never be used, since no phase gives teacherLogits a weight "
+                "above 0",
                 "Give it one, or remove spec.teacher",
                 field="teacher",
             )
