@@ -93,6 +93,8 @@ class BitNetRunStatus(Report):
 
     observed_generation: int = 0
     phase: RunPhase = RunPhase.PENDING
+    progress_at: str | None = None
+    """When the progress below was read."""
     training_phase: str | None = None
     """Name of the phase of spec.phases that is being trained."""
     step: int = 0
