@@ -5,9 +5,10 @@ scripts can all depend on it.
 """
 
 from bitnet_crds.errors import ContractError, InvalidRun, Problem
+from bitnet_crds.parsing import parse_run
 from bitnet_crds.plan import Plan, PlannedPhase, Shape, plan
 from bitnet_crds.protocol import Checkpoint, ExitCode, Order, Progress, TerminationReport
-from bitnet_crds.spec import API_VERSION, KIND, BitNetRun, BitNetRunSpec, parse_run
+from bitnet_crds.spec import API_VERSION, KIND, BitNetRun, BitNetRunSpec
 from bitnet_crds.status import BitNetRunStatus, Condition, Segment, SegmentReason
 
 __all__ = [

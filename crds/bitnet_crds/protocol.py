@@ -2,6 +2,9 @@
 
 from enum import IntEnum, StrEnum
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 from bitnet_crds.locations import parse_location
 from bitnet_crds.plan import Plan
@@ -51,6 +54,9 @@ class ExitCode(IntEnum):
 
 def exit_code_label(code: int) -> str:
     """The name of any exit code, ours or not: 143 is `Preempted`, 134 is `Signal6`, 42 is `Exit42`."""
+    if code < 0:
+        # Python's subprocess writes death by signal 9 as -9, where a shell and Kubernetes write 137.
+        code = 128 - code
     if code in {known.value for known in ExitCode}:
         return ExitCode(code).label
     return f"Signal{code - 128}" if 128 < code < 192 else f"Exit{code}"
@@ -136,13 +142,18 @@ class Evaluation(Report):
     perplexity_teacher: str | None = None
 
 
+def _encodable(message: Any) -> Any:
+    """An error about a file whose name is not UTF-8 holds lone surrogates, which JSON cannot carry."""
+    return message.encode(errors="replace").decode() if isinstance(message, str) else message
+
+
 class TerminationReport(Report):
     """A pod's last word, as JSON in its termination message."""
 
     exit_code: int
     reason: str
     """The exit code's name."""
-    message: str = ""
+    message: Annotated[str, BeforeValidator(_encodable)] = ""
     rank: int | None = None
     """The rank that it is about, where it is about one."""
     step: int = 0

@@ -1,6 +1,7 @@
 """Numbers as Kubernetes people write them: quantities (`10G`, `512Mi`) and percentages (`90%`)."""
 
 import re
+from decimal import Decimal
 from fractions import Fraction
 from typing import Annotated, Any
 
@@ -16,6 +17,8 @@ _SUFFIXES = {
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?([eE][0-9]+|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 _QUANTITY_FIX = "Write a whole number such as 5000000, 500M, 10G or 1Ki"
 PERCENTAGE_PATTERN = r"^[0-9]+(\.[0-9]+)?%$"
+_LONGEST = 16
+"""Characters in a percentage: few enough for a double to hold it exactly, which CEL reckons with."""
 
 
 def parse_quantity(value: Any) -> int:
@@ -44,19 +47,20 @@ def parse_percentage(value: Any) -> Fraction:
     Raises ValueError for anything else.
     """
     if isinstance(value, Fraction):
-        return value
-    if not isinstance(value, str) or re.fullmatch(PERCENTAGE_PATTERN, value.strip()) is None:
+        fraction = value
+    elif isinstance(value, str) and re.fullmatch(PERCENTAGE_PATTERN, value) and len(value) <= _LONGEST:
+        fraction = Fraction(value.removesuffix("%")) / 100
+    else:
         raise wrong(f"{value!r} is not a percentage", "Write one such as 90%")
-    fraction = Fraction(value.strip().removesuffix("%")) / 100
-    if fraction > 1:
-        raise wrong(f"{value!r} is more than 100%", "Write a percentage between 0% and 100%")
+    if not 0 <= fraction <= 1:
+        raise wrong(f"{value!r} is not between 0% and 100%", "Write one such as 90%")
     return fraction
 
 
 def format_percentage(fraction: Fraction) -> str:
-    """The shortest decimal percentage: 9/10 is `90%`, 1/8 is `12.5%`."""
+    """The shortest decimal percentage: 9/10 is `90%`, 1/8 is `12.5%`. Exact for all that people can write."""
     percent = fraction * 100
-    return f"{int(percent)}%" if percent.denominator == 1 else f"{float(percent):.12g}%"
+    return f"{Decimal(percent.numerator) / Decimal(percent.denominator):f}%"
 
 
 Quantity = Annotated[
@@ -70,6 +74,6 @@ Percentage = Annotated[
     Fraction,
     BeforeValidator(parse_percentage),
     PlainSerializer(format_percentage, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": PERCENTAGE_PATTERN, "maxLength": 16}),
+    WithJsonSchema({"type": "string", "pattern": PERCENTAGE_PATTERN, "maxLength": _LONGEST}),
 ]
 """An exact fraction between 0 and 1, written as a percentage."""

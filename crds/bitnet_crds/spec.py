@@ -1,15 +1,11 @@
 """What a person writes: BitNetRun and the parts of its spec, one frozen model a concept."""
 
-import difflib
-import types
-import typing
-from collections.abc import Mapping
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from bitnet_crds.errors import InvalidRun, Problem, wrong
+from bitnet_crds.errors import wrong
 from bitnet_crds.locations import CheckpointAddress, DataAddress, ModelAddress
 from bitnet_crds.quantities import Percentage, Quantity, format_percentage
 from bitnet_crds.record import Record
@@ -327,60 +323,7 @@ class BitNetRun(Record):
     spec: BitNetRunSpec
 
 
-def parse_run(document: Any) -> BitNetRun:
-    """Reads a BitNetRun as parsed from YAML or as the API server returns it; `status` is left aside.
-
-    Raises InvalidRun with every problem found: unknown keys come with the nearest known one.
-    """
-    if not isinstance(document, Mapping):
-        raise InvalidRun([Problem("(document)", "not a BitNetRun", f"begin with apiVersion: {API_VERSION}")])
-    try:
-        return BitNetRun.model_validate({key: value for key, value in document.items() if key != "status"})
-    except ValidationError as error:
-        raise InvalidRun(_problem(detail) for detail in error.errors()) from None
-
-
 def _refuse_duplicates(what: str, names: list[str]) -> None:
     for index, name in enumerate(names):
         if name in names[:index]:
             raise wrong(f"two {what}s are named {name!r}", f"Give each {what} a name of its own")
-
-
-def _problem(detail: Mapping[str, Any]) -> Problem:
-    context = detail.get("ctx", {})
-    location = (*detail["loc"], *filter(None, [context.get("field")]))
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    match detail["type"]:
-        case "extra_forbidden":
-            return Problem(field, "no such key", _nearest_key(location))
-        case "missing":
-            return Problem(field, "missing", "Add it; see `kubectl explain bnr." + _plain(location) + "`")
-        case "wrong":
-            return Problem(field, context["what"], context["fix"])
-        case _:
-            value = detail.get("input")
-            shown = f"{value!r} found" if not isinstance(value, (Mapping, list)) else "a block found"
-            return Problem(field, shown, detail["msg"].replace("Input should", "It should"))
-
-
-def _plain(location: tuple[int | str, ...]) -> str:
-    return ".".join(part for part in location if isinstance(part, str))
-
-
-def _nearest_key(location: tuple[int | str, ...]) -> str:
-    """Names the known key nearest to an unknown one, and all keys known there where none is near."""
-    record: Any = BitNetRun
-    for part in location[:-1]:
-        if isinstance(part, str) and isinstance(record, type) and issubclass(record, Record):
-            fields = {info.alias or name: info.annotation for name, info in record.model_fields.items()}
-            record = _record_in(fields.get(part))
-    known = sorted(info.alias or name for name, info in record.model_fields.items())
-    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-    return f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(known)}"
-
-
-def _record_in(annotation: Any) -> Any:
-    """The record inside an annotation such as `X | None` or `tuple[X, ...]`."""
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple, Annotated):
-        return next((found for part in typing.get_args(annotation) if (found := _record_in(part))), None)
-    return annotation if isinstance(annotation, type) and issubclass(annotation, Record) else None

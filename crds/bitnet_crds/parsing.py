@@ -1,0 +1,84 @@
+"""Reads a BitNetRun out of a document, and turns what is wrong with it into problems a person can mend."""
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import ValidationError
+
+from bitnet_crds.errors import InvalidRun, Problem
+from bitnet_crds.record import Record
+from bitnet_crds.spec import API_VERSION, BitNetRun
+
+
+def parse_run(document: Any) -> BitNetRun:
+    """Reads a BitNetRun as parsed from YAML or as the API server returns it; `status` is left aside.
+
+    Raises InvalidRun with every problem found: unknown keys come with the nearest known one.
+    """
+    if not isinstance(document, Mapping):
+        raise InvalidRun([Problem("(document)", "not a BitNetRun", f"begin with apiVersion: {API_VERSION}")])
+    try:
+        # By alias alone: `micro_batch_size` is no key for the API server, so it is none here.
+        return BitNetRun.model_validate(
+            {key: value for key, value in document.items() if key != "status"}, by_alias=True, by_name=False
+        )
+    except ValidationError as error:
+        raise InvalidRun(_problem(detail) for detail in error.errors()) from None
+
+
+def _problem(detail: Mapping[str, Any]) -> Problem:
+    context = detail.get("ctx", {})
+    location = (*detail["loc"], *filter(None, [context.get("field")]))
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    value = detail.get("input")
+    found = "a block found" if isinstance(value, (Mapping, list)) else f"{value!r} found"
+    match detail["type"]:
+        case "extra_forbidden":
+            return Problem(field, "no such key", _nearest_key(location))
+        case "missing":
+            return Problem(field, "missing", f"Add it; see `kubectl explain bnr.{_plain(location)}`")
+        case "wrong":
+            return Problem(field, context["what"], context["fix"])
+        case "string_pattern_mismatch":
+            fix = "Write lower-case letters, digits and hyphens, a letter first and no hyphen last"
+            return Problem(field, f"{value!r} is not a name that Kubernetes takes", fix)
+        case "model_type" | "model_attributes_type":
+            return Problem(field, found, f"Write a block of keys. {_keys_of(location)}")
+        case "tuple_type":
+            return Problem(field, found, "Write a list: each item begins with a dash")
+        case _:
+            return Problem(field, found, detail["msg"].replace("Input should", "It should"))
+
+
+def _plain(location: tuple[int | str, ...]) -> str:
+    return ".".join(part for part in location if isinstance(part, str))
+
+
+def _nearest_key(location: tuple[int | str, ...]) -> str:
+    """Names the known key nearest to an unknown one, and all keys known there where none is near."""
+    near = difflib.get_close_matches(str(location[-1]), _keys(location[:-1]), n=1, cutoff=0.5)
+    return f"Did you mean `{near[0]}`?" if near else _keys_of(location[:-1])
+
+
+def _keys_of(location: tuple[int | str, ...]) -> str:
+    return f"Known here: {', '.join(_keys(location))}"
+
+
+def _keys(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the block at `location` may have, as in YAML."""
+    record: Any = BitNetRun
+    for part in location:
+        if isinstance(part, str):
+            fields = {info.alias or name: info.annotation for name, info in record.model_fields.items()}
+            record = _record_in(fields.get(part)) or record
+    return sorted(info.alias or name for name, info in record.model_fields.items())
+
+
+def _record_in(annotation: Any) -> Any:
+    """The record inside an annotation such as `X | None` or `tuple[X, ...]`."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple, Annotated):
+        return next((found for part in typing.get_args(annotation) if (found := _record_in(part))), None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Record) else None
