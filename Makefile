@@ -1,0 +1,57 @@
+# What one does here, from a bare machine on: Python 3.11 or newer, make and git are enough.
+# `make help` lists it. Commands run in .venv, which is made anew where the lock files or pyproject.toml change.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-cluster lint format verify crds bench lock clean
+SHELL := /bin/bash
+
+BIN := .venv/bin
+# Named by content, so that a fresh clone, a restored cache and a touched file all do the right thing.
+STAMP := .venv/installed-$(shell cat requirements/dev.lock pyproject.toml | git hash-object --stdin)
+
+help:  ## List the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | column -t -s '|'
+
+setup: $(STAMP)  ## Make .venv and install what the lock files pin
+
+$(STAMP):
+	@scripts/setup.sh
+	@rm -f .venv/installed-* && touch $@
+
+quickstart: setup  ## Train SmolLM2-135M to 1.58 bits on Shakespeare: 10 minutes on two CPU cores
+	@$(BIN)/python scripts/fetch_quickstart.py
+	$(BIN)/bitnetctl run examples/quickstart.yaml
+
+test: setup  ## Every test that needs no cluster and no GPU
+	$(BIN)/pytest --durations=15
+
+test-cluster: setup  ## The same house on a real Kubernetes: KUBECONFIG's, or one built here (root)
+	scripts/install-cluster-prerequisites.sh
+	$(BIN)/pytest -m cluster tests/cluster tests/chart -v --durations=0
+
+lint: setup  ## Style, types, and who may import whom
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/mypy scripts
+	$(BIN)/lint-imports
+
+format: setup  ## Mend what ruff can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+verify: setup  ## Generated files are up to date
+	$(BIN)/python -m bitnet_crds.schema --check
+
+crds: setup  ## Generate the CRD anew
+	$(BIN)/python -m bitnet_crds.schema
+
+bench: setup  ## Run every benchmark
+	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "bench: benchmarks/ holds no benchmark yet" >&2; exit 1; }
+	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+lock:  ## Pin anew what pyproject.toml asks for
+	scripts/lock.sh
+
+clean:  ## Remove what make made; runs/ stays
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Makes .venv and installs the project there, with the packages that requirements/dev.lock pins (make setup).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+fail() { echo "setup: $*" >&2; exit 1; }
+
+if [ ! -x .venv/bin/python ]; then
+  for python in ${PYTHON:-python3.11 python3.12 python3.13 python3.14 python3}; do
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break
+    python=
+  done
+  [ -n "$python" ] || fail "no Python 3.11 or newer found. Install one, or name it: make setup PYTHON=/path/to/python"
+  "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+    fail "$python cannot make virtual environments. Install its venv package (on Debian: apt install python3-venv)"
+  "$python" -m venv .venv
+fi
+
+pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
+
+echo "setup: installing the packages of requirements/dev.lock (about 3 GB to download the first time)"
+pip install --quiet --require-hashes --requirement requirements/dev.lock ||
+  fail "the packages could not be installed; pip says why above. Mend that and run make setup again: it goes on where it stopped"
+pip install --quiet --no-deps --no-build-isolation --editable .
