@@ -1,0 +1,82 @@
+"""Perplexity on text held out from training."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitnet_trainer.errors import BadInput
+from bitnet_trainer.objectives.cross_entropy import cross_entropy
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """How surprised a model is, a token, by text that it has not seen."""
+
+    value: float
+    """exp(mean negative log-likelihood of a token); infinite or NaN where the model's logits are."""
+    tokens: int
+    """How many tokens were predicted."""
+
+
+def perplexity(
+    model: Callable[..., Any], sequences: Tensor, batch_size: int = 8, device: torch.device | None = None
+) -> Perplexity:
+    """`exp(sum of -log p(token) / tokens)` over all sequences; every token but the first of each counts once.
+
+    The model is in evaluation mode meanwhile and as it was afterwards. Run it under autocast where training
+    does. A rank that holds a part of the sequences can add up `negative_log_likelihood` instead.
+
+    Args:
+        model: a causal LM like transformers'; its answer has `logits` (B, S, V).
+        sequences: (N, S) int64 token ids, -100 nowhere.
+        batch_size: B, sequences in one forward pass; it changes memory, not the answer.
+        device: where the model is; of its parameters if not given.
+
+    Raises:
+        BadInput: there is no token to predict.
+    """
+    total, tokens = negative_log_likelihood(model, sequences, batch_size, device)
+    return perplexity_of(total, tokens)
+
+
+def perplexity_of(total: float, tokens: int) -> Perplexity:
+    """Perplexity from the summed negative log-likelihood (nats) and the count of tokens.
+
+    Raises:
+        BadInput: tokens is 0.
+    """
+    if tokens < 1:
+        raise BadInput(
+            "there is no token to measure perplexity on; hold out at least one sequence of two tokens"
+        )
+    mean = total / tokens
+    # exp overflows a double above 709, which an untrained ternary model may well reach.
+    return Perplexity(math.exp(mean) if not mean > 700 else math.inf, tokens)
+
+
+@torch.no_grad()
+def negative_log_likelihood(
+    model: Callable[..., Any], sequences: Tensor, batch_size: int = 8, device: torch.device | None = None
+) -> tuple[float, int]:
+    """Summed negative log-likelihood (nats) and count of predicted tokens; arguments as in `perplexity`."""
+    module = model if isinstance(model, nn.Module) else None
+    if device is None:
+        device = next(module.parameters()).device if module is not None else sequences.device
+    training = module is not None and module.training
+    if module is not None:
+        module.train(False)
+    total, tokens = 0.0, 0
+    try:
+        for batch in torch.split(sequences, batch_size):
+            input_ids = batch.to(device)
+            loss = cross_entropy(model(input_ids=input_ids, use_cache=False).logits, input_ids)
+            total += loss.total.item()
+            tokens += int(loss.tokens)
+    finally:
+        if module is not None:
+            module.train(training)
+    return total, tokens
