@@ -72,8 +72,6 @@ def scheduler(network: Network, kubeconfig: Path) -> Command:
 def _as_client(network: Network, kubeconfig: Path) -> Command:
     return [
         f"--kubeconfig={kubeconfig}",
-        f"--authentication-kubeconfig={kubeconfig}",
-        f"--authorization-kubeconfig={kubeconfig}",
         "--leader-elect=false",
         f"--bind-address={network.node_address}",
     ]
