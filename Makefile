@@ -10,7 +10,7 @@ BIN := .venv/bin
 STAMP := .venv/installed-$(shell cat requirements/dev.lock pyproject.toml | git hash-object --stdin)
 
 help:  ## List the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s%s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP)  ## Make .venv and install what the lock files pin
 

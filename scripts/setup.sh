@@ -19,6 +19,6 @@ fi
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 
 echo "setup: installing the packages of requirements/dev.lock (about 3 GB to download the first time)"
-pip install --quiet --require-hashes --requirement requirements/dev.lock ||
+pip install --require-hashes --requirement requirements/dev.lock ||
   fail "the packages could not be installed; pip says why above. Mend that and run make setup again: it goes on where it stopped"
 pip install --quiet --no-deps --no-build-isolation --editable .
