@@ -80,7 +80,7 @@ class Data(Record):
     """Tokens in one training sequence."""
     sources: tuple[Source, ...] = Field(min_length=1, max_length=64)
     """The sources, mixed by weight."""
-    held_out: Percentage = Fraction(1, 50)
+    held_out: Percentage = Field(default="2%", validate_default=True)
     """The part of every source that is never trained on; perplexity is measured there before and after."""
 
     @field_validator("sources")
