@@ -1,4 +1,4 @@
-"""The local cluster itself: a two-pod PyTorchJob in the checkout's Python, logs, exec, names, rights, webhooks."""
+"""The local cluster itself: a two-pod PyTorchJob in this checkout's Python, logs, names, rights, webhooks."""
 
 from __future__ import annotations
 
@@ -54,6 +54,10 @@ def create(kubectl: Kubectl, namespace: str, manifest: dict[str, Any]) -> None:
     kubectl.apply(manifest)
 
 
+def wait_for(kubectl: Kubectl, namespace: str, what: str, condition: str) -> None:
+    kubectl("wait", what, f"--for=condition={condition}", "--timeout=100s", "--namespace", namespace)
+
+
 def terminated(kubectl: Kubectl, namespace: str, pod: str) -> dict[str, Any]:
     status = kubectl.get("pod", pod, "--namespace", namespace)["status"]
     state: dict[str, Any] = status["containerStatuses"][0]["state"]["terminated"]
@@ -62,10 +66,10 @@ def terminated(kubectl: Kubectl, namespace: str, pod: str) -> dict[str, Any]:
 
 def test_two_pods_all_reduce(kubectl: Kubectl, namespace: str, checkout: Path, tmp_path: Path) -> None:
     (tmp_path / "all_reduce.py").write_text(ALL_REDUCE)
-    torchrun = pod_template(checkout, tmp_path, "python", "-m", "torch.distributed.run", "/data/all_reduce.py")
-    create(kubectl, namespace, pytorch_job("sum", torchrun))
+    torchrun = ("python", "-m", "torch.distributed.run", "/data/all_reduce.py")
+    create(kubectl, namespace, pytorch_job("sum", pod_template(checkout, tmp_path, *torchrun)))
 
-    kubectl("wait", "pytorchjob/sum", "--for=condition=Succeeded", "--timeout=180s", "-n", namespace, timeout=200)
+    wait_for(kubectl, namespace, "pytorchjob/sum", "Succeeded")
 
     for rank, pod in enumerate(("sum-master-0", "sum-worker-0")):
         message = f"rank {rank} of 2 sees 3"
@@ -79,7 +83,7 @@ def test_exit_code_of_a_failed_pod(kubectl: Kubectl, namespace: str, checkout: P
     code = "import os, sys; open('/dev/termination-log', 'w').write('out of data'); sys.exit(42)"
     create(kubectl, namespace, pytorch_job("fail", pod_template(checkout, tmp_path, "python", "-c", code)))
 
-    kubectl("wait", "pytorchjob/fail", "--for=condition=Failed", "--timeout=60s", "-n", namespace)
+    wait_for(kubectl, namespace, "pytorchjob/fail", "Failed")
 
     state = terminated(kubectl, namespace, "fail-master-0")
     assert (state["exitCode"], state["message"]) == (42, "out of data")
@@ -88,7 +92,7 @@ def test_exit_code_of_a_failed_pod(kubectl: Kubectl, namespace: str, checkout: P
 def test_exec_and_names_in_a_pod(kubectl: Kubectl, namespace: str, checkout: Path, tmp_path: Path) -> None:
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "idle"}}
     create(kubectl, namespace, {**pod, **pod_template(checkout, tmp_path, "sleep", "600")})
-    kubectl("wait", "pod/idle", "--for=condition=Ready", "--timeout=60s", "-n", namespace)
+    wait_for(kubectl, namespace, "pod/idle", "Ready")
     code = """
 import socket, ssl, urllib.request
 account = "/var/run/secrets/kubernetes.io/serviceaccount"
@@ -116,7 +120,9 @@ def test_service_account_has_its_own_rights_only(kubectl: Kubectl, namespace: st
         reader("get", "pods")
 
 
-def test_webhook_refuses_an_invalid_job(kubectl: Kubectl, namespace: str, checkout: Path, tmp_path: Path) -> None:
+def test_webhook_refuses_an_invalid_job(
+    kubectl: Kubectl, namespace: str, checkout: Path, tmp_path: Path
+) -> None:
     template = pod_template(checkout, tmp_path, "true")
     template["spec"]["containers"][0]["name"] = "trainer"
     with pytest.raises(CommandFailed, match="at least one container with name pytorch"):

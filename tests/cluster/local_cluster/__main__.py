@@ -56,7 +56,8 @@ def _down(cluster: LocalCluster) -> None:
 def _print_environment(cluster: LocalCluster) -> None:
     """For `eval "$(python3 -m local_cluster env)"`: the kubeconfig, and kubectl and helm on PATH."""
     if not cluster.is_running():
-        raise LocalClusterError(f"no cluster runs in {cluster.work}: start it with python3 -m local_cluster up")
+        start = "start it with python3 -m local_cluster up"
+        raise LocalClusterError(f"no cluster runs in {cluster.work}: {start}")
     print(f"export PATH={tools_folder()}:$PATH")
     print(f"export KUBECONFIG={cluster.kubeconfig}")
 

@@ -21,7 +21,7 @@ Report = Callable[[str], None]
 
 
 def build_all(report: Report = print, programs: Iterable[Program] = PROGRAMS) -> None:
-    """Builds what the cache lacks; seconds when Go's own cache is warm, about twenty minutes when it is cold."""
+    """Builds what the cache lacks: minutes when Go's own cache is cold, seconds when it is warm."""
     for program in programs:
         folder = program.folder()
         if folder.is_dir():
@@ -65,9 +65,9 @@ def _publish(unfinished: Path, finished: Path) -> None:
 
 
 def _compile(go: Path, program: Program, package: str, output: Path) -> None:
-    command = [str(go), "build", *GO_BUILD_FLAGS, "-ldflags", program.linker_flags, "-o", str(output), package]
+    flags = [*GO_BUILD_FLAGS, "-ldflags", program.linker_flags]
     done = subprocess.run(
-        ["nice", *command],
+        ["nice", go, "build", *flags, "-o", output, package],
         cwd=program.module_folder,
         env={**os.environ, **BUILD_ENVIRONMENT},
         capture_output=True,
@@ -75,7 +75,8 @@ def _compile(go: Path, program: Program, package: str, output: Path) -> None:
         check=False,
     )
     if done.returncode != 0:
-        raise LocalClusterError(f"building {package} in {program.module_folder} failed:\n{done.stderr.strip()}")
+        where = f"{package} in {program.module_folder}"
+        raise LocalClusterError(f"building {where} failed:\n{done.stderr.strip()}")
 
 
 def _module_source(go: Path, program: Program, module: str) -> Path:

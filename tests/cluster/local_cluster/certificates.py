@@ -40,7 +40,8 @@ def create_credentials(folder: Path, settings: Settings) -> Credentials:
     authority = _self_signed(folder, "bitnet-local-cluster")
     network = settings.network
     addresses = [f"IP:{network.api_address}", f"IP:{network.node_address}", "IP:127.0.0.1"]
-    names = [f"DNS:{name}" for name in ("kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost")]
+    hosts = ("kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost")
+    names = [f"DNS:{host}" for host in hosts]
     api_server = _signed(
         folder, authority, "kube-apiserver", f"subjectAltName={','.join([*names, *addresses])}"
     )
@@ -68,16 +69,19 @@ def _write_tokens(path: Path, settings: Settings) -> tuple[Path, dict[str, str]]
 
 
 def _new_key(path: Path) -> None:
-    run([find_program("openssl"), "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", path])
+    _openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", path)
+
+
+def _openssl(*arguments: str | Path) -> None:
+    command: list[str | Path] = [find_program("openssl"), *arguments]
+    run(command)
 
 
 def _self_signed(folder: Path, common_name: str) -> KeyPair:
     pair = KeyPair(folder / "ca.crt", folder / "ca.key")
     _new_key(pair.key)
-    run(
-        [find_program("openssl"), "req", "-x509", "-new", "-key", pair.key, "-out", pair.certificate]
-        + ["-subj", f"/CN={common_name}", "-days", VALID_DAYS]
-    )
+    request = ["req", "-x509", "-new", "-subj", f"/CN={common_name}", "-days", VALID_DAYS]
+    _openssl(*request, "-key", pair.key, "-out", pair.certificate)
     return pair
 
 
@@ -88,11 +92,9 @@ def _signed(
     request, extensions = folder / f"{common_name}.csr", folder / f"{common_name}.ext"
     extensions.write_text(extension + "\n")
     subject = (f"/O={organisation}" if organisation else "") + f"/CN={common_name}"
-    openssl = find_program("openssl")
     _new_key(pair.key)
-    run([openssl, "req", "-new", "-key", pair.key, "-out", request, "-subj", subject])
-    run(
-        [openssl, "x509", "-req", "-in", request, "-out", pair.certificate, "-days", VALID_DAYS]
-        + ["-CA", authority.certificate, "-CAkey", authority.key, "-CAcreateserial", "-extfile", extensions]
-    )
+    _openssl("req", "-new", "-subj", subject, "-key", pair.key, "-out", request)
+    signer: list[str | Path] = ["-CA", authority.certificate, "-CAkey", authority.key, "-CAcreateserial"]
+    content: list[str | Path] = ["-in", request, "-out", pair.certificate, "-extfile", extensions]
+    _openssl("x509", "-req", "-days", VALID_DAYS, *content, *signer)
     return pair

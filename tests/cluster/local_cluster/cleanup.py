@@ -11,13 +11,19 @@ from local_cluster.shell import find_program, run
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 CNI_RESULTS = Path("/var/lib/cni/results")
+SHIM_SOCKETS = Path("/run/containerd/s")
+LOG_LINKS = Path("/var/log/containers")
 
 
 def clean_host(work: Path, network: Network) -> None:
-    """Undoes all but log files and the kubeconfig's folder itself. Does nothing on a clean host."""
+    """Undoes all that a cluster did to the host; its logs stay. Does nothing on a clean host."""
     unmount_below(work)
     remove_bridge(network.bridge)
     remove_pod_control_groups()
+    remove_stale_sockets()
+    for link in LOG_LINKS.glob("*.log"):
+        if work in link.readlink().parents:
+            link.unlink(missing_ok=True)
     for result in CNI_RESULTS.glob(f"{network.bridge}-*"):
         result.unlink(missing_ok=True)
     for name in ("etcd", "containerd", "kubelet", "cni", "pki", "webhook-certificates"):
@@ -42,6 +48,14 @@ def _unescape(field: str) -> str:
     return field.encode().decode("unicode_escape").encode("latin-1").decode()
 
 
+def remove_stale_sockets() -> None:
+    """Removes the socket files of killed shims: those that no process listens on."""
+    used = Path("/proc/net/unix").read_text()
+    for socket in SHIM_SOCKETS.glob("*"):
+        if str(socket) not in used:
+            socket.unlink(missing_ok=True)
+
+
 def remove_bridge(bridge: str) -> None:
     """Removes the network device, and with it its addresses and routes."""
     if Path("/sys/class/net", bridge).exists():
@@ -60,16 +74,17 @@ def add_bridge(network: Network) -> None:
 
 def other_kubelet_runs() -> bool:
     """Whether a kubelet runs on this machine; called when no process of ours is left."""
-    for name in Path("/proc").glob("[0-9]*/comm"):
+    for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            if name.read_text().strip() == "kubelet":
-                return True
+            name, _, rest = stat.read_text().partition("(")[2].rpartition(") ")
         except OSError:
             continue
+        if name == "kubelet" and not rest.startswith("Z"):
+            return True
     return False
 
 
-def remove_pod_control_groups(timeout: float = 5) -> None:
+def remove_pod_control_groups(timeout: float = 2) -> None:
     """Removes the empty control groups of dead pods, unless another kubelet of this machine owns the tree."""
     if other_kubelet_runs():
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -83,7 +84,8 @@ class LocalCluster:
         return True
 
     def _start(self) -> None:
-        self.work.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.work / "log", ignore_errors=True)
+        (self.work / "log").mkdir(parents=True)
         network = self.settings.network
         pki = self.work / "pki"
         with self._stage("keys and network device"):
@@ -104,9 +106,7 @@ class LocalCluster:
 
     def _start_containerd(self) -> None:
         containerd = self.processes.start("containerd", node.containerd(self.work, self.settings.network))
-        self.processes.wait_until(
-            containerd, lambda: bool(run(node.containerd_client(self.work, "version")))
-        )
+        self.processes.wait_until(containerd, lambda: bool(run(node.containerd_client(self.work, "version"))))
         pause, host = self.work / "pause.tar", self.work / "host.tar"
         write_pause_image(pause, POD_PROGRAMS.folder() / "pause")
         write_host_image(host, POD_PROGRAMS.folder() / "wait-for-name")
@@ -135,7 +135,9 @@ class LocalCluster:
             node.kubelet(self.work, self.settings, credentials, own_kubeconfig(f"system:node:{node_name}")),
         )
         coredns = self.processes.start("coredns", node.coredns(self.work, network, admin))
-        self.processes.wait_until(coredns, lambda: _answers(network.node_address, node.DNS_READY_PORT, "/ready"))
+        self.processes.wait_until(
+            coredns, lambda: _answers(network.node_address, node.DNS_READY_PORT, "/ready")
+        )
         self.processes.wait_until(kubelet, self._node_is_ready)
         self.processes.wait_until(
             controllers, lambda: bool(self.kubectl("get", "serviceaccount", "default", "--output", "name"))
@@ -155,7 +157,7 @@ class LocalCluster:
             env={"MY_POD_NAMESPACE": training_operator.NAMESPACE},
         )
         self.processes.wait_until(
-            operator, lambda: training_operator.hand_over_certificates(self.kubectl), "sure of its certificates"
+            operator, lambda: training_operator.hand_over_certificates(self.kubectl), "given certificates"
         )
         self.processes.wait_until(
             operator, lambda: _answers(network.node_address, training_operator.HEALTH_PORT, "/readyz")

@@ -11,14 +11,14 @@ class LocalClusterError(Exception):
     """Base of every error this package raises."""
 
 
-class MissingRequirement(LocalClusterError):  # noqa: N818 - names the state, like FileNotFoundError's ENOENT
+class MissingRequirement(LocalClusterError):
     """The machine lacks something the cluster needs."""
 
     def __init__(self, what: str, mend: str = f"run {INSTALL_SCRIPT}") -> None:
         super().__init__(f"{what}: {mend}")
 
 
-class CommandFailed(LocalClusterError):  # noqa: N818
+class CommandFailed(LocalClusterError):
     """A command ended with an error; carries what it wrote to stderr."""
 
     def __init__(self, command: list[str], exit_code: int, stderr: str) -> None:
@@ -28,7 +28,7 @@ class CommandFailed(LocalClusterError):  # noqa: N818
         super().__init__(f"`{' '.join(command)}` ended with {exit_code}:\n{stderr.strip()}")
 
 
-class ComponentFailed(LocalClusterError):  # noqa: N818
+class ComponentFailed(LocalClusterError):
     """A component of the cluster ended early or never became ready; shows the tail of its log."""
 
     def __init__(self, name: str, reason: str, log: Path, lines: int = 20) -> None:

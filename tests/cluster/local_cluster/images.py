@@ -1,4 +1,4 @@
-"""Makes the cluster's two images as archives on this machine: one for pods' pause containers, one nearly empty."""
+"""Makes the cluster's two images on this machine: the pause container's, and one that is nearly empty."""
 
 from __future__ import annotations
 

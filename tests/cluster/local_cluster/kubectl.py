@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from local_cluster.settings import without_proxy
 from local_cluster.shell import find_program, run
 
 
@@ -21,8 +22,8 @@ class Kubectl:
     kubeconfig: Path
 
     def __call__(self, *arguments: str, stdin: str | None = None, timeout: float | None = 120) -> str:
-        command = [find_program("kubectl"), "--kubeconfig", str(self.kubeconfig), *arguments]
-        return run(command, stdin=stdin, timeout=timeout)
+        command: list[str | Path] = [find_program("kubectl"), "--kubeconfig", self.kubeconfig, *arguments]
+        return run(command, stdin=stdin, env=without_proxy(), timeout=timeout)
 
     def apply(self, *objects: dict[str, Any]) -> str:
         """Server-side apply of objects given as plain data."""

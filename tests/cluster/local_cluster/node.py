@@ -83,7 +83,7 @@ def containerd_client(work: Path, *arguments: str | Path) -> Command:
 
 
 def kubelet(work: Path, settings: Settings, credentials: Credentials, kubeconfig: Path) -> Command:
-    """Writes kubelet's configuration; it leaves the host's firewall alone and never evicts for a full disk."""
+    """Writes kubelet's configuration; it leaves the host's firewall alone and evicts nothing."""
     address = settings.network.node_address
     configuration = {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -103,7 +103,7 @@ def kubelet(work: Path, settings: Settings, credentials: Credentials, kubeconfig
         "enforceNodeAllocatable": [],
         "makeIPTablesUtilChains": False,
         "containerRuntimeEndpoint": f"unix://{containerd_socket(work)}",
-        "podLogsDir": str(work / "kubelet" / "pod-logs"),
+        "podLogsDir": str(work / "log" / "pods"),
         "staticPodPath": "",
         "volumePluginDir": str(work / "kubelet" / "volume-plugins"),
         "resolvConf": "/etc/resolv.conf",

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from local_cluster.errors import CommandFailed, ComponentFailed, LocalClusterError
+from local_cluster.settings import without_proxy
 
 MARK = "BITNET_LOCAL_CLUSTER_WORK"
 PROC = Path("/proc")
@@ -55,8 +56,9 @@ class Processes:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, MARK: str(self.work), **(env or {})},
-                start_new_session=True,  # an interrupt on the terminal is for the caller, who stops them in order
+                env={**os.environ, **without_proxy(), MARK: str(self.work), **(env or {})},
+                # An interrupt on the terminal is for the caller alone, who then stops the cluster in order.
+                start_new_session=True,
             )
         component = Component(name, process, log)
         self.components.append(component)
@@ -81,7 +83,8 @@ class Processes:
             except (CommandFailed, OSError) as error:
                 reason = f" ({error})"
             if time.monotonic() > deadline:
-                raise ComponentFailed(component.name, f"was not {what} after {timeout:.0f} s{reason}", component.log)
+                late = f"was not {what} after {timeout:.0f} s{reason}"
+                raise ComponentFailed(component.name, late, component.log)
             time.sleep(POLL_SECONDS)
 
     def kill(self) -> None:

@@ -19,7 +19,8 @@ LONGEST_WORK_PATH = 60  # kubelet makes Unix sockets below it, whose paths may h
 def check_machine() -> None:
     """Raises MissingRequirement, in one line, for the first thing that is missing."""
     if os.geteuid() != 0:
-        raise MissingRequirement("not root", "a local cluster makes network devices and mounts; run it with sudo -E")
+        mend = "a local cluster makes network devices and mounts: run it with sudo -E"
+        raise MissingRequirement("not root", mend)
     for name in PROGRAMS:
         find_program(name)
     cni_folder()
@@ -30,9 +31,12 @@ def check_work_folder(work: Path, network: Network) -> None:
     if len(os.fsencode(work)) > LONGEST_WORK_PATH:
         raise LocalClusterError(f"the work folder's path is longer than {LONGEST_WORK_PATH} bytes: {work}")
     for other in other_clusters(work):
+        stop, use = (
+            f"python3 -m local_cluster down --work {other}",
+            f"BITNET_TEST_KUBECONFIG={other}/kubeconfig",
+        )
         raise LocalClusterError(
-            f"a local cluster runs already, in {other}: stop it (python3 -m local_cluster down --work {other})"
-            f" or test against it (BITNET_TEST_KUBECONFIG={other}/kubeconfig)"
+            f"a local cluster runs in {other}: stop it ({stop}) or test against it ({use})"
         )
     for port in (network.etcd_port, network.etcd_port + 1, network.webhook_port):
         if not _is_free(port):

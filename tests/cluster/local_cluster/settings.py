@@ -7,6 +7,16 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
 
+PODS = IPv4Network("10.199.0.0/16")
+SERVICES = IPv4Network("10.198.0.0/16")
+
+
+def without_proxy() -> dict[str, str]:
+    """Environment in which these addresses are reached directly, even where an HTTP proxy is set."""
+    given = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or "localhost,127.0.0.1"
+    value = f"{given},{PODS},{SERVICES}"
+    return {"NO_PROXY": value, "no_proxy": value}
+
 
 def cache_folder() -> Path:
     """`$BITNET_CACHE`, or `~/.cache/bitnet-operator`."""
@@ -25,9 +35,9 @@ class Network:
 
     bridge: str = "bitnet0"
     """The network device pods hang on; it belongs to the cluster alone and goes when the cluster stops."""
-    pods: IPv4Network = IPv4Network("10.199.0.0/16")
+    pods: IPv4Network = PODS
     """Addresses of pods; the first is the node's own."""
-    services: IPv4Network = IPv4Network("10.198.0.0/16")
+    services: IPv4Network = SERVICES
     """Addresses of Services; the first is the API server's own."""
     etcd_port: int = 12379
     """etcd listens on 127.0.0.1, for clients here and for peers on the next port."""

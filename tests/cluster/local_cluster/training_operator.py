@@ -1,4 +1,4 @@
-"""Kubeflow's training operator as a host process, its webhook reached through a Service as in a real install."""
+"""Kubeflow's training operator as a host process, its webhook behind a Service as in a real install."""
 
 from __future__ import annotations
 
