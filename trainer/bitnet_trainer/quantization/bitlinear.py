@@ -37,28 +37,30 @@ def quantize_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
         weight: any shape, floating point.
 
     Returns:
-        codes in {-1, 0, 1}, of the weight's shape and dtype, and the 0-dim scale. Neither has a gradient.
+        codes in {-1, 0, 1}, of the weight's shape and dtype, and the 0-dim scale s. Neither has a gradient.
     """
     weight = weight.detach()
-    scale = weight.abs().mean().clamp(min=MINIMUM_SCALE)
-    return (weight / scale).round().clamp(-1, 1), scale
+    # Multiplying by 1/s and dividing again is how transformers rounds: an exported model has the same codes.
+    inverse = 1 / weight.abs().mean().clamp(min=MINIMUM_SCALE)
+    return (weight * inverse).round().clamp(-1, 1), 1 / inverse
 
 
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
-    """8-bit codes and the scale of each token (absmax).
+    """8-bit codes of each token (absmax), and how many codes make a unit.
 
     `a = max(max|x|, 1e-5)`, `codes = clip(round(127 x/a), -128, 127)`; the quantised token is
-    `a/127 * codes`.
+    `codes / (127/a)`.
 
     Args:
         x: (..., D) floating point; each of the leading positions is a token.
 
     Returns:
-        codes (..., D), whole numbers in x's dtype, and the scales `a/127` (..., 1). Neither has a gradient.
+        codes (..., D), whole numbers in x's dtype, and `127/a` (..., 1), by which codes are DIVIDED, as
+        transformers does: multiplying by a/127 rounds otherwise. Neither has a gradient.
     """
     x = x.detach()
-    largest = x.abs().amax(dim=-1, keepdim=True).clamp(min=MINIMUM_SCALE)
-    return (127 * x / largest).round().clamp(-128, 127), largest / 127
+    codes_per_unit = 127 / x.abs().amax(dim=-1, keepdim=True).clamp(min=MINIMUM_SCALE)
+    return (x * codes_per_unit).round().clamp(-128, 127), codes_per_unit
 
 
 def blend(full: Tensor, quantized: Tensor, lam: Tensor) -> Tensor:
@@ -111,6 +113,6 @@ class BitLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         x = _at_least_float32(input)
-        codes, scale = quantize_activations(x)
-        x = blend(x, codes * scale, self.lam.value).to(input.dtype)
+        codes, codes_per_unit = quantize_activations(x)
+        x = blend(x, codes / codes_per_unit, self.lam.value).to(input.dtype)
         return F.linear(x, self.effective_weight().to(input.dtype), self.bias)

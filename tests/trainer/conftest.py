@@ -1,0 +1,69 @@
+"""Tiny models and a tokenizer for the trainer's tests: random weights, real architectures."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+VOCABULARY = 61
+TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+
+MakeModel = Callable[..., PreTrainedModel]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _few_threads() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def make_model() -> MakeModel:
+    """Makes a causal LM of 2 layers, such as `make_model("qwen3", seed=1, tie_word_embeddings=False)`."""
+
+    def make(family: str = "llama", seed: int = 0, **changes: object) -> PreTrainedModel:
+        torch.manual_seed(seed)
+        config = CONFIGS[family](**{**TINY, "tie_word_embeddings": True, **changes})
+        # Away from zero, so that logits and perplexities differ visibly between models.
+        config.initializer_range = 0.2
+        return AutoModelForCausalLM.from_config(config).eval()
+
+    return make
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Knows the words w2..w60."""
+    words = ["<s>", "</s>", *(f"w{number}" for number in range(2, VOCABULARY))]
+    bare = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<s>"))
+    bare.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=bare, bos_token="<s>", eos_token="</s>", unk_token="<s>")
+
+
+@pytest.fixture
+def sequences() -> torch.Tensor:
+    """(6, 12) random tokens."""
+    return torch.randint(2, VOCABULARY, (6, 12), generator=torch.Generator().manual_seed(3))
