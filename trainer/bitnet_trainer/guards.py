@@ -24,12 +24,12 @@ class NonFiniteGuard:
         `loss` and `gradient_norm` are 0-dim, on the device; one rank's bad value makes all ranks skip.
         """
         finite = torch.isfinite(loss) & torch.isfinite(gradient_norm)
-        bad = (~finite).to(torch.float32).reshape(1)
+        bad = (~finite).to(torch.float32)
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(bad, op=dist.ReduceOp.MAX)
         optimizer.found_inf = bad  # type: ignore[attr-defined]  # read by torch's fused optimisers
-        in_row = (self._counts[1] + bad[0]) * bad[0]
-        self._counts = torch.stack((self._counts[0] + bad[0], in_row, torch.maximum(self._counts[2], in_row)))
+        in_row = (self._counts[1] + bad) * bad
+        self._counts = torch.stack((self._counts[0] + bad, in_row, torch.maximum(self._counts[2], in_row)))
 
     def counts(self) -> torch.Tensor:
         """(3,) float32 on the device: steps skipped in all, in a row up to now, in the longest row."""

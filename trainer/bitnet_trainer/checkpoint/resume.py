@@ -64,7 +64,8 @@ def check_position(found: Position, checkpoint: Committed, ledger_hash: str, dat
     if found.ledger_hash != ledger_hash:
         raise BadInput(
             f"{checkpoint.path} was written under ledger {found.ledger_hash} and this run's is "
-            f"{ledger_hash}: budget, phases, schedule or lambda warmup changed since. Undo that change. {mend}"
+            f"{ledger_hash}: budget, phases, schedule or lambda warmup changed since. "
+            f"Undo that change. {mend}"
         )
     if found.data_fingerprint != data_fingerprint:
         raise BadInput(

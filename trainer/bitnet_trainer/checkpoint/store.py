@@ -35,13 +35,14 @@ class CheckpointStore:
         self.keep = keep
 
     def prepare(self) -> None:
-        """Makes the folder, sees that it can be written, and clears what a killed process left half-written.
+        """Sees that checkpoints can be written, and clears what a killed process left half-written.
 
-        Call it on one rank before anything costly begins. Raises CheckpointError.
+        Call it on one rank before anything costly begins. It makes no folder: a run that fails before it
+        has something to keep leaves nothing behind. Raises CheckpointError.
         """
+        there = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.root, prefix=".probe-") as probe:
+            with tempfile.NamedTemporaryFile(dir=there, prefix=".probe-") as probe:
                 probe.write(b"\0")
                 probe.flush()
                 os.fsync(probe.fileno())

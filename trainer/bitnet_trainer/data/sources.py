@@ -105,7 +105,8 @@ def _documents(name: str, files: Sequence[Path]) -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise DataUnavailable(
                 f"source {name!r}: {file} is not UTF-8 (byte {error.start} is "
-                f"0x{error.object[error.start]:02x}). Convert it, as in `iconv -f latin1 -t utf-8 {file.name}`."
+                f"0x{error.object[error.start]:02x}). "
+                f"Convert it, as in `iconv -f latin1 -t utf-8 {file.name}`."
             ) from error
         if file.suffix == ".txt":
             documents: Iterator[str] = iter([text])

@@ -1,0 +1,218 @@
+"""The launcher: `python -m bitnet_trainer --order FILE` runs torchrun's agent here, and one process a rank.
+
+torchrun as a program exits with 1 whatever its child said; run in-process, the agent tells which rank
+ended how, and this process ends with that rank's own exit code.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitnet_crds.protocol import ExitCode, Order, TerminationReport, exit_code_label
+from pydantic import ValidationError
+from torch import distributed as dist
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from bitnet_trainer.errors import BadInput
+from bitnet_trainer.outcome import REPORTS, collect_reports, exit_code_of, publish
+
+STOP_SECONDS = 25
+"""How long ranks may take to stop before they are killed: less than the 30 s that Kubernetes gives a pod."""
+RENDEZVOUS_SECONDS = 600
+"""How long the pods wait for each other."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this launcher stands among the nodes of the job."""
+
+    nodes: int
+    node_rank: int
+    processes: int
+    """Ranks on this node."""
+    master_address: str
+    master_port: int
+
+
+def find_place(order: Order, environment: Mapping[str, str]) -> Place:
+    """Reads what PyTorchJob sets; with none of it, every rank of the order runs on this machine.
+
+    Raises BadInput where the processes are not as many as the order's ledger was made for.
+    """
+    shape = order.plan.phases[0].shape
+    if "PET_NNODES" not in environment:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            return Place(1, 0, shape.world_size, "127.0.0.1", free.getsockname()[1])
+    processes = environment.get("PET_NPROC_PER_NODE", "auto")
+    place = Place(
+        nodes=int(environment["PET_NNODES"]),
+        node_rank=int(environment.get("PET_NODE_RANK", environment.get("RANK", "0"))),
+        processes=shape.processes_per_worker if processes in ("auto", "cpu", "gpu") else int(processes),
+        master_address=environment.get("PET_MASTER_ADDR", environment.get("MASTER_ADDR", "127.0.0.1")),
+        master_port=int(environment.get("PET_MASTER_PORT", environment.get("MASTER_PORT", "23456"))),
+    )
+    if place.nodes * place.processes != shape.world_size:
+        raise BadInput(
+            f"this job has {place.nodes} nodes x {place.processes} processes, and the order was made for "
+            f"{shape.workers} x {shape.processes_per_worker}. Start the segment anew with the order's shape."
+        )
+    return place
+
+
+def main() -> None:
+    """Launches, writes the termination report, and ends with the exit code of the rank that decided it."""
+    parser = argparse.ArgumentParser(prog="bitnet-trainer", description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--order", type=Path, required=True, help="the order as JSON, as the operator wrote it"
+    )
+    arguments = parser.parse_args()
+    logging.basicConfig(format="%(asctime)s launcher %(levelname)s %(message)s", stream=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="bitnet-") as scratch:
+        report = _launch(arguments.order, Path(scratch))
+    publish(report)
+    sys.exit(report.exit_code)
+
+
+def _launch(path: Path, scratch: Path) -> TerminationReport:
+    try:
+        order = Order.model_validate_json(path.read_text())
+        place = find_place(order, os.environ)
+    except (OSError, ValidationError, BadInput) as error:
+        return _refused(path, error)
+    os.environ[REPORTS] = str(scratch)
+    if "OMP_NUM_THREADS" not in os.environ:
+        # Each rank would otherwise take every core of the machine.
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // place.processes))
+    config = LaunchConfig(
+        min_nodes=place.nodes,
+        max_nodes=place.nodes,
+        nproc_per_node=place.processes,
+        run_id=order.job,
+        role="trainer",
+        rdzv_backend="static",
+        rdzv_endpoint=f"{place.master_address}:{place.master_port}",
+        rdzv_configs={"rank": place.node_rank, "timeout": RENDEZVOUS_SECONDS},
+        max_restarts=0,
+        monitor_interval=0.2,
+        logs_specs=DefaultLogsSpecs(log_dir=str(scratch / "logs")),
+        signals_to_handle="SIGTERM,SIGINT",
+        shutdown_timeout=STOP_SECONDS,
+    )
+    _stop_while_waiting()
+    try:
+        elastic_launch(config, sys.executable)("-m", "bitnet_trainer.worker", "--order", str(path))
+    except ChildFailedError as error:
+        return explain_failure(error.failures, collect_reports(scratch))
+    except SignalException:
+        return explain_stop(collect_reports(scratch))
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        return _report(
+            ExitCode.PEER_LOST,
+            f"the {place.nodes} nodes did not find each other at {place.master_address}:{place.master_port} "
+            f"within {RENDEZVOUS_SECONDS} s: {str(error).splitlines()[0]}",
+        )
+    reports = collect_reports(scratch)
+    return reports[min(reports)]
+
+
+def explain_failure(
+    failures: Mapping[int, ProcessFailure], reports: Mapping[int, TerminationReport]
+) -> TerminationReport:
+    """The report of the rank that is the cause, or one in its name where it died without a word.
+
+    A rank that lost its peer, or that the agent then asked to stop, is no cause while another one failed.
+    """
+    codes = {
+        rank: failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
+        for rank, failure in failures.items()
+    }
+
+    def order(rank: int) -> tuple[bool, bool, int, int]:
+        code = codes[rank]
+        return code == ExitCode.PEER_LOST, code == ExitCode.PREEMPTED, failures[rank].timestamp, rank
+
+    rank = min(codes, key=order)
+    report = reports.get(rank)
+    if report is not None and report.exit_code == codes[rank]:
+        return report
+    number = codes[rank] - 128
+    if failures[rank].exitcode < 0:
+        how = f"was killed by signal {number} ({signal.Signals(number).name})"
+        if number == signal.SIGKILL:
+            how += ", which is what the kernel does when memory runs out,"
+    else:
+        how = f"ended with exit code {codes[rank]}"
+    step = max((report.step for report in reports.values()), default=0)
+    known = max(reports.values(), key=lambda report: report.step, default=None)
+    return _report(codes[rank], f"rank {rank} {how} and left no report", rank, step).model_copy(
+        update={"checkpoint": known.checkpoint if known else None}
+    )
+
+
+def explain_stop(reports: Mapping[int, TerminationReport]) -> TerminationReport:
+    """The report after a signal to the launcher: of a rank that failed while stopping, else of the first."""
+    for report in sorted(reports.values(), key=lambda report: report.rank or 0):
+        if report.exit_code not in (ExitCode.PREEMPTED, ExitCode.PEER_LOST):
+            return report
+    stopped = [report for report in reports.values() if report.exit_code == ExitCode.PREEMPTED]
+    if stopped:
+        return min(stopped, key=lambda report: report.rank or 0)
+    return _report(
+        ExitCode.PREEMPTED, f"asked to stop, and no rank could write a checkpoint within {STOP_SECONDS} s"
+    )
+
+
+def _refused(path: Path, error: Exception) -> TerminationReport:
+    code = ExitCode.BAD_INPUT if isinstance(error, OSError) else exit_code_of(error)
+    report = _report(code, f"{path}: {error}")
+    print(report.message, file=sys.stderr)
+    return report
+
+
+def _report(code: int, message: str, rank: int | None = None, step: int = 0) -> TerminationReport:
+    return TerminationReport(
+        exit_code=code, reason=exit_code_label(code), message=message, rank=rank, step=step
+    )
+
+
+def _stop_while_waiting() -> None:
+    """Makes a signal end this process while it waits for other nodes.
+
+    It then sits in C++ code, where Python runs no handler; and as the first process of a container it would
+    get no default action either. The wake-up descriptor is written to at once, and a thread reads it. When
+    the ranks have started, the agent's own handlers stand, and the thread leaves the signal to them.
+    """
+    reader, writer = socket.socketpair()
+    for end in (reader, writer):
+        end.setblocking(end is reader)
+
+    def waiting(number: int, frame: object) -> None:
+        """Replaced by the agent when ranks start."""
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, waiting)
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        _kept_open = writer
+        while reader.recv(1):
+            if signal.getsignal(signal.SIGTERM) is waiting:
+                publish(_report(ExitCode.PREEMPTED, "asked to stop before training began"))
+                os._exit(ExitCode.PREEMPTED)
+
+    threading.Thread(target=watch, name="stop", daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""How a rank ends: which error has which exit code, and the report it leaves for the launcher."""
+
+import os
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+import torch.distributed as dist
+from bitnet_crds.errors import ContractError
+from bitnet_crds.protocol import ExitCode, Progress, TerminationReport, exit_code_label
+from pydantic import ValidationError
+
+from bitnet_trainer import errors
+
+EXIT_CODES: Mapping[type[BaseException], ExitCode] = MappingProxyType(
+    {
+        errors.BadInput: ExitCode.BAD_INPUT,
+        errors.ModelUnavailable: ExitCode.MODEL_UNAVAILABLE,
+        errors.DataUnavailable: ExitCode.DATA_UNAVAILABLE,
+        errors.TeacherUnavailable: ExitCode.TEACHER_UNAVAILABLE,
+        errors.CheckpointError: ExitCode.CHECKPOINT_UNAVAILABLE,
+        errors.NonFinite: ExitCode.NON_FINITE,
+        ContractError: ExitCode.BAD_INPUT,
+        ValidationError: ExitCode.BAD_INPUT,
+        torch.OutOfMemoryError: ExitCode.OUT_OF_MEMORY,
+        MemoryError: ExitCode.OUT_OF_MEMORY,
+        dist.DistBackendError: ExitCode.PEER_LOST,
+        dist.DistNetworkError: ExitCode.PEER_LOST,
+        dist.DistStoreError: ExitCode.PEER_LOST,
+    }
+)
+"""The exit code of each error, of its nearest base where the class itself is not here."""
+
+REPORTS = "BITNET_REPORTS"
+"""Environment variable: the folder in which each rank leaves its report for the launcher."""
+TERMINATION_LOG = "BITNET_TERMINATION_LOG"
+"""Environment variable: where the launcher writes the pod's last word."""
+_KUBERNETES_TERMINATION_LOG = Path("/dev/termination-log")
+
+# Gloo raises a plain RuntimeError when the other end of a connection goes away.
+_PEER_LOST_SIGNS = ("Connection closed by peer", "Connection reset by peer", "gloo/transport/tcp")
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code for an error: CRASHED for one that nobody foresaw."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(ExitCode.CRASHED)
+    for kind in type(error).__mro__:
+        if kind in EXIT_CODES:
+            return EXIT_CODES[kind]
+    if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _PEER_LOST_SIGNS):
+        return ExitCode.PEER_LOST
+    return ExitCode.CRASHED
+
+
+def failure_report(error: BaseException, rank: int, progress: Progress) -> TerminationReport:
+    """A rank's report of the error that ends it."""
+    code = exit_code_of(error)
+    if code == ExitCode.CRASHED:
+        message = "".join(traceback.format_exception(error))[-3000:]
+    elif code == ExitCode.PEER_LOST:
+        message = f"rank {rank} lost another rank at step {progress.step}: {str(error).splitlines()[0]}"
+    elif code == ExitCode.OUT_OF_MEMORY:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        message = (
+            f"out of memory at step {progress.step}, with a micro batch of {progress.micro_batch_size} "
+            f"sequences: {said} Lower workers.microBatchSize."
+        )
+    else:
+        message = str(error)
+    return TerminationReport(
+        exit_code=code,
+        reason=exit_code_label(code),
+        message=message,
+        rank=rank,
+        step=progress.step,
+        checkpoint=progress.checkpoint,
+    )
+
+
+def leave_report(report: TerminationReport) -> None:
+    """Puts a rank's report where the launcher looks for it; without a launcher it goes nowhere."""
+    folder = os.environ.get(REPORTS)
+    if folder is not None:
+        pending = Path(folder, f".rank-{report.rank}")
+        pending.write_text(report.to_message())
+        pending.replace(Path(folder, f"rank-{report.rank}.json"))
+
+
+def collect_reports(folder: Path) -> dict[int, TerminationReport]:
+    """The reports that ranks left in `folder`, by rank."""
+    reports = [TerminationReport.model_validate_json(path.read_text()) for path in folder.glob("rank-*.json")]
+    return {report.rank: report for report in reports if report.rank is not None}
+
+
+def publish(report: TerminationReport) -> None:
+    """Writes the last word to BITNET_TERMINATION_LOG, else to Kubernetes' own place where there is one."""
+    chosen = os.environ.get(TERMINATION_LOG)
+    if chosen is None and not _KUBERNETES_TERMINATION_LOG.exists():
+        return
+    # Kubernetes mounts its file by itself: it can be written, not replaced.
+    Path(chosen or _KUBERNETES_TERMINATION_LOG).write_text(report.to_message())

@@ -1,0 +1,66 @@
+"""The processes of a run, and what they settle with each other over the CPU."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+Thing = TypeVar("Thing")
+
+_PATIENCE = timedelta(hours=2)
+"""How long a rank waits for another: rank 0 may be tokenising. The operator sees a stall sooner."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all of them."""
+
+    rank: int
+    world: int
+    device: torch.device
+    control: dist.ProcessGroup
+    """Gloo, for CPU tensors. A rank that waits here learns at once that another died; with NCCL it hangs."""
+
+    @classmethod
+    def join(cls) -> "Ranks":
+        """Joins the process group that torchrun's environment describes; one GPU a process if any."""
+        if torch.cuda.is_available():
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+            dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_PATIENCE, device_id=device)
+        else:
+            device = torch.device("cpu")
+            dist.init_process_group("gloo", timeout=_PATIENCE)
+        control = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        assert isinstance(control, dist.ProcessGroup)  # else this rank were outside the group
+        return cls(dist.get_rank(), dist.get_world_size(), device, control)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, which reports, commits and exports."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Returns when every rank has come here."""
+        dist.barrier(self.control)
+
+    def total(self, *counts: int) -> tuple[int, ...]:
+        """Each count summed over the ranks."""
+        totals = torch.tensor(counts, dtype=torch.int64)
+        dist.all_reduce(totals, group=self.control)
+        return tuple(totals.tolist())
+
+    def total_of(self, value: float) -> float:
+        """A number summed over the ranks, in float64."""
+        total = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(total, group=self.control)
+        return total.item()
+
+    def from_first(self, thing: Thing | None) -> Thing:
+        """Rank 0's `thing`, on every rank."""
+        held = [thing]
+        dist.broadcast_object_list(held, src=0, group=self.control)
+        return held[0]  # type: ignore[return-value]

@@ -1,0 +1,71 @@
+"""run.json: what a run was made of, and how good its model was before training."""
+
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from bitnet_crds.plan import Plan
+from bitnet_crds.record import Report
+from bitnet_crds.spec import BitNetRunSpec
+from pydantic import ValidationError
+
+_PACKAGES = ("bitnet-operator", "torch", "transformers", "numpy", "safetensors")
+
+
+class Baseline(Report):
+    """Perplexity of the model before training."""
+
+    tokens: int
+    original: float | None
+    """Not quantised; none where it is no finite number."""
+    quantized: float | None
+    """Fully quantised; none where it is no finite number."""
+
+
+class RunRecord(Report):
+    """What stands in run.json."""
+
+    namespace: str
+    name: str
+    started: datetime
+    spec: BitNetRunSpec
+    plan: Plan
+    ledger_hash: str
+    data_fingerprint: str
+    model: str
+    """Where the model was really loaded from."""
+    converted_layers: int
+    versions: dict[str, str]
+    baseline: Baseline
+
+    def write(self, path: Path) -> None:
+        """Writes it whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pending = path.with_name(f".{path.name}")
+        pending.write_text(self.model_dump_json(by_alias=True, indent=2) + "\n")
+        pending.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> "RunRecord | None":
+        """Reads it back; None where there is none, or none of this version."""
+        try:
+            return cls.model_validate_json(path.read_text())
+        except (OSError, ValidationError):
+            return None
+
+
+def now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(UTC)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what training computes."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found

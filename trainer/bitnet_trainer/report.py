@@ -1,0 +1,198 @@
+"""What rank 0 tells the world: /progress, /metrics and /healthz over HTTP, and metrics.jsonl."""
+
+import os
+from collections.abc import Iterable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+from bitnet_crds.protocol import PROGRESS_PORT, ObjectiveProgress, Progress
+from bitnet_crds.record import Report
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+from pydantic import ValidationError
+
+from bitnet_trainer.errors import BadInput
+
+
+class StepRecord(Report):
+    """One line of metrics.jsonl: one optimiser step."""
+
+    step: int
+    """Steps completed with this one: 1 for the first."""
+    phase: str
+    loss: float | None
+    """Total loss; none where it was not finite and the step was left out."""
+    objectives: dict[str, ObjectiveProgress] = {}
+    gradient_norm: float | None
+    """L2, before clipping; none where it was not finite."""
+    learning_rate: float
+    quantization_lambda: float
+    tokens: int
+    """Tokens trained on since the run began."""
+    tokens_per_second: float | None
+    """Over the last few steps; none in the first after a start or a checkpoint."""
+    skipped_steps: int
+    micro_batch_size: int
+    accumulation: int
+    world_size: int
+    teacher: bool
+    """Whether the teacher took part."""
+
+
+class MetricsLog:
+    """metrics.jsonl: a line a step, each step once, however often the run was stopped and resumed."""
+
+    def __init__(self, path: Path, completed: int) -> None:
+        """Opens it to go on after step `completed`: what an earlier process wrote beyond that is dropped."""
+        kept = [line for line in _lines(path) if _step(line) <= completed]
+        pending = path.with_name(f".{path.name}")
+        pending.write_text("".join(f"{line}\n" for line in kept))
+        pending.replace(path)
+        self._file = path.open("a", buffering=1)
+
+    def append(self, record: StepRecord) -> None:
+        """Writes one step's line."""
+        self._file.write(record.model_dump_json(by_alias=True) + "\n")
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[StepRecord]:
+    """Every step in a metrics.jsonl, oldest first; a last line cut short by a kill is left out."""
+    return [StepRecord.model_validate_json(line) for line in _lines(path) if _step(line) > 0]
+
+
+class Reporter:
+    """Holds the run's progress, and serves it where asked to."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self._server: ThreadingHTTPServer | None = None
+        self._registry = CollectorRegistry()
+        self._registry.register(_ProgressCollector(self))
+
+    def update(self, **changes: object) -> None:
+        """Changes fields of the progress; the whole is replaced at once, so that no reader sees a mixture."""
+        self.progress = self.progress.model_copy(update=changes)
+
+    def serve(self) -> None:
+        """Answers at BITNET_HOST (default: every address), BITNET_PORT (default 9400) from a thread.
+
+        Raises BadInput where the port is taken or is no port.
+        """
+        host, port = os.environ.get("BITNET_HOST", ""), os.environ.get("BITNET_PORT", str(PROGRESS_PORT))
+        try:
+            self._server = _Server((host, int(port)), _handler(self))
+        except (OSError, ValueError, OverflowError) as error:
+            raise BadInput(
+                f"progress cannot be served at {host or '*'}:{port} ({error}). "
+                "Set BITNET_PORT to a free port."
+            ) from error
+        Thread(target=self._server.serve_forever, name="progress", daemon=True).start()
+
+    @property
+    def port(self) -> int | None:
+        """The port that is served, if any."""
+        return self._server.server_address[1] if self._server else None
+
+    def close(self) -> None:
+        """Stops serving."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    def metrics(self) -> bytes:
+        """The progress in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+
+class _ProgressCollector(Collector):
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+
+    def collect(self) -> Iterable[Metric]:
+        progress = self._reporter.progress
+        values: dict[str, tuple[str, float | None]] = {
+            "step": ("Optimiser steps completed.", progress.step),
+            "steps": ("Optimiser steps of the whole run.", progress.total_steps),
+            "loss": ("Total loss of the last finite step.", progress.loss),
+            "tokens": ("Tokens trained on.", progress.tokens),
+            "tokens_per_second": ("Tokens trained on in a second.", progress.tokens_per_second),
+            "learning_rate": ("Learning rate.", progress.learning_rate),
+            "quantization_lambda": ("Lambda: 0 not quantised, 1 fully.", progress.quantization_lambda),
+            "gradient_norm": ("L2 norm of the gradient before clipping.", progress.gradient_norm),
+            "skipped_steps": ("Steps left out, their loss or gradient not finite.", progress.skipped_steps),
+            "micro_batch_size": ("Sequences in one pass of one process.", progress.micro_batch_size),
+            "accumulation": ("Passes in one optimiser step.", progress.accumulation),
+            "world_size": ("Processes.", progress.world_size),
+        }
+        for name, (text, value) in values.items():
+            if value is not None:
+                yield GaugeMetricFamily(f"bitnet_trainer_{name}", text, value=value)
+        raw = GaugeMetricFamily(
+            "bitnet_trainer_objective_loss", "One objective's loss.", labels=["objective"]
+        )
+        weight = GaugeMetricFamily(
+            "bitnet_trainer_objective_weight", "One objective's weight.", labels=["objective"]
+        )
+        for objective, share in progress.objectives.items():
+            raw.add_metric([objective], share.raw)
+            weight.add_metric([objective], share.weight)
+        yield from (raw, weight)
+        for name, text, current in (
+            ("state", "What the trainer is doing.", progress.state.value),
+            ("phase", "The phase being trained.", progress.phase),
+            ("teacher", "Where the teacher stands.", progress.teacher.value),
+        ):
+            family = GaugeMetricFamily(f"bitnet_trainer_{name}", text, labels=[name])
+            family.add_metric([current], 1)
+            yield family
+
+
+def _handler(reporter: Reporter) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # the name that http.server calls
+            match self.path.partition("?")[0]:
+                case "/progress":
+                    body = reporter.progress.model_dump_json(by_alias=True).encode()
+                    self._answer(200, "application/json", body)
+                case "/metrics":
+                    self._answer(200, CONTENT_TYPE_LATEST, reporter.metrics())
+                case "/healthz":
+                    self._answer(200, "text/plain", b"ok\n")
+                case _:
+                    self._answer(404, "text/plain", b"known here: /progress /metrics /healthz\n")
+
+        def _answer(self, code: int, kind: str, body: bytes) -> None:
+            self.send_response(code)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Says nothing: a poll a second would drown the training log."""
+
+    return Handler
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().split("\n") if path.exists() else []
+
+
+def _step(line: str) -> int:
+    """The step of a line, or 0 for one that is not whole. Step 0 is in no line."""
+    try:
+        return StepRecord.model_validate_json(line).step
+    except ValidationError:
+        return 0

@@ -1,0 +1,91 @@
+"""Parts of a run's set-up that its ranks do together, or that one does for all."""
+
+import inspect
+from fractions import Fraction
+from typing import Any
+
+from bitnet_crds.locations import parse_location
+from bitnet_crds.plan import PlannedPhase
+from bitnet_crds.protocol import Order
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from bitnet_trainer.data import Corpus, SourceText, Tokenizer, open_corpus
+from bitnet_trainer.errors import BadInput
+from bitnet_trainer.models.convert import ConversionReport
+from bitnet_trainer.models.load import LoadedModel
+from bitnet_trainer.ranks import Ranks
+from bitnet_trainer.record import Baseline, RunRecord, now, versions
+
+
+def check_world(phases: tuple[PlannedPhase, ...], world: int) -> None:
+    """Raises BadInput where a phase is planned for another number of ranks than there are."""
+    for phase in phases:
+        if phase.shape.world_size != world:
+            raise BadInput(
+                f"phase {phase.name!r} is planned for {phase.shape.world_size} ranks and {world} were "
+                "started. Start as many as workers.count x gpusPerWorker says (one a worker without GPUs)."
+            )
+
+
+def wrapped(student: nn.Module, ranks: Ranks) -> nn.Module:
+    """The student as the ranks train it together: in DDP where there are several."""
+    if ranks.world == 1:
+        return student
+    # Every rank sets lambda itself. Torch 2.15 renames the option, and warns of the old name.
+    known = inspect.signature(DistributedDataParallel).parameters
+    options: dict[str, Any] = {
+        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
+    }
+    return DistributedDataParallel(
+        student,
+        device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        **options,
+    )
+
+
+def open_run_corpus(order: Order, tokenizer: Tokenizer, ranks: Ranks) -> Corpus:
+    """Rank 0 first, so that one process tokenises and the others find it done."""
+    data = order.spec.data
+    if not ranks.first:
+        ranks.wait()
+    corpus = open_corpus(
+        [SourceText(source.name, parse_location(source.uri).path, source.weight) for source in data.sources],
+        tokenizer,
+        sequence_length=data.sequence_length,
+        held_out=Fraction(data.held_out),
+        seed=order.spec.seed,
+        cache=order.folder / "tokens",
+    )
+    if ranks.first:
+        ranks.wait()
+    return corpus
+
+
+def known_baseline(order: Order, fingerprint: str, ranks: Ranks) -> Baseline | None:
+    """The untrained model's perplexity as an earlier process of this run measured it on the same text."""
+    record = RunRecord.read(order.folder / "run.json") if ranks.first else None
+    same = record is not None and record.data_fingerprint == fingerprint and record.spec == order.spec
+    return ranks.from_first(record.baseline if record is not None and same else None)
+
+
+def write_record(
+    order: Order, loaded: LoadedModel, conversion: ConversionReport, fingerprint: str, baseline: Baseline
+) -> None:
+    """Writes run.json; one rank calls it."""
+    path = order.folder / "run.json"
+    earlier = RunRecord.read(path)
+    RunRecord(
+        namespace=order.namespace,
+        name=order.name,
+        started=earlier.started if earlier is not None else now(),
+        spec=order.spec,
+        plan=order.plan,
+        ledger_hash=order.plan.ledger_hash,
+        data_fingerprint=fingerprint,
+        model=loaded.source,
+        converted_layers=len(conversion.converted),
+        versions=versions(),
+        baseline=baseline,
+    ).write(path)

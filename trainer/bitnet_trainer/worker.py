@@ -1,0 +1,72 @@
+"""One rank: `python -m bitnet_trainer.worker --order FILE`, started by the launcher."""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+from bitnet_crds.protocol import ExitCode, Order, Progress, TerminationReport, exit_code_label
+
+from bitnet_trainer.outcome import failure_report, leave_report
+from bitnet_trainer.report import Reporter
+from bitnet_trainer.stop import StopRequest, end_with_parent
+
+
+def main() -> None:
+    """Trains, leaves a report, and ends with the exit code that says how it went."""
+    parser = argparse.ArgumentParser(prog="python -m bitnet_trainer.worker")
+    parser.add_argument("--order", type=Path, required=True)
+    arguments = parser.parse_args()
+    rank = int(os.environ["RANK"])
+    logging.basicConfig(
+        format=f"%(asctime)s rank {rank} %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("bitnet_trainer").setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    stop = StopRequest()
+    stop.listen()
+    end_with_parent()
+    report = _report(arguments.order, rank, stop)
+    leave_report(report)
+    if report.message:
+        logging.getLogger("bitnet_trainer.worker").log(
+            logging.ERROR if report.exit_code else logging.INFO, "%s: %s", report.reason, report.message
+        )
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Interpreter shutdown would wait for communicators whose other end may be gone.
+    os._exit(report.exit_code)
+
+
+def _report(path: Path, rank: int, stop: StopRequest) -> TerminationReport:
+    order = Order.model_validate_json(path.read_text())
+    phase = order.plan.phases[0]
+    reporter = Reporter(Progress(total_steps=order.plan.total_steps, phase=phase.name))
+    try:
+        # Here and not above: importing torch takes seconds, and its failure is reported too.
+        from transformers.utils.logging import disable_progress_bar
+
+        from bitnet_trainer.loop import train
+
+        if rank == 0:
+            reporter.serve()
+        disable_progress_bar()
+        result = train(order, reporter, stop)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # every end has a report
+        return failure_report(error, rank, reporter.progress)
+    code = ExitCode.PREEMPTED if result.stopped else ExitCode.SUCCEEDED
+    return TerminationReport(
+        exit_code=code,
+        reason=exit_code_label(code),
+        message=result.message,
+        rank=rank,
+        step=reporter.progress.step,
+        checkpoint=reporter.progress.checkpoint,
+        evaluation=result.evaluation,
+        artifacts=dict(result.artifacts),
+    )
+
+
+if __name__ == "__main__":
+    main()
