@@ -1,0 +1,1 @@
+"""The operator: watches BitNetRuns, decides, and drives the jobs that train them."""

@@ -1,0 +1,114 @@
+"""The API server, asked in plain JSON over the Kubernetes client's own connection, login and token renewal."""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from kubernetes.aio import client, config
+from kubernetes.aio.client.exceptions import ApiException
+from kubernetes.aio.config import ConfigException
+
+FIELD_MANAGER = "bitnet-operator"
+TIMEOUT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A kind of object, by its place in the API."""
+
+    group: str
+    """Empty for the core group."""
+    version: str
+    plural: str
+
+    def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
+        """The path of one object, of a namespace's, or (with neither) of the whole cluster's."""
+        parts = ["apis", self.group, self.version] if self.group else ["api", self.version]
+        parts += ["namespaces", namespace, self.plural] if namespace else [self.plural]
+        return "/" + "/".join([*parts, *filter(None, [name, subresource])])
+
+
+class ApiError(Exception):
+    """The API server refused: `status` is the HTTP status, the text is the server's own message."""
+
+    def __init__(self, status: int, message: str) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+class Api:
+    """One connection pool to one API server. Every method raises ApiError where the server refuses."""
+
+    def __init__(self, connection: client.ApiClient) -> None:
+        self._connection = connection
+
+    async def get(self, path: str, **query: str | int) -> dict[str, Any]:
+        """An object, or a list with `labelSelector`, `limit` and `continue` as query."""
+        return await self._request("GET", path, query=query)
+
+    async def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Creates an object in the collection at `path`."""
+        return await self._request("POST", path, body=body)
+
+    async def server_side_apply(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Has the object at `path` hold `body`'s fields, creating it where it does not exist."""
+        query: dict[str, str | int] = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        return await self._request("PATCH", path, query, body, "application/apply-patch+yaml")
+
+    async def merge_patch(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Merges `body` into the object at `path` (RFC 7386)."""
+        return await self._request(
+            "PATCH", path, {"fieldManager": FIELD_MANAGER}, body, "application/merge-patch+json"
+        )
+
+    async def delete(self, path: str) -> dict[str, Any]:
+        """Deletes the object at `path`; what it owns goes after it."""
+        return await self._request("DELETE", path, query={"propagationPolicy": "Background"})
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str | int] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = "application/json",
+    ) -> dict[str, Any]:
+        request = await self._connection.param_serialize(
+            method,
+            path,
+            query_params=list((query or {}).items()),
+            header_params={"Accept": "application/json", "Content-Type": content_type},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        try:
+            response = await self._connection.call_api(*request, _request_timeout=TIMEOUT_SECONDS)
+            content = await response.read()  # type: ignore[no-untyped-call]
+        except ApiException as error:
+            raise ApiError(error.status or 0, str(error.reason)) from error
+        answer: dict[str, Any] = _json(content)
+        if not 200 <= response.status <= 299:
+            raise ApiError(response.status, answer.get("message") or f"{response.status} {response.reason}")
+        return answer
+
+
+def _json(content: bytes) -> dict[str, Any]:
+    """The answer as JSON; a proxy in between may answer with a page instead."""
+    try:
+        answer = json.loads(content)
+    except ValueError:
+        return {"message": content.decode(errors="replace")}
+    return answer if isinstance(answer, dict) else {"message": str(answer)}
+
+
+@asynccontextmanager
+async def connect() -> AsyncIterator[Api]:
+    """Opens the connection, with the pod's service account or, outside a cluster, the kubeconfig."""
+    try:
+        config.load_incluster_config()  # type: ignore[no-untyped-call]
+    except ConfigException:
+        await config.load_kube_config()  # type: ignore[no-untyped-call]
+    async with client.ApiClient() as connection:
+        yield Api(connection)

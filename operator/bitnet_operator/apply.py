@@ -1,0 +1,119 @@
+"""apply: makes a decision true. Children first, then ONE status write, then events."""
+
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any
+
+from bitnet_crds import BitNetRun, BitNetRunStatus, Plan, parse_run
+from bitnet_crds.spec import API_VERSION, KIND
+
+from bitnet_operator.api import FIELD_MANAGER, Api, ApiError, Resource
+from bitnet_operator.backends import pytorchjob
+from bitnet_operator.decide import child_refused, timestamp
+from bitnet_operator.decision import Decision, Event
+from bitnet_operator.desired import order_config_map, order_name
+from bitnet_operator.observation import Observation
+from bitnet_operator.observe import RUNS
+from bitnet_operator.reconcile import Key
+
+log = logging.getLogger(__name__)
+
+CONFIG_MAPS = Resource("", "v1", "configmaps")
+EVENTS = Resource("", "v1", "events")
+
+EVENT_MESSAGE_LIMIT = 1024
+"""Characters that Kubernetes takes in an Event's message."""
+
+
+async def apply(
+    api: Api, trainer_image: str, key: Key, observation: Observation, plan: Plan | None, decision: Decision
+) -> BitNetRunStatus:
+    """Makes the decision true, so that doing it twice is doing it once. Returns the status that then stands.
+
+    A child that the API server finds wrong fails the run, since only a person can mend its template. Any
+    other refusal raises, and the queue comes back to it.
+    """
+    if decision.ensure is not None and plan is not None:
+        run = parse_run(observation.document)
+        try:
+            await _ensure(api, trainer_image, run, plan, decision.ensure, decision.status)
+        except ApiError as error:
+            if error.status not in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY):
+                raise
+            decision = child_refused(observation, str(error), datetime.now(UTC))
+    for job in (*decision.delete, *filter(None, [decision.stop])):
+        await _delete(api, pytorchjob.RESOURCE.path(key.namespace, job))
+        await _delete(api, CONFIG_MAPS.path(key.namespace, order_name(job)))
+    await _write_status(api, key, observation, decision.status)
+    for event in decision.events:
+        await _post(api, key, observation, event)
+    return decision.status
+
+
+async def _ensure(
+    api: Api, trainer_image: str, run: BitNetRun, plan: Plan, job: str, status: BitNetRunStatus
+) -> None:
+    """The job and its order exist afterwards. The order comes first, since the job's pods mount it."""
+    namespace = run.metadata.namespace
+    segment = next(segment for segment in reversed(status.segments) if segment.job == job)
+    await api.server_side_apply(
+        CONFIG_MAPS.path(namespace, order_name(job)), order_config_map(run, plan, job)
+    )
+    await api.server_side_apply(
+        pytorchjob.RESOURCE.path(namespace, job),
+        pytorchjob.manifest(run, job, segment.shape, trainer_image),
+    )
+    log.info("%s/%s: job %s is there", namespace, run.metadata.name, job)
+
+
+async def _delete(api: Api, path: str) -> None:
+    try:
+        await api.delete(path)
+    except ApiError as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+
+
+async def _write_status(api: Api, key: Key, observation: Observation, status: BitNetRunStatus) -> None:
+    """Writes what changed, and only if nobody else wrote since it was observed."""
+    before = observation.document.get("status") or {}
+    after = status.model_dump(mode="json", by_alias=True, exclude_none=True)
+    patch = _top_level_patch(before, after)
+    if not patch:
+        return
+    version = observation.document["metadata"]["resourceVersion"]
+    await api.merge_patch(
+        RUNS.path(*key, "status"), {"metadata": {"resourceVersion": version}, "status": patch}
+    )
+
+
+def _top_level_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The merge patch (RFC 7386) that turns one status into the other: whole fields, null for those gone."""
+    changed = {name: value for name, value in after.items() if before.get(name) != value}
+    return changed | {name: None for name in before if name not in after}
+
+
+async def _post(api: Api, key: Key, observation: Observation, event: Event) -> None:
+    metadata = observation.document["metadata"]
+    now = timestamp(datetime.now(UTC))
+    body = {
+        "metadata": {"generateName": f"{key.name}-", "namespace": key.namespace},
+        "involvedObject": {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "name": key.name,
+            "namespace": key.namespace,
+            "uid": metadata["uid"],
+            "resourceVersion": metadata["resourceVersion"],
+        },
+        "type": event.type,
+        "reason": event.reason,
+        "message": event.message[:EVENT_MESSAGE_LIMIT],
+        "source": {"component": FIELD_MANAGER},
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }
+    await api.create(EVENTS.path(key.namespace), body)

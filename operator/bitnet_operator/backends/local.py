@@ -1,0 +1,232 @@
+"""The local backend: this machine as a world that one run lives in, its job being a process group.
+
+The run's folder holds all there is to know, so that a second `bitnetctl run` finds what the first one left,
+even a trainer that still runs.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from pydantic import ValidationError
+
+from bitnet_crds import BitNetRunStatus, ExitCode, Order, Plan, Progress, TerminationReport, parse_run
+from bitnet_crds.protocol import run_folder
+from bitnet_operator.decision import Decision, Event
+from bitnet_operator.observation import Job, JobState, Observation, Pod
+from bitnet_operator.progress import ask
+from bitnet_operator.reconcile import Key
+
+
+class RunInUseError(Exception):
+    """Another bitnetctl drives this run."""
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """Where one job keeps what it was told and what it said."""
+
+    path: Path
+
+    @property
+    def order(self) -> Path:
+        """The order, as JSON."""
+        return self.path / "order.json"
+
+    @property
+    def log(self) -> Path:
+        """All output of the job's processes."""
+        return self.path / "trainer.log"
+
+    @property
+    def termination(self) -> Path:
+        """The termination report, as JSON."""
+        return self.path / "termination.json"
+
+    @property
+    def alive(self) -> Path:
+        """Locked for as long as the launcher lives, whoever started it; holds its process id and port."""
+        return self.path / "alive"
+
+    def exists(self) -> bool:
+        """Whether the job was ever started."""
+        return self.alive.exists()
+
+    def is_alive(self) -> bool:
+        """Whether its launcher still runs. A lock cannot be mistaken as a process id can."""
+        with self.alive.open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    def process(self) -> tuple[int, int]:
+        """Process id of the launcher, and the port that it serves /progress on."""
+        pid, port = self.alive.read_text().split()
+        return int(pid), int(port)
+
+    def report(self) -> TerminationReport | None:
+        """The job's last word, if it left one."""
+        try:
+            return TerminationReport.model_validate_json(self.termination.read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+
+@dataclass
+class LocalMachine:
+    """The one run of `document`, on this machine."""
+
+    document: Mapping[str, Any]
+    http: aiohttp.ClientSession
+    on_event: Callable[[Event], None]
+    stop_requested: bool = False
+    """Set where a person wants the run to checkpoint and stop."""
+    progress: Progress | None = None
+    """What the trainer answered last."""
+    status: BitNetRunStatus = field(default_factory=BitNetRunStatus)
+    _children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        run = parse_run(self.document)
+        self.folder = run_folder(run.spec, run.metadata.namespace, run.metadata.name)
+        if self._status_file.exists():
+            self.status = BitNetRunStatus.model_validate_json(self._status_file.read_bytes())
+
+    @property
+    def _status_file(self) -> Path:
+        return self.folder / "status.json"
+
+    def job_folder(self, job: str) -> JobFolder:
+        """Where that job keeps its files."""
+        return JobFolder(self.folder / "jobs" / job)
+
+    async def observe(self, key: Key) -> Observation | None:  # noqa: ARG002 - there is one run only
+        """The run as it stands now."""
+        begun = list(dict.fromkeys(segment.job for segment in self.status.segments))
+        # The job after the last one is there when bitnetctl died between starting it and writing that down.
+        unwritten = f"{self.document['metadata']['name']}-{len(begun)}"
+        jobs = [await self._job(name) for name in (*begun[-1:], unwritten) if self.job_folder(name).exists()]
+        return Observation(self.document, self.status, tuple(jobs), self.stop_requested)
+
+    async def apply(self, key: Key, observation: Observation, plan: Plan | None, decision: Decision) -> None:
+        """Makes the decision true: the process, then the status, then events."""
+        if decision.ensure is not None and plan is not None and observation.job(decision.ensure) is None:
+            self._start(key, decision.ensure, plan)
+        if decision.stop is not None:
+            self.interrupt(decision.stop)
+        if decision.status != self.status or not self._status_file.exists():
+            self.status = decision.status
+            _write(self._status_file, self.status.model_dump_json(by_alias=True, exclude_none=True, indent=2))
+        for event in decision.events:
+            self.on_event(event)
+
+    def interrupt(self, job: str) -> None:
+        """Asks the job's launcher to checkpoint and stop. Asking twice is asking once."""
+        folder = self.job_folder(job)
+        if folder.is_alive():
+            os.kill(folder.process()[0], signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Ends the processes of the current job at once; its last committed checkpoint stays."""
+        for segment in self.status.segments[-1:]:
+            folder = self.job_folder(segment.job)
+            if folder.exists() and folder.is_alive():
+                os.killpg(folder.process()[0], signal.SIGKILL)
+
+    async def wait(self, seconds: float) -> None:
+        """Sleeps, but no longer than until a process that was started here ends."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        running = [child for child in self._children.values() if child.poll() is None]
+        while asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(min(0.1, seconds))
+            if any(child.poll() is not None for child in running):
+                return
+
+    def _start(self, key: Key, job: str, plan: Plan) -> None:
+        folder = self.job_folder(job)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        spec = parse_run(self.document).spec
+        order = Order(namespace=key.namespace, name=key.name, job=job, spec=spec, plan=plan)
+        _write(folder.order, order.model_dump_json(by_alias=True, exclude_none=True))
+        port = _free_port()
+        with folder.alive.open("w") as alive, folder.log.open("ab") as log:
+            # The child inherits the locked descriptor, and with it the lock.
+            fcntl.flock(alive, fcntl.LOCK_EX)
+            child = subprocess.Popen(
+                [sys.executable, "-m", "bitnet_trainer", "--order", str(folder.order)],
+                env=os.environ
+                | {
+                    "BITNET_PORT": str(port),
+                    "BITNET_TERMINATION_LOG": str(folder.termination),
+                    "PYTHONUNBUFFERED": "1",
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[alive.fileno()],
+                # Ctrl-C in the terminal is for bitnetctl, which then asks the trainer to stop.
+                start_new_session=True,
+            )
+            alive.write(f"{child.pid} {port}\n")
+        self._children[job] = child
+
+    async def _job(self, name: str) -> Job:
+        folder = self.job_folder(name)
+        if folder.is_alive():
+            self.progress = await ask(self.http, "127.0.0.1", folder.process()[1])
+            return Job(name, JobState.ACTIVE, pods=(Pod(name, 0, running=True),), progress=self.progress)
+        report = folder.report()
+        exit_code = self._exit_code(name, report)
+        pod = Pod(name, 0, exit_code=exit_code, report=report, message=_last_line(folder.log))
+        return Job(name, JobState.SUCCEEDED if exit_code == 0 else JobState.FAILED, pods=(pod,))
+
+    def _exit_code(self, job: str, report: TerminationReport | None) -> int:
+        child = self._children.get(job)
+        if child is not None:
+            code = child.wait()
+            return 128 - code if code < 0 else code
+        # Another bitnetctl started it, so its exit code is known from its last word alone.
+        return report.exit_code if report is not None else int(ExitCode.CRASHED)
+
+
+@contextlib.contextmanager
+def only_driver(folder: Path) -> Iterator[None]:
+    """Holds the run for this process. Raises RunInUseError where another bitnetctl holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "driver").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunInUseError(f"{folder}: another bitnetctl runs this; wait for it or stop it") from None
+        yield
+
+
+def _write(path: Path, text: str) -> None:
+    """Replaces a file in one step, so that no reader and no crash sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def _last_line(log: Path) -> str | None:
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    return lines[-1] if lines else None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

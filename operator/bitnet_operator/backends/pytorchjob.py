@@ -1,0 +1,60 @@
+"""The PyTorchJob backend (kubeflow.org/v1): what the child looks like, and how its state is read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bitnet_crds import BitNetRun, Shape
+
+from bitnet_operator.api import Resource
+from bitnet_operator.desired import child_metadata, pod_template
+from bitnet_operator.observation import JobState
+
+RESOURCE = Resource("kubeflow.org", "v1", "pytorchjobs")
+
+_REPLICA_TYPE_LABEL = "training.kubeflow.org/replica-type"
+_REPLICA_INDEX_LABEL = "training.kubeflow.org/replica-index"
+
+
+def manifest(run: BitNetRun, job: str, shape: Shape, trainer_image: str) -> dict[str, Any]:
+    """The PyTorchJob of one job: one Master, which holds rank 0, and the other workers.
+
+    A failed pod ends the job (restartPolicy Never): attempts are counted in the run's status, and a job that
+    restarts pods by itself would leave ranks with a stale rendezvous. When the job has ended, pods that still
+    run are removed with their GPUs, and those that ended stay for their logs.
+    """
+    template = pod_template(run, job, trainer_image)
+    replicas = {"Master": _replica(template, 1)}
+    if shape.workers > 1:
+        replicas["Worker"] = _replica(template, shape.workers - 1)
+    return {
+        "apiVersion": f"{RESOURCE.group}/{RESOURCE.version}",
+        "kind": "PyTorchJob",
+        "metadata": child_metadata(run, job, job),
+        "spec": {
+            "nprocPerNode": str(shape.processes_per_worker),
+            "runPolicy": {"cleanPodPolicy": "Running", "backoffLimit": 0},
+            "pytorchReplicaSpecs": replicas,
+        },
+    }
+
+
+def state(job: Mapping[str, Any]) -> tuple[JobState, str | None]:
+    """Where a PyTorchJob stands, and what its controller says of it."""
+    conditions = {condition["type"]: condition for condition in job.get("status", {}).get("conditions", [])}
+    for type_, state in (("Succeeded", JobState.SUCCEEDED), ("Failed", JobState.FAILED)):
+        condition = conditions.get(type_)
+        if condition is not None and condition["status"] == "True":
+            return state, condition.get("message")
+    return JobState.ACTIVE, None
+
+
+def pod_rank(pod: Mapping[str, Any]) -> int:
+    """The pod's index among the job's pods, from the labels that the training operator gives it."""
+    labels = pod["metadata"]["labels"]
+    if labels.get(_REPLICA_TYPE_LABEL) == "master":
+        return 0
+    return 1 + int(labels.get(_REPLICA_INDEX_LABEL, "0"))
+
+
+def _replica(template: dict[str, Any], count: int) -> dict[str, Any]:
+    return {"replicas": count, "restartPolicy": "Never", "template": template}

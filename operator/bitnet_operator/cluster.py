@@ -1,0 +1,54 @@
+"""The cluster as a world that runs live in."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import aiohttp
+from bitnet_crds import Plan
+
+from bitnet_operator.api import Api
+from bitnet_operator.apply import apply
+from bitnet_operator.decision import Decision
+from bitnet_operator.metrics import RunMetrics
+from bitnet_operator.observation import Observation
+from bitnet_operator.observe import RUNS, observe
+from bitnet_operator.reconcile import Key
+
+_PAGE = 500
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Kubernetes cluster, seen through its API server and its pods' /progress."""
+
+    api: Api
+    http: aiohttp.ClientSession
+    """For asking pods; it never carries the operator's credentials."""
+    trainer_image: str
+    metrics: RunMetrics
+
+    async def observe(self, key: Key) -> Observation | None:
+        """The run as it stands now; None where it is gone or going."""
+        observation = await observe(self.api, self.http, key)
+        if observation is None:
+            self.metrics.gone(key)
+        return observation
+
+    async def apply(self, key: Key, observation: Observation, plan: Plan | None, decision: Decision) -> None:
+        """Makes the decision true: children, then the status in one write, then events."""
+        status = await apply(self.api, self.trainer_image, key, observation, plan, decision)
+        self.metrics.saw(key, status)
+
+    async def keys(self, namespaces: Iterable[str]) -> list[Key]:
+        """All runs in these namespaces; in the whole cluster where none is named."""
+        found: list[Key] = []
+        for namespace in tuple(namespaces) or (None,):
+            query: dict[str, str | int] = {"limit": _PAGE}
+            while True:
+                page = await self.api.get(RUNS.path(namespace), **query)
+                for run in page["items"]:
+                    found.append(Key(run["metadata"]["namespace"], run["metadata"]["name"]))
+                if not page["metadata"].get("continue"):
+                    break
+                query["continue"] = page["metadata"]["continue"]
+        return found

@@ -1,0 +1,32 @@
+"""Decision: all that `decide` may ask for, as frozen records."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bitnet_crds import BitNetRunStatus
+
+
+@dataclass(frozen=True)
+class Event:
+    """A Kubernetes Event on the run, or a line on a terminal."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to be true next: children first, then the status, then events."""
+
+    status: BitNetRunStatus
+    """The whole status as it is to stand."""
+    ensure: str | None = None
+    """The child job that is to exist; nothing happens where it does."""
+    stop: str | None = None
+    """The child job whose pods are to be asked to stop, keeping what they said."""
+    delete: tuple[str, ...] = ()
+    """Child jobs that are to be gone."""
+    events: tuple[Event, ...] = ()
+    wake_after: float | None = None
+    """Seconds until the run is to be looked at again, even when nothing happens."""

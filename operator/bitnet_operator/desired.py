@@ -1,0 +1,121 @@
+"""desired: what a child job is to look like, as Kubernetes manifests. Pure."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from bitnet_crds import BitNetRun, Order, Plan
+from bitnet_crds.locations import PVC_MOUNT_ROOT, parse_location
+from bitnet_crds.protocol import PROGRESS_PORT
+from bitnet_crds.spec import API_VERSION, KIND, BitNetRunSpec
+
+from bitnet_operator.pod_template import merge
+
+RUN_LABEL = "bitnet.training/run"
+JOB_LABEL = "bitnet.training/job"
+CONTAINER = "pytorch"
+ORDER_FOLDER = "/etc/bitnet"
+
+
+def order_name(job: str) -> str:
+    """Name of the ConfigMap that holds a job's order and plan."""
+    return f"{job}-order"
+
+
+def order_config_map(run: BitNetRun, plan: Plan, job: str) -> dict[str, Any]:
+    """The ConfigMap that tells a job's pods what to train. `plan.json` is there for people to read."""
+    order = Order(namespace=run.metadata.namespace, name=run.metadata.name, job=job, spec=run.spec, plan=plan)
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": child_metadata(run, order_name(job), job),
+        "data": {
+            "order.json": order.model_dump_json(by_alias=True, exclude_none=True),
+            "plan.json": plan.model_dump_json(by_alias=True, indent=2),
+        },
+    }
+
+
+def child_metadata(run: BitNetRun, name: str, job: str) -> dict[str, Any]:
+    """Metadata of a child: labels to find it by, and the owner with which it goes."""
+    return {
+        "name": name,
+        "namespace": run.metadata.namespace,
+        "labels": labels(run, job),
+        "ownerReferences": [
+            {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                "name": run.metadata.name,
+                "uid": run.metadata.uid,
+                "controller": True,
+                "blockOwnerDeletion": True,
+            }
+        ],
+    }
+
+
+def labels(run: BitNetRun, job: str) -> dict[str, str]:
+    """Labels of a job, its pods and its ConfigMap."""
+    return {
+        RUN_LABEL: run.metadata.name,
+        JOB_LABEL: job,
+        "app.kubernetes.io/managed-by": "bitnet-operator",
+    }
+
+
+def pod_template(run: BitNetRun, job: str, trainer_image: str) -> dict[str, Any]:
+    """The template of a job's pods: the operator's own, with spec.workers.template merged over it.
+
+    Pods hold no Kubernetes credentials: they are asked, and answer.
+    """
+    gpus = run.spec.workers.gpus_per_worker
+    claims = sorted(_claims(run.spec))
+    base = {
+        "metadata": {"labels": labels(run, job)},
+        "spec": {
+            "automountServiceAccountToken": False,
+            "terminationGracePeriodSeconds": 60,
+            "containers": [
+                {
+                    "name": CONTAINER,
+                    "image": trainer_image,
+                    "command": ["python", "-m", "bitnet_trainer"],
+                    "args": ["--order", f"{ORDER_FOLDER}/order.json"],
+                    "env": [{"name": "PYTHONUNBUFFERED", "value": "1"}],
+                    "ports": [{"name": "progress", "containerPort": PROGRESS_PORT}],
+                    "resources": {"limits": {"nvidia.com/gpu": gpus}} if gpus else {},
+                    "volumeMounts": [
+                        {"name": "order", "mountPath": ORDER_FOLDER, "readOnly": True},
+                        {"name": "shared-memory", "mountPath": "/dev/shm"},
+                        *(
+                            {"name": f"claim-{claim}", "mountPath": f"{PVC_MOUNT_ROOT}/{claim}"}
+                            for claim in claims
+                        ),
+                    ],
+                }
+            ],
+            "volumes": [
+                {"name": "order", "configMap": {"name": order_name(job)}},
+                # NCCL and data loading share memory through /dev/shm, of which a container has 64 MiB.
+                {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
+                *(
+                    {"name": f"claim-{claim}", "persistentVolumeClaim": {"claimName": claim}}
+                    for claim in claims
+                ),
+            ],
+        },
+    }
+    return merge(base, run.spec.workers.template or {})
+
+
+def _claims(spec: BitNetRunSpec) -> set[str]:
+    claims = (parse_location(address).claim for address in _addresses(spec))
+    return {claim for claim in claims if claim is not None}
+
+
+def _addresses(spec: BitNetRunSpec) -> Iterable[str]:
+    yield spec.model.from_
+    yield spec.checkpoint.uri
+    yield from (source.uri for source in spec.data.sources)
+    if spec.teacher is not None:
+        yield spec.teacher.from_

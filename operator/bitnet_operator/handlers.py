@@ -1,0 +1,28 @@
+"""Events into wake-ups: whatever happened to a run or a child of it, the run is looked at afresh."""
+
+from typing import Any
+
+import kopf
+from bitnet_crds.spec import API_GROUP
+
+from bitnet_operator.backends import pytorchjob
+from bitnet_operator.desired import RUN_LABEL
+from bitnet_operator.queue import WorkQueue
+from bitnet_operator.reconcile import Key
+
+
+def register(registry: kopf.OperatorRegistry, queue: WorkQueue[Key]) -> None:
+    """Subscribes the queue to runs, their jobs and their pods."""
+
+    async def wake_run(namespace: str | None, name: str | None, **_: Any) -> None:
+        queue.wake(Key(namespace or "", name or ""))
+
+    async def wake_owner(namespace: str | None, labels: kopf.Labels, **_: Any) -> None:
+        queue.wake(Key(namespace or "", labels[RUN_LABEL]))
+
+    ours = {RUN_LABEL: kopf.PRESENT}
+    kopf.on.event(API_GROUP, "bitnetruns", registry=registry)(wake_run)
+    kopf.on.event(pytorchjob.RESOURCE.group, pytorchjob.RESOURCE.plural, labels=ours, registry=registry)(
+        wake_owner
+    )
+    kopf.on.event("", "v1", "pods", labels=ours, registry=registry)(wake_owner)

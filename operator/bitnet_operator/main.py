@@ -1,0 +1,113 @@
+"""The operator's process: options, kopf's start-up and login, liveness, metrics; nothing else."""
+
+import asyncio
+import logging
+from datetime import UTC, datetime
+from typing import Annotated
+
+import aiohttp
+import kopf
+import typer
+from prometheus_client import REGISTRY, start_http_server
+
+from bitnet_operator import handlers, health
+from bitnet_operator.api import ApiError, connect
+from bitnet_operator.cluster import Cluster
+from bitnet_operator.decide import Settings
+from bitnet_operator.metrics import RunMetrics
+from bitnet_operator.queue import WorkQueue
+from bitnet_operator.reconcile import Key, reconcile
+
+log = logging.getLogger(__name__)
+
+RESYNC_SECONDS = 300.0
+"""Between two lists of all runs, which find what no event told of."""
+
+
+def operate(
+    trainer_image: Annotated[
+        str, typer.Option(envvar="BITNET_TRAINER_IMAGE", help="Image of the pods that train.")
+    ],
+    namespace: Annotated[
+        list[str] | None, typer.Option(help="Namespace to watch; may be given more than once. Default: all.")
+    ] = None,
+    progress_interval: Annotated[
+        float, typer.Option(envvar="BITNET_PROGRESS_INTERVAL", help="Seconds between two looks at a run.")
+    ] = 15.0,
+    first_retry_delay: Annotated[
+        float,
+        typer.Option(envvar="BITNET_FIRST_RETRY_DELAY", help="Seconds before the first retry; doubles."),
+    ] = 10.0,
+    metrics_port: Annotated[int, typer.Option(envvar="BITNET_METRICS_PORT", help="Serves /metrics.")] = 9090,
+    health_port: Annotated[int, typer.Option(envvar="BITNET_HEALTH_PORT", help="Serves /healthz.")] = 8080,
+) -> None:
+    """Watches BitNetRuns and trains them."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    metrics = RunMetrics()
+    REGISTRY.register(metrics)
+    start_http_server(metrics_port)
+    settings = Settings(progress_interval=progress_interval, first_retry_delay=first_retry_delay)
+    asyncio.run(_operate(trainer_image, namespace or [], settings, metrics, health_port))
+
+
+async def _operate(
+    trainer_image: str, namespaces: list[str], settings: Settings, metrics: RunMetrics, health_port: int
+) -> None:
+    liveness = health.Liveness(limit_seconds=3 * RESYNC_SECONDS)
+    async with (
+        connect() as api,
+        aiohttp.ClientSession() as http,
+        health.serve(liveness, health_port),
+        asyncio.TaskGroup() as group,
+    ):
+        cluster = Cluster(api, http, trainer_image, metrics)
+
+        async def work(key: Key) -> float | None:
+            return await reconcile(cluster, key, datetime.now(UTC), settings)
+
+        queue: WorkQueue[Key] = WorkQueue(work)
+        own = [
+            group.create_task(queue.run()),
+            group.create_task(_resync(cluster, namespaces, queue, liveness)),
+        ]
+        registry = kopf.OperatorRegistry()
+        handlers.register(registry, queue)
+        await kopf.operator(
+            registry=registry,
+            settings=_kopf_settings(),
+            standalone=True,
+            clusterwide=not namespaces,
+            namespaces=namespaces,
+        )
+        for task in own:
+            task.cancel()
+
+
+def _kopf_settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    # The operator posts its own events, once a decision is written; kopf would post each log line as one.
+    settings.posting.enabled = False
+    return settings
+
+
+async def _resync(
+    cluster: Cluster, namespaces: list[str], queue: WorkQueue[Key], liveness: health.Liveness
+) -> None:
+    while True:
+        try:
+            for key in await cluster.keys(namespaces):
+                queue.wake(key)
+        except (ApiError, aiohttp.ClientError, TimeoutError) as error:
+            log.warning("could not list the runs: %s; tried again in %.0f s", error, RESYNC_SECONDS)
+        else:
+            liveness.saw()
+        await asyncio.sleep(RESYNC_SECONDS)
+
+
+def main() -> None:
+    """Entry point of `bitnet-operator`."""
+    typer.run(operate)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Observation: all that `decide` may know of the world, as frozen records."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+from bitnet_crds import BitNetRunStatus, Progress, TerminationReport
+
+
+class JobState(Enum):
+    """Where a child job stands."""
+
+    ACTIVE = auto()
+    SUCCEEDED = auto()
+    FAILED = auto()
+
+
+@dataclass(frozen=True)
+class Pod:
+    """One pod of a job, or the one local process group that stands for it."""
+
+    name: str
+    rank: int
+    """The pod's index among the job's pods; 0 holds rank 0 of the training."""
+    running: bool = False
+    waiting: str | None = None
+    """Why it does not run yet, as Kubernetes says: `ImagePullBackOff: …`."""
+    disruption: str | None = None
+    """Why Kubernetes itself stopped it, where it did: `Evicted: …`, `PreemptionByScheduler: …`."""
+    exit_code: int | None = None
+    """Of the training container, once it has ended."""
+    report: TerminationReport | None = None
+    """Its last word, where there was one to read."""
+    message: str | None = None
+    """What else was found in the termination message or said of the container."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One child job and what its pods say."""
+
+    name: str
+    state: JobState
+    message: str | None = None
+    """Why it failed, as the job's own controller says."""
+    pods: tuple[Pod, ...] = ()
+    progress: Progress | None = None
+    """What rank 0 answered, where it could be asked."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One run, as it stands now."""
+
+    document: Mapping[str, Any]
+    """The BitNetRun as a person wrote it, with the metadata it was given."""
+    status: BitNetRunStatus
+    """What was decided so far, read from where it was written."""
+    jobs: tuple[Job, ...] = ()
+    stop_requested: bool = False
+    """Whether a person wants the run to stop here and go on another time."""
+
+    def job(self, name: str) -> Job | None:
+        """The child of that name, if it exists."""
+        return next((job for job in self.jobs if job.name == name), None)

@@ -1,0 +1,115 @@
+"""observe: reads the cluster into an Observation. Decides nothing."""
+
+import asyncio
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import aiohttp
+from bitnet_crds import BitNetRunStatus, TerminationReport
+from bitnet_crds.spec import API_GROUP, API_VERSION
+from pydantic import ValidationError
+
+from bitnet_operator.api import Api, ApiError, Resource
+from bitnet_operator.backends import pytorchjob
+from bitnet_operator.desired import CONTAINER, JOB_LABEL, RUN_LABEL
+from bitnet_operator.observation import Job, JobState, Observation, Pod
+from bitnet_operator.progress import ask
+from bitnet_operator.reconcile import Key
+
+RUNS = Resource(API_GROUP, API_VERSION.split("/")[1], "bitnetruns")
+PODS = Resource("", "v1", "pods")
+
+
+async def observe(api: Api, http: aiohttp.ClientSession, key: Key) -> Observation | None:
+    """The run, its jobs, their pods and what rank 0 says; None where the run is gone or being deleted."""
+    try:
+        document = await api.get(RUNS.path(*key))
+    except ApiError as error:
+        if error.status == HTTPStatus.NOT_FOUND:
+            return None
+        raise
+    if _is_going(document):
+        return None
+    selector = f"{RUN_LABEL}={key.name}"
+    jobs, pods = await asyncio.gather(
+        api.get(pytorchjob.RESOURCE.path(key.namespace), labelSelector=selector),
+        api.get(PODS.path(key.namespace), labelSelector=selector),
+    )
+    by_job: dict[str, list[dict[str, Any]]] = {}
+    for pod in pods["items"]:
+        by_job.setdefault(pod["metadata"]["labels"].get(JOB_LABEL, ""), []).append(pod)
+    observed = [
+        await _job(http, job, by_job.get(job["metadata"]["name"], []))
+        for job in jobs["items"]
+        if not _is_going(job)
+    ]
+    status = BitNetRunStatus.model_validate(document.get("status") or {})
+    return Observation(document=document, status=status, jobs=tuple(observed))
+
+
+def _is_going(manifest: Mapping[str, Any]) -> bool:
+    return "deletionTimestamp" in manifest["metadata"]
+
+
+async def _job(http: aiohttp.ClientSession, job: Mapping[str, Any], pods: list[dict[str, Any]]) -> Job:
+    state, message = pytorchjob.state(job)
+    progress = None
+    if state is JobState.ACTIVE:
+        for pod in pods:
+            address = pod["status"].get("podIP")
+            if address and pod["status"].get("phase") == "Running" and pytorchjob.pod_rank(pod) == 0:
+                progress = await ask(http, address)
+    observed = tuple(sorted((_pod(pod) for pod in pods), key=lambda pod: pod.rank))
+    return Job(job["metadata"]["name"], state, message, observed, progress)
+
+
+def _pod(pod: Mapping[str, Any]) -> Pod:
+    statuses = pod["status"].get("containerStatuses", [])
+    state: Mapping[str, Any] = next(
+        (status.get("state", {}) for status in statuses if status["name"] == CONTAINER), {}
+    )
+    terminated: Mapping[str, Any] = state.get("terminated", {})
+    message = terminated.get("message")
+    report = _report(message)
+    return Pod(
+        name=pod["metadata"]["name"],
+        rank=pytorchjob.pod_rank(pod),
+        running="running" in state,
+        waiting=_waiting(pod, state),
+        disruption=_disruption(pod),
+        exit_code=terminated.get("exitCode"),
+        report=report,
+        message=None if report else message or terminated.get("reason"),
+    )
+
+
+def _report(message: str | None) -> TerminationReport | None:
+    """The termination message as a report; None where a pod left other words, or none."""
+    if message is None:
+        return None
+    try:
+        return TerminationReport.model_validate_json(message)
+    except ValidationError:
+        return None
+
+
+def _waiting(pod: Mapping[str, Any], state: Mapping[str, Any]) -> str | None:
+    if "waiting" in state:
+        return _sentence(state["waiting"])
+    for condition in pod["status"].get("conditions", []):
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return _sentence(condition)
+    return None
+
+
+def _disruption(pod: Mapping[str, Any]) -> str | None:
+    """Kubernetes' own word that it stopped the pod: drained, evicted, preempted, or its node lost."""
+    for condition in pod["status"].get("conditions", []):
+        if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
+            return _sentence(condition)
+    return _sentence(pod["status"]) if pod["status"].get("reason") == "Evicted" else None
+
+
+def _sentence(said: Mapping[str, Any]) -> str:
+    return ": ".join(part for part in (said.get("reason"), said.get("message")) if part)

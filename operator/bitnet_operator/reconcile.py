@@ -1,0 +1,49 @@
+"""reconcile: observe -> decide -> apply, for one run."""
+
+from datetime import datetime
+from typing import NamedTuple, Protocol
+
+from bitnet_crds import InvalidRun, Plan, parse_run, plan
+
+from bitnet_operator.decide import Settings, decide, reject
+from bitnet_operator.decision import Decision
+from bitnet_operator.observation import Observation
+
+
+class Key(NamedTuple):
+    """Names a run."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class World(Protocol):
+    """Where runs live: a Kubernetes cluster, or this machine."""
+
+    async def observe(self, key: Key) -> Observation | None:
+        """The run as it stands now; None where it is gone."""
+        ...
+
+    async def apply(self, key: Key, observation: Observation, plan: Plan | None, decision: Decision) -> None:
+        """Makes the decision true: children, then the status in one write, then events."""
+        ...
+
+
+async def reconcile(world: World, key: Key, now: datetime, settings: Settings) -> float | None:
+    """Looks at one run and takes it one decision further. Returns the seconds until the next look."""
+    observation = await world.observe(key)
+    if observation is None:
+        return None
+    ledger: Plan | None = None
+    try:
+        run = parse_run(observation.document)
+        ledger = plan(run.spec)
+    except InvalidRun as invalid:
+        decision = reject(observation, invalid, now)
+    else:
+        decision = decide(run, ledger, observation, now, settings)
+    await world.apply(key, observation, ledger, decision)
+    return decision.wake_after
