@@ -15,7 +15,7 @@ PVC_MOUNT_ROOT = PurePosixPath("/mnt/pvc")
 _SHAPES = {
     "file": (r"file://(/.*)", "file:///absolute/path"),
     "pvc": (r"pvc://([a-z0-9]([-a-z0-9.]*[a-z0-9])?(/.*)?)", "pvc://claim/path"),
-    "hf": (r"hf://([\w.-]+/[\w.-]+)", "hf://organisation/name"),
+    "hf": (r"hf://([A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+)", "hf://organisation/name"),
 }
 
 
@@ -52,8 +52,11 @@ def parse_location(address: str, schemes: tuple[str, ...] = tuple(_SHAPES)) -> L
         match = re.fullmatch(_SHAPES[scheme][0], address)
         if match is not None and ".." not in PurePosixPath(match[1]).parts:
             return Location(scheme, match[1])
-    forms = " or ".join(_SHAPES[scheme][1] for scheme in schemes)
-    raise wrong(f"{address!r} is not an address that this field takes", f"Write {forms}")
+    raise wrong(f"{address!r} is not an address that this field takes", f"Write {_forms(schemes)}")
+
+
+def _forms(schemes: tuple[str, ...]) -> str:
+    return " or ".join(_SHAPES[scheme][1] for scheme in schemes)
 
 
 def _address(*schemes: str) -> tuple[AfterValidator, WithJsonSchema]:
@@ -62,7 +65,12 @@ def _address(*schemes: str) -> tuple[AfterValidator, WithJsonSchema]:
         return address
 
     return AfterValidator(check), WithJsonSchema(
-        {"type": "string", "maxLength": 1024, "pattern": f"^({'|'.join(schemes)})://.+"}
+        {
+            "type": "string",
+            "maxLength": 1024,
+            "pattern": f"^({'|'.join(_SHAPES[scheme][0] for scheme in schemes)})$",
+            "x-mend": f"not an address that this field takes: write {_forms(schemes)}",
+        }
     )
 
 

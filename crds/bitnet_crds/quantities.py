@@ -14,7 +14,9 @@ _SUFFIXES = {
     **{suffix: 1000**power for power, suffix in enumerate(("k", "M", "G", "T", "P", "E"), start=1)},
     **{suffix: 1024**power for power, suffix in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), start=1)},
 }
-QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?([eE][0-9]+|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
+QUANTITY_PATTERN = r"^([0-9]+|[0-9]+(\.[0-9]+)?([eE][0-9]{1,2}|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei))$"
+LARGEST_QUANTITY = 10**18
+"""1E: what is counted with it still fits the API server's 64 bits."""
 _QUANTITY_FIX = "Write a whole number such as 5000000, 500M, 10G or 1Ki"
 PERCENTAGE_PATTERN = r"^[0-9]+(\.[0-9]+)?%$"
 _LONGEST = 16
@@ -24,19 +26,21 @@ _LONGEST = 16
 def parse_quantity(value: Any) -> int:
     """A Kubernetes quantity as a whole number: `10G` is 10,000,000,000 and `1Ki` is 1,024.
 
-    Raises ValueError for anything that is no quantity, is negative, or is not whole.
+    Raises ValueError for anything that is no quantity, is negative, is not whole, or is more than 1E.
     Source: Kubernetes' resource.Quantity format, less its fractional (`m`) suffixes.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise wrong(f"{value!r} is not a quantity", _QUANTITY_FIX)
-    text = str(value).strip()
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(?:[eE]\+?([0-9]{1,2})|(k|[MGTPE]i?|Ki))?", text)
-    if match is None:
-        raise wrong(f"{text!r} is not a quantity", _QUANTITY_FIX)
-    digits, exponent, suffix = match.groups()
-    number = Fraction(digits) * 10 ** int(exponent or 0) * _SUFFIXES[suffix or ""]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if re.fullmatch(QUANTITY_PATTERN, str(value)) is None:
+        raise wrong(f"{value!r} is not a quantity", _QUANTITY_FIX)
+    digits, exponent, suffix = re.findall(r"([0-9.]+)(?:[eE]([0-9]+))?([a-zA-Z]*)$", str(value))[0]
+    number = Fraction(digits) * 10 ** int(exponent or 0) * _SUFFIXES[suffix]
     if number.denominator != 1:
-        raise wrong(f"{text!r} is not a whole number", _QUANTITY_FIX)
+        raise wrong(f"{value!r} is not a whole number", _QUANTITY_FIX)
+    if number > LARGEST_QUANTITY:
+        raise wrong(f"{value!r} is more than 1E", _QUANTITY_FIX)
     return int(number)
 
 
@@ -66,7 +70,13 @@ def format_percentage(fraction: Fraction) -> str:
 Quantity = Annotated[
     int,
     BeforeValidator(parse_quantity),
-    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN}),
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "pattern": QUANTITY_PATTERN,
+            "x-mend": "not a quantity: write a whole number such as 5000000, 500M, 10G or 1Ki",
+        }
+    ),
 ]
 """A whole number, written as a Kubernetes quantity."""
 
@@ -74,6 +84,13 @@ Percentage = Annotated[
     Fraction,
     BeforeValidator(parse_percentage),
     PlainSerializer(format_percentage, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": PERCENTAGE_PATTERN, "maxLength": _LONGEST}),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": PERCENTAGE_PATTERN,
+            "maxLength": _LONGEST,
+            "x-mend": "not a percentage: write one such as 90%",
+        }
+    ),
 ]
 """An exact fraction between 0 and 1, written as a percentage."""

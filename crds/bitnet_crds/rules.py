@@ -7,6 +7,7 @@ They say again, in the API server's language, what `spec` and `plan` check; wher
 from dataclasses import dataclass
 from typing import Any
 
+from bitnet_crds.quantities import PERCENTAGE_PATTERN
 from bitnet_crds.spec import MAX_NAME_LENGTH, NAME_PATTERN, BitNetRunSpec, Workers
 
 
@@ -42,7 +43,13 @@ _UNTIL = "double({}.until.replace('%', ''))"
 _PROCESSES = "(self.workers.gpusPerWorker > 1 ? self.workers.gpusPerWorker : 1)"
 _MICRO = "self.workers.microBatchSize"
 _RESIZED = f"double({_MICRO}) * self.teacher.batchSizeFactor"
-_TOKENS = "quantity(string(self{}.tokens))"
+_PERCENTAGES = f"self.all(p, p.until.matches(r'{PERCENTAGE_PATTERN}'))"
+_ROUNDED = f"int({_RESIZED} + 0.5)"
+_IS_WHOLE = (
+    f"({_ROUNDED} > 0 && {_RESIZED} - double({_ROUNDED}) < 0.000001 "
+    f"&& {_RESIZED} - double({_ROUNDED}) > -0.000001)"
+)
+_TOKENS = "quantity(string(self.budget.tokens))"
 _STEP = "self.budget.globalBatchSize * self.data.sequenceLength"
 
 _NAME = Rule(
@@ -60,14 +67,10 @@ _SOURCE_NAMES = Rule(
     "two sources have the same name: give each source a name of its own",
 )
 _HELD_OUT = Rule(
+    f"!self.matches(r'{PERCENTAGE_PATTERN}') || "
     "double(self.replace('%', '')) > 0.0 && double(self.replace('%', '')) < 100.0",
     "write more than 0% and less than 100%: perplexity is measured on this part of the text, "
     "and the rest is trained on",
-)
-_WHOLE_TOKENS = Rule(
-    f"{_TOKENS.format('')}.isInteger()",
-    "not a whole number of tokens: write one such as 5000000, 500M, 10G or 1Ki",
-    field_path=".tokens",
 )
 _SOME_OBJECTIVE = Rule(
     "(has(self.crossEntropy) && self.crossEntropy.weight > 0.0) || "
@@ -79,12 +82,12 @@ _PHASE_NAMES = Rule(
     "two phases have the same name: give each phase a name of its own",
 )
 _PHASE_ORDER = Rule(
-    f"self.map(p, {_UNTIL.format('p')}).isSorted() && self.all(p, {_UNTIL.format('p')} > 0.0 && "
-    f"self.exists_one(q, {_UNTIL.format('q')} == {_UNTIL.format('p')}))",
+    f"!{_PERCENTAGES} || self.map(p, {_UNTIL.format('p')}).isSorted() && self.all(p, "
+    f"{_UNTIL.format('p')} > 0.0 && self.exists_one(q, {_UNTIL.format('q')} == {_UNTIL.format('p')}))",
     "order the phases by `until`, each later than the one before and the first later than 0%",
 )
 _PHASE_END = Rule(
-    f"{_UNTIL.format('self[size(self) - 1]')} == 100.0",
+    f"!{_PERCENTAGES} || {_UNTIL.format('self[size(self) - 1]')} == 100.0",
     "the last phase does not end at 100%: write `until: 100%` there",
     "'the last phase, %s, ends at %s: write `until: 100%%` there'"
     ".format([self[size(self) - 1].name, self[size(self) - 1].until])",
@@ -109,29 +112,33 @@ _BATCH = Rule(
     ".budget.globalBatchSize",
 )
 _WHOLE_MICRO_BATCH = Rule(
-    f"!has(self.teacher) || ({_RESIZED} - double(int({_RESIZED} + 0.5)) < 0.000001 && "
-    f"{_RESIZED} - double(int({_RESIZED} + 0.5)) > -0.000001)",
+    f"!has(self.teacher) || {_IS_WHOLE}",
     "microBatchSize x batchSizeFactor is not a whole number of sequences: choose a factor, "
     "or spec.workers.microBatchSize, so that it is",
     field_path=".teacher.batchSizeFactor",
 )
 _TEACHER_BATCH = Rule(
-    f"!has(self.teacher) || int({_RESIZED} + 0.5) < 1 || self.budget.globalBatchSize % "
-    f"(self.workers.count * {_PROCESSES} * int({_RESIZED} + 0.5)) == 0",
+    f"!has(self.teacher) || !{_IS_WHOLE} || self.budget.globalBatchSize % "
+    f"(self.workers.count * {_PROCESSES} * {_ROUNDED}) == 0",
     "with the teacher in memory, globalBatchSize is no multiple of workers x processes x "
     "microBatchSize x batchSizeFactor: make it one",
     "'%d sequences cannot be split over %d workers x %d processes x micro batch %d (with the teacher in "
     "memory): write a multiple of %d'"
-    f".format([self.budget.globalBatchSize, self.workers.count, {_PROCESSES}, int({_RESIZED} + 0.5), "
-    f"self.workers.count * {_PROCESSES} * int({_RESIZED} + 0.5)])",
+    f".format([self.budget.globalBatchSize, self.workers.count, {_PROCESSES}, {_ROUNDED}, "
+    f"self.workers.count * {_PROCESSES} * {_ROUNDED}])",
     ".budget.globalBatchSize",
 )
 _ONE_STEP = Rule(
-    f"!{_TOKENS.format('.budget')}.isInteger() || {_TOKENS.format('.budget')}.asInteger() >= {_STEP}",
+    f"!isQuantity(string(self.budget.tokens)) || {_TOKENS}.asApproximateFloat() >= double({_STEP})",
     "budget.tokens are less than one step of globalBatchSize x sequenceLength: write more",
     f"'the tokens are less than one step of %d sequences x %d tokens: write at least %d'"
     f".format([self.budget.globalBatchSize, self.data.sequenceLength, {_STEP}])",
     ".budget.tokens",
+)
+_NOT_TOO_MANY_TOKENS = Rule(
+    f"!isQuantity(string(self.budget.tokens)) || {_TOKENS}.compareTo(quantity('1E')) <= 0",
+    "more than 1E tokens: write fewer",
+    field_path=".budget.tokens",
 )
 
 
@@ -154,6 +161,12 @@ def _immutable() -> list[Rule]:
     ]
 
 
+def matching(pattern: str, mend: str, *, is_string: bool) -> Rule:
+    """A rule instead of `pattern`, since the API server's own message would show the pattern alone."""
+    # `string()` hides a string's maxLength from the server's estimate of the rule's cost.
+    return Rule(f"{'self' if is_string else 'string(self)'}.matches(r'{pattern}')", mend)
+
+
 RULES: dict[str, list[Rule]] = {
     "": [_NAME],
     "spec": [
@@ -163,13 +176,13 @@ RULES: dict[str, list[Rule]] = {
         _WHOLE_MICRO_BATCH,
         _TEACHER_BATCH,
         _ONE_STEP,
+        _NOT_TOO_MANY_TOKENS,
         *_immutable(),
     ],
     "spec.model": [_REVISION],
     "spec.teacher": [_REVISION],
     "spec.data.sources": [_SOURCE_NAMES],
     "spec.data.heldOut": [_HELD_OUT],
-    "spec.budget": [_WHOLE_TOKENS],
     "spec.phases": [_PHASE_NAMES, _PHASE_ORDER, _PHASE_END],
     "spec.phases[].objectives": [_SOME_OBJECTIVE],
 }

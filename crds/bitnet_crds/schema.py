@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet_crds.errors import ContractError
-from bitnet_crds.rules import RULES
+from bitnet_crds.rules import RULES, matching
 from bitnet_crds.spec import API_GROUP, API_VERSION, KIND, BitNetRunSpec
 from bitnet_crds.status import BitNetRunStatus
 from bitnet_crds.yaml_text import to_yaml
@@ -40,7 +40,7 @@ _KEPT = (
     *("required", "properties", "items"),
 )
 """Keywords that a structural schema may have, in the order in which they are written."""
-_LEFT_OUT = {"title", "$defs"}
+_LEFT_OUT = {"title", "$defs", "x-mend"}
 
 
 class SchemaError(ContractError):
@@ -167,8 +167,12 @@ def _structural(node: dict[str, Any], records: dict[str, Any], path: str) -> dic
     if path in _LIST_KEYS:
         schema |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [_LIST_KEYS[path]]}
     schema = {key: schema[key] for key in (*_KEPT, *schema) if key in schema}
-    if path in RULES:
-        schema["x-kubernetes-validations"] = [rule.to_schema() for rule in RULES[path]]
+    rules = RULES.get(path, [])
+    if "x-mend" in node:
+        is_string = schema.get("type") == "string"
+        rules = [matching(schema.pop("pattern"), node["x-mend"], is_string=is_string), *rules]
+    if rules:
+        schema["x-kubernetes-validations"] = [rule.to_schema() for rule in rules]
     return schema
 
 

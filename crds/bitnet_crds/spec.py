@@ -3,7 +3,7 @@
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, WithJsonSchema, field_validator, model_validator
 
 from bitnet_crds.errors import wrong
 from bitnet_crds.locations import CheckpointAddress, DataAddress, ModelAddress
@@ -19,7 +19,18 @@ MAX_NAME_LENGTH = 40
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 """A DNS-1035 label: a run's name becomes a Service's name, which may not begin with a digit."""
 
-Label = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+Label = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+            "maxLength": 63,
+            "x-mend": "not a name: write lower-case letters, digits and hyphens, no hyphen first or last",
+        }
+    ),
+]
 PositiveInt = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 

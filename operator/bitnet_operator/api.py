@@ -1,4 +1,4 @@
-"""The API server, asked in plain JSON over the Kubernetes client's own connection, login and token renewal."""
+"""The API server, asked in plain JSON over the Kubernetes client's connection, login and token renewal."""
 
 import json
 from collections.abc import AsyncIterator, Mapping

@@ -8,7 +8,6 @@ from typing import Any
 
 from bitnet_crds import BitNetRun, BitNetRunStatus, Plan, parse_run
 from bitnet_crds.spec import API_VERSION, KIND
-
 from bitnet_operator.api import FIELD_MANAGER, Api, ApiError, Resource
 from bitnet_operator.backends import pytorchjob
 from bitnet_operator.decide import child_refused, timestamp

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import aiohttp
-from bitnet_crds import Plan
 
+from bitnet_crds import Plan
 from bitnet_operator.api import Api
 from bitnet_operator.apply import apply
 from bitnet_operator.decision import Decision

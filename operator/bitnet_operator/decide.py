@@ -16,7 +16,6 @@ from bitnet_crds import (
     TerminationReport,
 )
 from bitnet_crds.status import RunPhase, SegmentOutcome
-
 from bitnet_operator.conditions import set_condition
 from bitnet_operator.decision import Decision, Event
 from bitnet_operator.observation import Job, JobState, Observation

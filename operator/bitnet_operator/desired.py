@@ -7,7 +7,6 @@ from bitnet_crds import BitNetRun, Order, Plan
 from bitnet_crds.locations import PVC_MOUNT_ROOT, parse_location
 from bitnet_crds.protocol import PROGRESS_PORT
 from bitnet_crds.spec import API_VERSION, KIND, BitNetRunSpec
-
 from bitnet_operator.pod_template import merge
 
 RUN_LABEL = "bitnet.training/run"

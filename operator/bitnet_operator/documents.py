@@ -58,7 +58,9 @@ def _local_problems(spec: BitNetRunSpec, folder: Path) -> Iterator[Problem]:
     for field, address in addresses.items():
         if address.startswith("pvc://"):
             yield Problem(
-                field, f"{address} is a claim of a cluster, and this is none", "Write file:///path to run here"
+                field,
+                f"{address} is a claim of a cluster, and this is none",
+                "Write file:///path to run here",
             )
         elif address.startswith("file://") and field != "spec.checkpoint.uri":
             yield from _file_problems(field, parse_location(address).path)
@@ -84,5 +86,7 @@ def _folder_problems(field: str, folder: Path) -> Iterator[Problem]:
             return
     except OSError as error:
         yield Problem(
-            field, f"{folder} cannot be written: {error.strerror} ({existing})", "Name a folder that you can write"
+            field,
+            f"{folder} cannot be written: {error.strerror} ({existing})",
+            "Name a folder that you can write",
         )

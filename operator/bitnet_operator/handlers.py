@@ -3,8 +3,8 @@
 from typing import Any
 
 import kopf
-from bitnet_crds.spec import API_GROUP
 
+from bitnet_crds.spec import API_GROUP
 from bitnet_operator.backends import pytorchjob
 from bitnet_operator.desired import RUN_LABEL
 from bitnet_operator.queue import WorkQueue

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterable
 
-from bitnet_crds import BitNetRunStatus
-from bitnet_crds.status import RunPhase
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from bitnet_crds import BitNetRunStatus
+from bitnet_crds.status import RunPhase
 from bitnet_operator.reconcile import Key
 
 _LABELS = ("namespace", "name")

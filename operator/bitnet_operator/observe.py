@@ -6,10 +6,10 @@ from http import HTTPStatus
 from typing import Any
 
 import aiohttp
-from bitnet_crds import BitNetRunStatus, TerminationReport
-from bitnet_crds.spec import API_GROUP, API_VERSION
 from pydantic import ValidationError
 
+from bitnet_crds import BitNetRunStatus, TerminationReport
+from bitnet_crds.spec import API_GROUP, API_VERSION
 from bitnet_operator.api import Api, ApiError, Resource
 from bitnet_operator.backends import pytorchjob
 from bitnet_operator.desired import CONTAINER, JOB_LABEL, RUN_LABEL

@@ -4,7 +4,6 @@ from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from bitnet_crds import InvalidRun, Plan, parse_run, plan
-
 from bitnet_operator.decide import Settings, decide, reject
 from bitnet_operator.decision import Decision
 from bitnet_operator.observation import Observation

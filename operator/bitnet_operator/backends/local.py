@@ -7,12 +7,13 @@ even a trainer that still runs.
 import asyncio
 import contextlib
 import fcntl
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,15 @@ from pydantic import ValidationError
 
 from bitnet_crds import BitNetRunStatus, ExitCode, Order, Plan, Progress, TerminationReport, parse_run
 from bitnet_crds.protocol import run_folder
-from bitnet_operator.decision import Decision, Event
+from bitnet_operator.decision import Decision
 from bitnet_operator.observation import Job, JobState, Observation, Pod
 from bitnet_operator.progress import ask
 from bitnet_operator.reconcile import Key
+
+log = logging.getLogger(__name__)
+
+STATUS_FILE = "status.json"
+"""In the run's folder, what the cluster keeps in the run's status."""
 
 
 class RunInUseError(Exception):
@@ -90,7 +96,6 @@ class LocalMachine:
 
     document: Mapping[str, Any]
     http: aiohttp.ClientSession
-    on_event: Callable[[Event], None]
     stop_requested: bool = False
     """Set where a person wants the run to checkpoint and stop."""
     progress: Progress | None = None
@@ -106,7 +111,7 @@ class LocalMachine:
 
     @property
     def _status_file(self) -> Path:
-        return self.folder / "status.json"
+        return self.folder / STATUS_FILE
 
     def job_folder(self, job: str) -> JobFolder:
         """Where that job keeps its files."""
@@ -130,7 +135,7 @@ class LocalMachine:
             self.status = decision.status
             _write(self._status_file, self.status.model_dump_json(by_alias=True, exclude_none=True, indent=2))
         for event in decision.events:
-            self.on_event(event)
+            log.info("%s: %s: %s", key, event.reason, event.message)
 
     def interrupt(self, job: str) -> None:
         """Asks the job's launcher to checkpoint and stop. Asking twice is asking once."""

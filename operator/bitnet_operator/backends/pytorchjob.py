@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from bitnet_crds import BitNetRun, Shape
-
 from bitnet_operator.api import Resource
 from bitnet_operator.desired import child_metadata, pod_template
 from bitnet_operator.observation import JobState

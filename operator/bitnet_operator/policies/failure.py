@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from bitnet_crds import ExitCode
 from bitnet_crds.protocol import exit_code_label
-
 from bitnet_operator.observation import Job, Pod
 
 

@@ -1,0 +1,170 @@
+"""bitnetctl: plan · run · status. A person's mistake is one paragraph and exit code 2, never a traceback."""
+
+import asyncio
+import importlib.util
+import signal
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import aiohttp
+import typer
+from bitnet_crds.advice import advise
+from rich.console import Console
+
+from bitnet_crds import BitNetRun, BitNetRunStatus, ExitCode, InvalidRun, Plan, parse_run, plan
+from bitnet_crds.protocol import run_folder
+from bitnet_crds.status import RunPhase
+from bitnet_operator.api import ApiError, connect
+from bitnet_operator.backends.local import STATUS_FILE, LocalMachine, RunInUseError, only_driver
+from bitnet_operator.decide import Settings
+from bitnet_operator.documents import check_local_files, read_document
+from bitnet_operator.live import LiveView
+from bitnet_operator.observe import RUNS
+from bitnet_operator.outcome import render_outcome
+from bitnet_operator.plan_table import render_plan
+from bitnet_operator.reconcile import Key, reconcile
+
+EXIT_USER_MISTAKE = 2
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+"""As a shell reports a program that Ctrl-C ended."""
+
+_LOCAL = Settings(progress_interval=1.0, first_retry_delay=2.0)
+
+T = TypeVar("T")
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+out = Console()
+err = Console(stderr=True)
+
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.YAML", help="A BitNetRun.", show_default=False)]
+
+
+@app.callback()
+def _bitnetctl() -> None:
+    """Plans, trains and watches 1.58-bit models."""
+
+
+@app.command("plan")
+def plan_command(file: RunFile) -> None:
+    """Prints the ledger: steps, phases, shapes, learning rate, teacher. Nothing is trained."""
+    run, ledger = _read(file)
+    out.print(render_plan(run, ledger, advise(run.spec, ledger)))
+
+
+@app.command("run")
+def run_command(file: RunFile) -> None:
+    """Trains on this machine. Ctrl-C checkpoints and stops; the same command again goes on from there."""
+    document = _or_exit(lambda: read_document(file))
+    run, ledger = _read(file)
+    if importlib.util.find_spec("bitnet_trainer") is None or importlib.util.find_spec("torch") is None:
+        _exit_with("the trainer is not installed here. Install bitnet-operator[operator,trainer].")
+    _or_exit(lambda: check_local_files(run.spec, run.metadata.namespace, run.metadata.name))
+    try:
+        with only_driver(run_folder(run.spec, run.metadata.namespace, run.metadata.name)):
+            machine = asyncio.run(_drive(document, run, ledger))
+    except RunInUseError as error:
+        _exit_with(str(error))
+    out.print(render_outcome(run, machine.status))
+    raise typer.Exit(_exit_status(machine.status))
+
+
+@app.command("status")
+def status_command(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run.yaml of this machine, or a run's name.")],
+    namespace: Annotated[str, typer.Option("--namespace", "-n", help="Of a run in the cluster.")] = "default",
+) -> None:
+    """Prints how a run stands: one of this machine, by its file, or one in the cluster, by its name."""
+    if Path(run).is_file():
+        parsed, _ = _read(Path(run))
+        path = run_folder(parsed.spec, parsed.metadata.namespace, parsed.metadata.name) / STATUS_FILE
+        if not path.exists():
+            _exit_with(f"{run} was never run here: there is no {path}. Start it with `bitnetctl run {run}`.")
+        status = BitNetRunStatus.model_validate_json(path.read_bytes())
+    else:
+        document = asyncio.run(_from_cluster(Key(namespace, run)))
+        parsed = _or_exit(lambda: parse_run(document))
+        status = BitNetRunStatus.model_validate(document.get("status") or {})
+    out.print(render_outcome(parsed, status))
+
+
+async def _from_cluster(key: Key) -> dict[str, Any]:
+    try:
+        async with connect() as api:
+            return await api.get(RUNS.path(*key))
+    except ApiError as error:
+        _exit_with(f"{key}: {error}")
+    except (aiohttp.ClientError, OSError) as error:
+        _exit_with(f"the cluster does not answer: {error}. Check your kubeconfig (kubectl get bnr).")
+
+
+async def _drive(document: dict[str, Any], run: BitNetRun, ledger: Plan) -> LocalMachine:
+    """The control loop of the cluster, on this machine, until the run has ended or was stopped."""
+    key = Key(run.metadata.namespace, run.metadata.name)
+    async with aiohttp.ClientSession() as http:
+        with LiveView(run, ledger, out) as view:
+            machine = LocalMachine(document, http)
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGINT, _interrupt, machine)
+            loop.add_signal_handler(signal.SIGTERM, _interrupt, machine)
+            while True:
+                wait = await reconcile(machine, key, datetime.now(UTC), _LOCAL)
+                view.update(machine.status, machine.progress)
+                if wait is None:
+                    return machine
+                await machine.wait(min(wait, _LOCAL.progress_interval))
+
+
+def _interrupt(machine: LocalMachine) -> None:
+    if machine.stop_requested:
+        out.print("killed; the last committed checkpoint stays")
+        machine.kill()
+    else:
+        out.print("stopping: the step is finished and a checkpoint written. Ctrl-C again kills at once")
+        machine.stop_requested = True
+
+
+def _exit_status(status: BitNetRunStatus) -> int:
+    if status.phase is RunPhase.SUCCEEDED:
+        return 0
+    if status.phase is RunPhase.SUSPENDED:
+        return EXIT_INTERRUPTED
+    mistakes = {
+        ExitCode.BAD_INPUT,
+        ExitCode.MODEL_UNAVAILABLE,
+        ExitCode.TEACHER_UNAVAILABLE,
+        ExitCode.DATA_UNAVAILABLE,
+        ExitCode.CHECKPOINT_UNAVAILABLE,
+    }
+    return EXIT_USER_MISTAKE if status.segments and status.segments[-1].exit_code in mistakes else EXIT_FAILED
+
+
+def _read(file: Path) -> tuple[BitNetRun, Plan]:
+    def read() -> tuple[BitNetRun, Plan]:
+        run = parse_run(read_document(file))
+        return run, plan(run.spec)
+
+    return _or_exit(read)
+
+
+def _or_exit(action: Callable[[], T]) -> T:
+    try:
+        return action()
+    except InvalidRun as invalid:
+        _exit_with(str(invalid))
+
+
+def _exit_with(message: str) -> NoReturn:
+    err.print(message, style="red", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(EXIT_USER_MISTAKE)
+
+
+def main() -> None:
+    """Entry point of `bitnetctl`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""What `bitnetctl run` shows while a run trains: a live panel in a terminal, plain lines anywhere else."""
+
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from bitnet_crds import BitNetRun, BitNetRunStatus, Plan, Progress, Segment
+from bitnet_crds.protocol import TeacherState, TrainerState
+from bitnet_crds.status import SegmentOutcome
+from bitnet_operator.wording import count, duration, plural, significant, sparkline
+
+PLAIN_INTERVAL = 10.0
+"""Seconds between two lines on progress, where there is no terminal."""
+_CURVE_WIDTH = 48
+_LABEL_STYLE = "cyan"
+
+_DOING = {
+    TrainerState.STARTING: "starting",
+    TrainerState.LOADING_MODEL: "loading the model",
+    TrainerState.PREPARING_DATA: "preparing the text",
+    TrainerState.TRAINING: "training",
+    TrainerState.CHECKPOINTING: "writing a checkpoint",
+    TrainerState.EVALUATING: "measuring perplexity",
+    TrainerState.EXPORTING: "exporting",
+    TrainerState.FINISHED: "finished",
+}
+
+
+class LiveView:
+    """Shows a run while it lasts: `with LiveView(...) as view: view.update(status, progress)`.
+
+    What happens once (a segment begins or ends, a checkpoint is committed) is a line that stays; how far
+    the run is, is a panel below it, or, where `console` is no terminal, a line every ten seconds.
+    """
+
+    def __init__(
+        self, run: BitNetRun, plan: Plan, console: Console, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._run = run
+        self._plan = plan
+        self._console = console
+        self._clock = clock
+        self._live = Live(console=console, transient=True, auto_refresh=False)
+        self._curve: dict[int, float] = {}
+        """Loss by completed steps."""
+        self._said: tuple[Segment, ...] = ()
+        self._checkpoint: int | None = None
+        self._doing: TrainerState | None = None
+        self._line_at = float("-inf")
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def update(self, status: BitNetRunStatus, progress: Progress | None) -> None:
+        """Shows what is known now. `progress` is missing while no trainer answers."""
+        if progress is not None and progress.loss is not None:
+            self._curve[progress.step] = progress.loss
+        for line in self._news(status, progress):
+            self._console.print(line, highlight=False, soft_wrap=not self._console.is_terminal)
+        if self._console.is_terminal:
+            self._live.update(self.panel(status, progress), refresh=True)
+        elif progress is not None:
+            self._plain(progress)
+
+    def panel(self, status: BitNetRunStatus, progress: Progress | None) -> RenderableType:
+        """How far the run is, six lines high."""
+        step = progress.step if progress is not None else status.step
+        share = step / self._plan.total_steps
+        bar = Table.grid(padding=(0, 2))
+        bar.add_row(
+            Text(self._run.metadata.name, style="bold"),
+            ProgressBar(total=self._plan.total_steps, completed=step, width=34),
+            f"{count(step)}/{count(self._plan.total_steps)}",
+            f"{share:.0%}",
+            Text(self._left(progress), style="dim"),
+        )
+        doing = _DOING[progress.state] if progress is not None else _waiting(status)
+        return Group(
+            bar, Text(f"{_segment_title(status)}{doing}", style="dim"), self._figures(status, progress)
+        )
+
+    def _figures(self, status: BitNetRunStatus, progress: Progress | None) -> RenderableType:
+        if progress is None:
+            return Text()
+        spark = sparkline(
+            list(self._curve.values()), _CURVE_WIDTH, ascii_only=self._console.options.ascii_only
+        )
+        table = Table.grid(padding=(0, 2))
+        for width in (10, 22, 14, None):
+            table.add_column(width=width, no_wrap=True)
+        for (left, left_value), (right, right_value) in (
+            (("phase", progress.phase), ("lambda", f"{progress.quantization_lambda:.3f}")),
+            (("tokens/s", _rate(progress)), ("learning rate", significant(progress.learning_rate))),
+            (("tokens", count(progress.tokens)), ("teacher", _teacher(progress, self._plan))),
+            (("checkpoint", _checkpoint(status, progress)), ("batch", _batch(progress))),
+        ):
+            table.add_row(
+                Text(left, style=_LABEL_STYLE), left_value, Text(right, style=_LABEL_STYLE), right_value
+            )
+        loss = Text.assemble(
+            (f"{'loss':<12}", _LABEL_STYLE), (f"{_loss(progress):<24}", "bold"), (spark, "green")
+        )
+        skipped = (
+            [Text(f"{plural(progress.skipped_steps, 'step')} skipped: not finite", style="yellow")]
+            if progress.skipped_steps
+            else []
+        )
+        return Group(loss, table, *skipped)
+
+    def _plain(self, progress: Progress) -> None:
+        """One line on progress, where enough time has gone by or the trainer does something else now."""
+        now = self._clock()
+        if progress.state is self._doing and now - self._line_at < PLAIN_INTERVAL:
+            return
+        self._doing, self._line_at = progress.state, now
+        if progress.state is not TrainerState.TRAINING:
+            self._console.print(_DOING[progress.state], highlight=False)
+            return
+        words = [
+            f"step {count(progress.step)}/{count(self._plan.total_steps)}",
+            f"phase {progress.phase}",
+            f"loss {_loss(progress)}",
+            f"{_rate(progress)} tokens/s",
+            f"lambda {progress.quantization_lambda:.3f}",
+            f"learning rate {significant(progress.learning_rate)}",
+            f"teacher {_teacher(progress, self._plan)}",
+            self._left(progress),
+        ]
+        self._console.print(", ".join(filter(None, words)), highlight=False, soft_wrap=True)
+
+    def _news(self, status: BitNetRunStatus, progress: Progress | None) -> Iterator[Text]:
+        """What has happened since the last look, a line each."""
+        for index, segment in enumerate(status.segments):
+            before = self._said[index] if index < len(self._said) else None
+            if before is None:
+                yield Text(
+                    f"segment {segment.index} ({segment.reason}): steps {count(segment.first_step)} to "
+                    f"{count(segment.end_step - 1)}, micro batch {segment.shape.micro_batch_size} x "
+                    f"accumulation {segment.shape.accumulation}"
+                )
+            if (before is None or before.outcome != segment.outcome) and segment.outcome in _BAD_ENDS:
+                why = segment.message or "no reason given"
+                yield Text(
+                    f"segment {segment.index} ended: {segment.exit_reason or segment.outcome}: {why}",
+                    style="yellow",
+                )
+        self._said = status.segments
+        checkpoint = progress.checkpoint if progress is not None else None
+        if checkpoint is not None and checkpoint.step != self._checkpoint:
+            self._checkpoint = checkpoint.step
+            yield Text(f"checkpoint at step {count(checkpoint.step)}", style="dim")
+
+    def _left(self, progress: Progress | None) -> str:
+        """How long training will take still, going by the present speed."""
+        if progress is None or not progress.tokens_per_second:
+            return ""
+        tokens = (self._plan.total_steps - progress.step) * self._plan.tokens_per_step
+        return f"about {duration(tokens / progress.tokens_per_second)} left" if tokens else ""
+
+
+_BAD_ENDS = (SegmentOutcome.FAILED, SegmentOutcome.PREEMPTED, SegmentOutcome.SUSPENDED)
+
+
+def _segment_title(status: BitNetRunStatus) -> str:
+    if not status.segments:
+        return ""
+    segment = status.segments[-1]
+    return f"segment {segment.index} ({segment.reason}): "
+
+
+def _waiting(status: BitNetRunStatus) -> str:
+    return f"waiting until {status.retry_at} to try again" if status.retry_at else "waiting for the trainer"
+
+
+def _loss(progress: Progress) -> str:
+    return "-" if progress.loss is None else f"{progress.loss:.4f}"
+
+
+def _rate(progress: Progress) -> str:
+    return "-" if progress.tokens_per_second is None else count(round(progress.tokens_per_second))
+
+
+def _teacher(progress: Progress, plan: Plan) -> str:
+    if progress.teacher is TeacherState.ABSENT and plan.teacher_start is not None:
+        ahead = plan.teacher_start > progress.step
+        return f"from step {count(plan.teacher_start)}" if ahead else "not in use"
+    return "none" if progress.teacher is TeacherState.ABSENT else progress.teacher.value.lower()
+
+
+def _checkpoint(status: BitNetRunStatus, progress: Progress) -> str:
+    step = progress.checkpoint.step if progress.checkpoint is not None else status.checkpoint_step
+    return "none yet" if step is None else f"step {count(step)}"
+
+
+def _batch(progress: Progress) -> str:
+    ranks = f"{plural(progress.world_size, 'process')} x " if progress.world_size > 1 else ""
+    return f"{ranks}micro batch {progress.micro_batch_size} x accumulation {progress.accumulation}"

@@ -1,0 +1,97 @@
+"""What `bitnetctl run` prints when it ends: what came out, and where. Pure."""
+
+from itertools import chain
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bitnet_crds import BitNetRun, BitNetRunStatus
+from bitnet_crds.protocol import Evaluation
+from bitnet_crds.status import RunPhase
+from bitnet_operator.wording import count, decimal_words, duration, place, plural, seconds_between
+
+_STYLES = {RunPhase.SUCCEEDED: "bold green", RunPhase.FAILED: "bold red"}
+_ARTIFACTS = {"HuggingFace": "model (Hugging Face folder)", "LossPlot": "loss plot"}
+
+
+def render_outcome(run: BitNetRun, status: BitNetRunStatus) -> RenderableType:
+    """Perplexities, places, and the history of a run that has ended or was stopped."""
+    parts: list[RenderableType] = [_title(run, status)]
+    if reason := _reason(status):
+        parts.append(Text(reason))
+    if status.evaluation is not None:
+        parts.append(_perplexities(status.evaluation))
+    parts.append(_places(run, status))
+    if status.segments:
+        parts.append(_history(status))
+    return Group(*chain.from_iterable((part, Text()) for part in parts))
+
+
+def _title(run: BitNetRun, status: BitNetRunStatus) -> Text:
+    took = ""
+    if status.segments and (ended := status.segments[-1].ended_at):
+        took = f" in {duration(seconds_between(status.segments[0].started_at, ended))}"
+    total = f" of {count(status.total_steps)}" if status.total_steps else ""
+    return Text.assemble(
+        (f"{run.metadata.namespace}/{run.metadata.name} ", "bold"),
+        (status.phase.value.lower(), _STYLES.get(status.phase, "bold yellow")),
+        f"{took}: step {count(status.step)}{total}, {plural(status.tokens, 'token')}",
+        f", {plural(status.skipped_steps, 'step')} skipped" if status.skipped_steps else "",
+    )
+
+
+def _reason(status: BitNetRunStatus) -> str:
+    """Why it failed, or how it goes on."""
+    if status.phase is RunPhase.FAILED:
+        return next((c.message for c in status.conditions if c.type == "Failed" and c.status == "True"), "")
+    if status.phase is RunPhase.SUSPENDED:
+        return f"The same command goes on from step {count(status.checkpoint_step or 0)}."
+    return ""
+
+
+def _perplexities(evaluation: Evaluation) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    table.add_column(f"perplexity on {plural(evaluation.tokens, 'token')} held out")
+    table.add_column("", justify="right")
+    for words, value in (
+        ("the original, in full precision", evaluation.perplexity_original),
+        ("the original, ternary, before training", evaluation.perplexity_before),
+        ("ternary, after training", evaluation.perplexity_after),
+        ("the teacher", evaluation.perplexity_teacher),
+    ):
+        if value is not None:
+            style = "bold green" if value is evaluation.perplexity_after else ""
+            table.add_row(words, decimal_words(value), style=style)
+    return table
+
+
+def _places(run: BitNetRun, status: BitNetRunStatus) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    table.add_column("what came out", no_wrap=True)
+    table.add_column("where", overflow="fold")
+    for kind, address in status.artifacts.items():
+        table.add_row(_ARTIFACTS.get(kind, kind), place(address))
+    if status.checkpoint_step is not None:
+        folder = f"{place(run.spec.checkpoint.uri).rstrip('/')}/{run.metadata.namespace}/{run.metadata.name}"
+        table.add_row(f"checkpoint of step {count(status.checkpoint_step)}", folder)
+    if not table.row_count:
+        table.add_row("nothing yet", "-")
+    return table
+
+
+def _history(status: BitNetRunStatus) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    for heading in ("segment", "steps", "micro batch x accumulation", "outcome", "time"):
+        table.add_column(heading, justify="left", no_wrap=heading != "outcome")
+    for segment in status.segments:
+        last = segment.last_step if segment.last_step is not None else segment.end_step
+        table.add_row(
+            f"{segment.index} {segment.reason}",
+            f"{count(segment.first_step)} to {count(last - 1)}" if last > segment.first_step else "none",
+            f"{segment.shape.micro_batch_size} x {segment.shape.accumulation}",
+            segment.exit_reason or segment.outcome.value,
+            duration(seconds_between(segment.started_at, segment.ended_at)) if segment.ended_at else "-",
+        )
+    return table

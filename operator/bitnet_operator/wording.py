@@ -1,0 +1,72 @@
+"""Numbers, times and addresses as people read them in a terminal. Pure."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
+from itertools import pairwise
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_ASCII_BLOCKS = "_.-~=+*#"
+
+
+def count(number: int) -> str:
+    """A whole number with thousands separators: 19,073."""
+    return f"{number:,}"
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 worker`, `2,048 workers`, `2 batches`."""
+    ending = "" if number == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{count(number)} {noun}{ending}"
+
+
+def significant(number: float) -> str:
+    """Three significant digits, without zeros that say nothing: 0.000333, 0.001, 1, 5.12."""
+    return f"{number:.3g}"
+
+
+def decimal_words(decimal: str) -> str:
+    """A decimal from a status, for reading: `182331.4821` is 182,331 and `31.24571` is 31.25."""
+    try:
+        number = Decimal(decimal)
+    except InvalidOperation:
+        return decimal
+    if not number.is_finite():
+        return decimal
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:,.2f}"
+
+
+def duration(seconds: float) -> str:
+    """`8s`, `4m 05s`, `3h 20m`, `12d 4h`."""
+    whole = max(0, round(seconds))
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours}h"
+    if hours:
+        return f"{hours}h {minutes:02}m"
+    return f"{minutes}m {rest:02}s" if minutes else f"{rest}s"
+
+
+def seconds_between(begin: str, end: str) -> float:
+    """Seconds from one RFC 3339 time, as a status holds it, to another."""
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds()
+
+
+def place(address: str) -> str:
+    """An address for reading: a `file://` one is shown as the path that it is."""
+    return address.removeprefix("file://")
+
+
+def sparkline(values: Sequence[float], width: int, *, ascii_only: bool = False) -> str:
+    """The values as at most `width` bars between their lowest and highest; each is the mean of its share."""
+    if not values:
+        return ""
+    bars = min(width, len(values))
+    cuts = [index * len(values) // bars for index in range(bars + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(cuts)]
+    low, high = min(means), max(means)
+    blocks = _ASCII_BLOCKS if ascii_only else _BLOCKS
+    scale = (len(blocks) - 1) / (high - low) if high > low else 0.0
+    return "".join(blocks[round((mean - low) * scale)] for mean in means)
