@@ -92,6 +92,7 @@ class BitNetRunStatus(Report):
     """All that is known of a run. What the operator decided can be read in `segments` alone."""
 
     observed_generation: int = 0
+    """metadata.generation of the spec that the rest was decided from."""
     phase: RunPhase = RunPhase.PENDING
     progress_at: str | None = None
     """When the progress below was read."""
@@ -100,11 +101,13 @@ class BitNetRunStatus(Report):
     step: int = 0
     """Optimiser steps completed."""
     total_steps: int | None = None
+    """Optimiser steps of the whole run."""
     loss: str | None = None
     """Total loss of the last step, in decimals (API conventions forbid floats)."""
     tokens: int = 0
     """Tokens trained."""
     tokens_per_second: int | None = None
+    """Tokens trained a second, over all workers."""
     skipped_steps: int = 0
     """Steps left out because loss or gradient was not finite."""
     checkpoint_step: int | None = None
@@ -116,7 +119,9 @@ class BitNetRunStatus(Report):
     segment: str | None = None
     """Index and reason of the current segment."""
     segments: tuple[Segment, ...] = ()
+    """The run's whole history, oldest first."""
     conditions: tuple[Condition, ...] = ()
+    """Statements on the run, one a type."""
     evaluation: Evaluation | None = None
     artifacts: dict[str, str] = {}
     """Where what came out is, by kind: HuggingFace, LossPlot."""
