@@ -100,7 +100,7 @@ class LiveView:
             list(self._curve.values()), _CURVE_WIDTH, ascii_only=self._console.options.ascii_only
         )
         table = Table.grid(padding=(0, 2))
-        for width in (10, 22, 14, None):
+        for width in (10, 18, 14, None):
             table.add_column(width=width, no_wrap=True)
         for (left, left_value), (right, right_value) in (
             (("phase", progress.phase), ("lambda", f"{progress.quantization_lambda:.3f}")),
@@ -112,7 +112,7 @@ class LiveView:
                 Text(left, style=_LABEL_STYLE), left_value, Text(right, style=_LABEL_STYLE), right_value
             )
         loss = Text.assemble(
-            (f"{'loss':<12}", _LABEL_STYLE), (f"{_loss(progress):<24}", "bold"), (spark, "green")
+            (f"{'loss':<12}", _LABEL_STYLE), (f"{_loss(progress):<20}", "bold"), (spark, "green")
         )
         skipped = (
             [Text(f"{plural(progress.skipped_steps, 'step')} skipped: not finite", style="yellow")]

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from itertools import chain
 
-from bitnet_crds.advice import Advice
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from bitnet_crds import BitNetRun, Plan, PlannedPhase, Shape
+from bitnet_crds.advice import Advice
 from bitnet_operator.wording import count, place, plural, significant
 
 
@@ -56,7 +56,7 @@ def _left_out(tokens: int) -> str:
 def _global_batch(shape: Shape) -> str:
     return (
         f"{count(shape.global_batch_size)} = {plural(shape.workers, 'worker')} x "
-        f"{shape.processes_per_worker} {'process' if shape.processes_per_worker == 1 else 'processes'} x "
+        f"{plural(shape.processes_per_worker, 'process')} x "
         f"micro batch {count(shape.micro_batch_size)} x accumulation {count(shape.accumulation)}"
     )
 

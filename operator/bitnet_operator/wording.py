@@ -16,7 +16,7 @@ def count(number: int) -> str:
 
 def plural(number: int, noun: str) -> str:
     """`1 worker`, `2,048 workers`, `2 batches`."""
-    ending = "" if number == 1 else "es" if noun.endswith("ch") else "s"
+    ending = "" if number == 1 else "es" if noun.endswith(("ch", "ss")) else "s"
     return f"{count(number)} {noun}{ending}"
 
 

@@ -1,0 +1,106 @@
+"""What `bitnetctl plan` prints: the ledger's own figures, within the terminal's width."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from bitnet_crds import parse_run, plan
+from bitnet_crds.advice import Advice
+from bitnet_operator.plan_table import render_plan
+
+
+def full_run(**spec: Any) -> dict[str, Any]:
+    """10 G tokens on two workers, with a teacher from 90 % on."""
+    return {
+        "apiVersion": "bitnet.training/v1alpha1",
+        "kind": "BitNetRun",
+        "metadata": {"name": "full", "namespace": "research"},
+        "spec": {
+            "model": {"from": "hf://organisation/model"},
+            "quantization": {"lambdaWarmup": {"steps": 1000, "curve": "Cosine"}},
+            "data": {"sequenceLength": 512, "sources": [{"name": "web", "uri": "file:///text"}]},
+            "budget": {"tokens": "10G", "globalBatchSize": 1024},
+            "schedule": {"warmupSteps": 1000},
+            "phases": [
+                {"name": "main", "until": "90%", "objectives": {"crossEntropy": {"weight": 1}}},
+                {
+                    "name": "distill",
+                    "until": "100%",
+                    "objectives": {
+                        "crossEntropy": {"weight": 0},
+                        "teacherLogits": {"weight": 0.5, "temperature": 2},
+                    },
+                },
+            ],
+            "teacher": {"from": "hf://organisation/teacher"},
+            "workers": {"count": 2, "gpusPerWorker": 1, "microBatchSize": 32},
+            "checkpoint": {"uri": "file:///runs", "everySteps": 2000},
+            **spec,
+        },
+    }
+
+
+def shown(document: dict[str, Any], *advice: Advice, width: int = 100) -> str:
+    run = parse_run(document)
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(render_plan(run, plan(run.spec), advice))
+    return console.export_text()
+
+
+def test_says_what_the_ledger_says() -> None:
+    text = shown(full_run())
+    assert "research/full: 19,073 steps, 9,999,745,024 tokens" in text
+    assert "254,976 of the budget are less than a step" in text
+    assert "1,024 sequences x 512 tokens = 524,288 tokens" in text
+    assert "1,024 = 2 workers x 1 process x micro batch 32 x accumulation 16" in text
+    assert "hf://organisation/teacher, loaded at step 17,165" in text
+    assert "rises to 0.001 in 1,000 steps, falls to 0 from step 15,259" in text
+    assert "0 to 1 over 1,000 steps, cosine" in text
+    assert "every 2,000 steps in /runs, the newest 3 kept" in text
+
+
+def test_a_phase_begins_and_ends_where_the_ledger_says() -> None:
+    lines = shown(full_run()).splitlines()
+    begin = next(index for index, line in enumerate(lines) if line.startswith("distill"))
+    assert lines[begin].split() == [
+        "distill",
+        "17,165",
+        *["teacherLogits", "0.5,", "T", "2", "16", "32", "yes", "0.0005", "1"],
+    ]
+    assert lines[begin + 1].split() == ["19,072", "2.62e-07"]
+
+
+def test_an_objective_without_weight_is_not_shown() -> None:
+    distill = next(line for line in shown(full_run()).splitlines() if line.startswith("distill"))
+    assert "crossEntropy" not in distill
+
+
+def test_without_a_teacher_or_a_warmup_none_is_spoken_of() -> None:
+    document = full_run(phases=full_run()["spec"]["phases"][:1])
+    document["spec"]["phases"][0]["until"] = "100%"
+    del document["spec"]["teacher"], document["spec"]["quantization"], document["spec"]["schedule"]
+    text = shown(document)
+    assert "loaded at step" not in text
+    assert "1 from the first step: ternary throughout" in text
+    assert "0.001 from the first step, falls to 0" in text
+
+
+def test_a_lambda_that_never_reaches_1_is_spoken_of() -> None:
+    text = shown(full_run(quantization={"lambdaWarmup": {"steps": 20_000}}))
+    assert "the run ends before it is 1" in text
+
+
+def test_advice_names_field_mend_and_source() -> None:
+    advice = Advice("spec.optimizer.adamLearningRate", "it is low", "Write 0.001", "arXiv 2504.12285")
+    text = shown(full_run(), advice)
+    assert "advice spec.optimizer.adamLearningRate: it is low. Write 0.001. (arXiv 2504.12285)" in text
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_nothing_is_cut_off(width: int) -> None:
+    """Names of ordinary length fit; `…` would mean that a figure was lost."""
+    text = shown(full_run(), width=width)
+    assert "…" not in text
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
