@@ -10,6 +10,8 @@ from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.config import ConfigException
 
+from bitnet_crds.spec import API_GROUP, API_VERSION
+
 FIELD_MANAGER = "bitnet-operator"
 TIMEOUT_SECONDS = 30.0
 
@@ -28,6 +30,12 @@ class Resource:
         parts = ["apis", self.group, self.version] if self.group else ["api", self.version]
         parts += ["namespaces", namespace, self.plural] if namespace else [self.plural]
         return "/" + "/".join([*parts, *filter(None, [name, subresource])])
+
+
+RUNS = Resource(API_GROUP, API_VERSION.removeprefix(f"{API_GROUP}/"), "bitnetruns")
+PODS = Resource("", "v1", "pods")
+CONFIG_MAPS = Resource("", "v1", "configmaps")
+EVENTS = Resource("", "v1", "events")
 
 
 class ApiError(Exception):

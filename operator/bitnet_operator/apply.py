@@ -8,19 +8,14 @@ from typing import Any
 
 from bitnet_crds import BitNetRun, BitNetRunStatus, Plan, parse_run
 from bitnet_crds.spec import API_VERSION, KIND
-from bitnet_operator.api import FIELD_MANAGER, Api, ApiError, Resource
+from bitnet_operator.api import CONFIG_MAPS, EVENTS, FIELD_MANAGER, RUNS, Api, ApiError
 from bitnet_operator.backends import pytorchjob
-from bitnet_operator.decide import child_refused, timestamp
-from bitnet_operator.decision import Decision, Event
+from bitnet_operator.decision import ChildRefusedError, Decision, Event
 from bitnet_operator.desired import order_config_map, order_name
-from bitnet_operator.observation import Observation
-from bitnet_operator.observe import RUNS
-from bitnet_operator.reconcile import Key
+from bitnet_operator.moments import timestamp
+from bitnet_operator.observation import Key, Observation
 
 log = logging.getLogger(__name__)
-
-CONFIG_MAPS = Resource("", "v1", "configmaps")
-EVENTS = Resource("", "v1", "events")
 
 EVENT_MESSAGE_LIMIT = 1024
 """Characters that Kubernetes takes in an Event's message."""
@@ -28,11 +23,11 @@ EVENT_MESSAGE_LIMIT = 1024
 
 async def apply(
     api: Api, trainer_image: str, key: Key, observation: Observation, plan: Plan | None, decision: Decision
-) -> BitNetRunStatus:
-    """Makes the decision true, so that doing it twice is doing it once. Returns the status that then stands.
+) -> None:
+    """Makes the decision true, so that doing it twice is doing it once.
 
-    A child that the API server finds wrong fails the run, since only a person can mend its template. Any
-    other refusal raises, and the queue comes back to it.
+    Raises ChildRefusedError where the API server finds the child wrong, and ApiError where it refuses
+    anything else: the queue then comes back to it.
     """
     if decision.ensure is not None and plan is not None:
         run = parse_run(observation.document)
@@ -41,14 +36,13 @@ async def apply(
         except ApiError as error:
             if error.status not in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY):
                 raise
-            decision = child_refused(observation, str(error), datetime.now(UTC))
+            raise ChildRefusedError(str(error)) from error
     for job in (*decision.delete, *filter(None, [decision.stop])):
         await _delete(api, pytorchjob.RESOURCE.path(key.namespace, job))
         await _delete(api, CONFIG_MAPS.path(key.namespace, order_name(job)))
     await _write_status(api, key, observation, decision.status)
     for event in decision.events:
         await _post(api, key, observation, event)
-    return decision.status
 
 
 async def _ensure(

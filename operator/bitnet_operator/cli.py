@@ -10,21 +10,21 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import aiohttp
 import typer
-from bitnet_crds.advice import advise
 from rich.console import Console
 
 from bitnet_crds import BitNetRun, BitNetRunStatus, ExitCode, InvalidRun, Plan, parse_run, plan
+from bitnet_crds.advice import advise
 from bitnet_crds.protocol import run_folder
 from bitnet_crds.status import RunPhase
-from bitnet_operator.api import ApiError, connect
+from bitnet_operator.api import RUNS, ApiError, connect
 from bitnet_operator.backends.local import STATUS_FILE, LocalMachine, RunInUseError, only_driver
 from bitnet_operator.decide import Settings
 from bitnet_operator.documents import check_local_files, read_document
 from bitnet_operator.live import LiveView
-from bitnet_operator.observe import RUNS
+from bitnet_operator.observation import Key
 from bitnet_operator.outcome import render_outcome
 from bitnet_operator.plan_table import render_plan
-from bitnet_operator.reconcile import Key, reconcile
+from bitnet_operator.reconcile import reconcile
 
 EXIT_USER_MISTAKE = 2
 EXIT_FAILED = 1

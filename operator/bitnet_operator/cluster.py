@@ -6,13 +6,12 @@ from dataclasses import dataclass
 import aiohttp
 
 from bitnet_crds import Plan
-from bitnet_operator.api import Api
+from bitnet_operator.api import RUNS, Api
 from bitnet_operator.apply import apply
 from bitnet_operator.decision import Decision
 from bitnet_operator.metrics import RunMetrics
-from bitnet_operator.observation import Observation
-from bitnet_operator.observe import RUNS, observe
-from bitnet_operator.reconcile import Key
+from bitnet_operator.observation import Key, Observation
+from bitnet_operator.observe import observe
 
 _PAGE = 500
 
@@ -36,8 +35,8 @@ class Cluster:
 
     async def apply(self, key: Key, observation: Observation, plan: Plan | None, decision: Decision) -> None:
         """Makes the decision true: children, then the status in one write, then events."""
-        status = await apply(self.api, self.trainer_image, key, observation, plan, decision)
-        self.metrics.saw(key, status)
+        await apply(self.api, self.trainer_image, key, observation, plan, decision)
+        self.metrics.saw(key, decision.status)
 
     async def keys(self, namespaces: Iterable[str]) -> list[Key]:
         """All runs in these namespaces; in the whole cluster where none is named."""

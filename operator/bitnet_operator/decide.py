@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from bitnet_crds import (
@@ -18,6 +18,7 @@ from bitnet_crds import (
 from bitnet_crds.status import RunPhase, SegmentOutcome
 from bitnet_operator.conditions import set_condition
 from bitnet_operator.decision import Decision, Event
+from bitnet_operator.moments import parse_timestamp, timestamp
 from bitnet_operator.observation import Job, JobState, Observation
 from bitnet_operator.policies import resize, retry
 from bitnet_operator.policies.failure import Failure, first_cause
@@ -337,16 +338,6 @@ class _Decider:
             now=self.at,
         )
         return status.model_copy(update={"conditions": conditions})
-
-
-def timestamp(moment: datetime) -> str:
-    """A moment as Kubernetes writes it: RFC 3339, UTC, whole seconds."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def parse_timestamp(text: str) -> datetime:
-    """The moment that `timestamp` wrote."""
-    return datetime.fromisoformat(text)
 
 
 def _generation(document: Mapping[str, Any]) -> int:

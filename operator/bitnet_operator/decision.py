@@ -6,6 +6,10 @@ from typing import Literal
 from bitnet_crds import BitNetRunStatus
 
 
+class ChildRefusedError(Exception):
+    """The API server finds the child that a decision asks for wrong; only a person can mend its template."""
+
+
 @dataclass(frozen=True)
 class Event:
     """A Kubernetes Event on the run, or a line on a terminal."""

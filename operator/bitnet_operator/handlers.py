@@ -7,8 +7,8 @@ import kopf
 from bitnet_crds.spec import API_GROUP
 from bitnet_operator.backends import pytorchjob
 from bitnet_operator.desired import RUN_LABEL
+from bitnet_operator.observation import Key
 from bitnet_operator.queue import WorkQueue
-from bitnet_operator.reconcile import Key
 
 
 def register(registry: kopf.OperatorRegistry, queue: WorkQueue[Key]) -> None:

@@ -15,8 +15,9 @@ from bitnet_operator.api import ApiError, connect
 from bitnet_operator.cluster import Cluster
 from bitnet_operator.decide import Settings
 from bitnet_operator.metrics import RunMetrics
+from bitnet_operator.observation import Key
 from bitnet_operator.queue import WorkQueue
-from bitnet_operator.reconcile import Key, reconcile
+from bitnet_operator.reconcile import reconcile
 
 log = logging.getLogger(__name__)
 

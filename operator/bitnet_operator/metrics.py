@@ -7,7 +7,7 @@ from prometheus_client.registry import Collector
 
 from bitnet_crds import BitNetRunStatus
 from bitnet_crds.status import RunPhase
-from bitnet_operator.reconcile import Key
+from bitnet_operator.observation import Key
 
 _LABELS = ("namespace", "name")
 

@@ -3,9 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any
+from typing import Any, NamedTuple
 
 from bitnet_crds import BitNetRunStatus, Progress, TerminationReport
+
+
+class Key(NamedTuple):
+    """Names a run."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
 
 
 class JobState(Enum):

@@ -9,16 +9,11 @@ import aiohttp
 from pydantic import ValidationError
 
 from bitnet_crds import BitNetRunStatus, TerminationReport
-from bitnet_crds.spec import API_GROUP, API_VERSION
-from bitnet_operator.api import Api, ApiError, Resource
+from bitnet_operator.api import PODS, RUNS, Api, ApiError
 from bitnet_operator.backends import pytorchjob
 from bitnet_operator.desired import CONTAINER, JOB_LABEL, RUN_LABEL
-from bitnet_operator.observation import Job, JobState, Observation, Pod
+from bitnet_operator.observation import Job, JobState, Key, Observation, Pod
 from bitnet_operator.progress import ask
-from bitnet_operator.reconcile import Key
-
-RUNS = Resource(API_GROUP, API_VERSION.split("/")[1], "bitnetruns")
-PODS = Resource("", "v1", "pods")
 
 
 async def observe(api: Api, http: aiohttp.ClientSession, key: Key) -> Observation | None:

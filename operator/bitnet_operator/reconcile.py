@@ -1,22 +1,12 @@
 """reconcile: observe -> decide -> apply, for one run."""
 
 from datetime import datetime
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from bitnet_crds import InvalidRun, Plan, parse_run, plan
-from bitnet_operator.decide import Settings, decide, reject
-from bitnet_operator.decision import Decision
-from bitnet_operator.observation import Observation
-
-
-class Key(NamedTuple):
-    """Names a run."""
-
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
+from bitnet_operator.decide import Settings, child_refused, decide, reject
+from bitnet_operator.decision import ChildRefusedError, Decision
+from bitnet_operator.observation import Key, Observation
 
 
 class World(Protocol):
@@ -27,7 +17,10 @@ class World(Protocol):
         ...
 
     async def apply(self, key: Key, observation: Observation, plan: Plan | None, decision: Decision) -> None:
-        """Makes the decision true: children, then the status in one write, then events."""
+        """Makes the decision true: children, then the status in one write, then events.
+
+        Raises ChildRefusedError, with nothing written, where the child cannot be made as its template says.
+        """
         ...
 
 
@@ -44,5 +37,9 @@ async def reconcile(world: World, key: Key, now: datetime, settings: Settings) -
         decision = reject(observation, invalid, now)
     else:
         decision = decide(run, ledger, observation, now, settings)
-    await world.apply(key, observation, ledger, decision)
+    try:
+        await world.apply(key, observation, ledger, decision)
+    except ChildRefusedError as refusal:
+        decision = child_refused(observation, str(refusal), now)
+        await world.apply(key, observation, ledger, decision)
     return decision.wake_after

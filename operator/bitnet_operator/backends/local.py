@@ -24,9 +24,8 @@ from pydantic import ValidationError
 from bitnet_crds import BitNetRunStatus, ExitCode, Order, Plan, Progress, TerminationReport, parse_run
 from bitnet_crds.protocol import run_folder
 from bitnet_operator.decision import Decision
-from bitnet_operator.observation import Job, JobState, Observation, Pod
+from bitnet_operator.observation import Job, JobState, Key, Observation, Pod
 from bitnet_operator.progress import ask
-from bitnet_operator.reconcile import Key
 
 log = logging.getLogger(__name__)
 
