@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+
 from bitnet_crds import BitNetRunStatus, Plan, Progress, parse_run, plan
 from bitnet_crds.protocol import Checkpoint
 from bitnet_operator.decide import Settings, decide

@@ -5,13 +5,14 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from bitnet_crds import InvalidRun, TerminationReport, parse_run
 from bitnet_crds.protocol import Checkpoint, Evaluation, ExitCode
 from bitnet_crds.status import BitNetRunStatus, RunPhase, SegmentOutcome, SegmentReason
 from bitnet_operator.decide import child_refused, reject
 from bitnet_operator.observation import Job, JobState, Observation, Pod
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 
 def condition(status: BitNetRunStatus, type_: str) -> Any:
@@ -95,7 +96,11 @@ def test_success_closes_every_segment_and_keeps_what_came_out(scene) -> None:
         tokens=9, perplexity_original="1", perplexity_before="9", perplexity_after="2", perplexity_teacher="1"
     )
     report = TerminationReport(
-        exit_code=0, reason="Succeeded", step=10, evaluation=evaluation, artifacts={"HuggingFace": "file:///x"}
+        exit_code=0,
+        reason="Succeeded",
+        step=10,
+        evaluation=evaluation,
+        artifacts={"HuggingFace": "file:///x"},
     )
     decision = scene.decide(scene.succeeded(Pod("pod-0", 0, exit_code=0, report=report)))
     status = decision.status
@@ -239,7 +244,8 @@ def test_transition_times_move_only_when_a_condition_changes(scene) -> None:
 
 JOB_ENDS = st.sampled_from([1, 2, 4, 7, 137, 143, 200])
 MOVES = st.lists(
-    st.one_of(st.tuples(st.just("step"), st.integers(0, 10)), st.tuples(st.just("end"), JOB_ENDS)), max_size=25
+    st.one_of(st.tuples(st.just("step"), st.integers(0, 10)), st.tuples(st.just("end"), JOB_ENDS)),
+    max_size=25,
 )
 
 

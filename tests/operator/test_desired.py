@@ -1,0 +1,82 @@
+"""The manifests of a child job."""
+
+import json
+from typing import Any
+
+from bitnet_crds import Order
+from bitnet_operator.backends import pytorchjob
+from bitnet_operator.desired import order_config_map
+from bitnet_operator.observation import JobState
+
+
+def manifest(scene: Any) -> dict[str, Any]:
+    shape = scene.plan.phases[0].shape
+    return pytorchjob.manifest(scene.run, "small-0", shape, "trainer:1")
+
+
+def container(job: dict[str, Any], replica: str = "Master") -> dict[str, Any]:
+    spec = job["spec"]["pytorchReplicaSpecs"][replica]["template"]["spec"]
+    return next(each for each in spec["containers"] if each["name"] == "pytorch")
+
+
+def test_one_master_and_the_other_workers_none_of_which_is_restarted(scene) -> None:
+    replicas = manifest(scene)["spec"]["pytorchReplicaSpecs"]
+    assert {name: replica["replicas"] for name, replica in replicas.items()} == {"Master": 1, "Worker": 1}
+    assert {replica["restartPolicy"] for replica in replicas.values()} == {"Never"}
+
+
+def test_a_run_of_one_worker_has_no_worker_replica(make_scene) -> None:
+    scene = make_scene()
+    shape = scene.plan.phases[0].shape.model_copy(update={"workers": 1})
+    job = pytorchjob.manifest(scene.run, "small-0", shape, "trainer:1")
+    assert set(job["spec"]["pytorchReplicaSpecs"]) == {"Master"}
+
+
+def test_gpus_are_asked_for_where_the_run_wants_them_and_not_else(scene) -> None:
+    assert "limits" not in container(manifest(scene))["resources"]
+    workers = scene.run.spec.workers.model_copy(update={"gpus_per_worker": 4})
+    scene.run = scene.run.model_copy(update={"spec": scene.run.spec.model_copy(update={"workers": workers})})
+    assert container(manifest(scene))["resources"]["limits"] == {"nvidia.com/gpu": 4}
+
+
+def test_pods_hold_no_credentials_and_no_probe_that_waits_for_training(scene) -> None:
+    job = manifest(scene)
+    spec = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    assert spec["automountServiceAccountToken"] is False
+    assert "readinessProbe" not in container(job)
+
+
+def test_every_claim_that_the_run_names_is_mounted_once(scene) -> None:
+    spec = scene.run.spec.model_copy(
+        update={
+            "model": scene.run.spec.model.model_copy(update={"from_": "pvc://models/a"}),
+            "checkpoint": scene.run.spec.checkpoint.model_copy(update={"uri": "pvc://models/runs"}),
+        }
+    )
+    scene.run = scene.run.model_copy(update={"spec": spec})
+    mounts = [mount["mountPath"] for mount in container(manifest(scene))["volumeMounts"]]
+    assert mounts.count("/mnt/pvc/models") == 1
+
+
+def test_children_are_owned_by_the_run_and_found_by_its_label(scene) -> None:
+    for child in (manifest(scene), order_config_map(scene.run, scene.plan, "small-0")):
+        (owner,) = child["metadata"]["ownerReferences"]
+        assert (owner["kind"], owner["name"], owner["uid"]) == ("BitNetRun", "small", "u-1")
+        assert child["metadata"]["labels"]["bitnet.training/run"] == "small"
+
+
+def test_the_order_in_the_config_map_is_the_run_itself(scene) -> None:
+    data = order_config_map(scene.run, scene.plan, "small-0")["data"]
+    order = Order.model_validate_json(data["order.json"])
+    assert (order.spec, order.plan, order.job) == (scene.run.spec, scene.plan, "small-0")
+    assert json.loads(data["plan.json"])["totalSteps"] == 10
+
+
+def test_the_state_of_a_pytorchjob_is_its_last_word() -> None:
+    def job(*conditions: tuple[str, str]) -> dict[str, Any]:
+        return {"status": {"conditions": [{"type": t, "status": s, "message": t} for t, s in conditions]}}
+
+    assert pytorchjob.state({}) == (JobState.ACTIVE, None)
+    assert pytorchjob.state(job(("Created", "True"), ("Running", "True")))[0] is JobState.ACTIVE
+    assert pytorchjob.state(job(("Running", "False"), ("Failed", "True"))) == (JobState.FAILED, "Failed")
+    assert pytorchjob.state(job(("Running", "False"), ("Succeeded", "True")))[0] is JobState.SUCCEEDED
