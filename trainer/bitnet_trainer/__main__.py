@@ -12,17 +12,17 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitnet_crds.protocol import ExitCode, Order, TerminationReport, exit_code_label
 from pydantic import ValidationError
 from torch import distributed as dist
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from bitnet_crds.protocol import ExitCode, Order, TerminationReport, exit_code_label
 from bitnet_trainer.errors import BadInput
 from bitnet_trainer.outcome import REPORTS, collect_reports, exit_code_of, publish
 
@@ -70,7 +70,11 @@ def find_place(order: Order, environment: Mapping[str, str]) -> Place:
     return place
 
 
-def main() -> None:
+WORKER = ("-m", "bitnet_trainer.worker")
+"""What each rank runs, as arguments of this Python; `--order FILE` follows."""
+
+
+def main(worker: Sequence[str] = WORKER) -> None:
     """Launches, writes the termination report, and ends with the exit code of the rank that decided it."""
     parser = argparse.ArgumentParser(prog="bitnet-trainer", description=__doc__.partition("\n")[0])
     parser.add_argument(
@@ -79,12 +83,12 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(format="%(asctime)s launcher %(levelname)s %(message)s", stream=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="bitnet-") as scratch:
-        report = _launch(arguments.order, Path(scratch))
+        report = _launch(arguments.order, Path(scratch), worker)
     publish(report)
     sys.exit(report.exit_code)
 
 
-def _launch(path: Path, scratch: Path) -> TerminationReport:
+def _launch(path: Path, scratch: Path, worker: Sequence[str]) -> TerminationReport:
     try:
         order = Order.model_validate_json(path.read_text())
         place = find_place(order, os.environ)
@@ -111,7 +115,7 @@ def _launch(path: Path, scratch: Path) -> TerminationReport:
     )
     _stop_while_waiting()
     try:
-        elastic_launch(config, sys.executable)("-m", "bitnet_trainer.worker", "--order", str(path))
+        elastic_launch(config, sys.executable)(*worker, "--order", str(path))
     except ChildFailedError as error:
         return explain_failure(error.failures, collect_reports(scratch))
     except SignalException:

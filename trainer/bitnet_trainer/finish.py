@@ -4,12 +4,12 @@ import math
 from pathlib import Path
 
 import torch
-from bitnet_crds.plan import Plan
-from bitnet_crds.protocol import Evaluation
-from bitnet_crds.spec import BitNetRunSpec
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bitnet_crds.plan import Plan
+from bitnet_crds.protocol import Evaluation
+from bitnet_crds.spec import BitNetRunSpec
 from bitnet_trainer.evaluate import Perplexity, negative_log_likelihood, perplexity_of
 from bitnet_trainer.export.huggingface import export_huggingface
 from bitnet_trainer.models.convert import ConversionReport

@@ -3,9 +3,12 @@
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import nn
+
 from bitnet_crds.plan import PlannedPhase
 from bitnet_crds.protocol import (
     Checkpoint,
@@ -15,8 +18,6 @@ from bitnet_crds.protocol import (
     TeacherState,
     TrainerState,
 )
-from torch import nn
-
 from bitnet_trainer import checkpoint
 from bitnet_trainer.checkpoint import CheckpointStore, Committed, Position
 from bitnet_trainer.data import Corpus, Cursor
@@ -108,7 +109,7 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
         vocabulary = loaded.model.config.vocab_size
         teacher = Teacher(spec.teacher.from_, spec.teacher.revision, vocabulary, ranks.device)
     session = _Session(order, reporter, ranks, store, corpus, student, optimizer, teacher, position)
-    with stop.deferred():
+    with stop.deferred(), closing(session):
         finished = session.run(stop)
     if not finished:
         return Result(True, f"asked to stop; the checkpoint of step {session.step} was written")
@@ -207,6 +208,11 @@ class _Session:
             if self.step % self.order.spec.checkpoint.every_steps == 0 or self.step == plan.total_steps:
                 self._save()
         return True
+
+    def close(self) -> None:
+        """Closes the metrics' file."""
+        if self.metrics is not None:
+            self.metrics.close()
 
     def _teacher_as_planned(self, phase: PlannedPhase) -> None:
         """Loads the teacher for a phase that needs it, and frees it in one that does not."""

@@ -8,10 +8,10 @@ from types import MappingProxyType
 
 import torch
 import torch.distributed as dist
-from bitnet_crds.errors import ContractError
-from bitnet_crds.protocol import ExitCode, Progress, TerminationReport, exit_code_label
 from pydantic import ValidationError
 
+from bitnet_crds.errors import ContractError
+from bitnet_crds.protocol import ExitCode, Progress, TerminationReport, exit_code_label
 from bitnet_trainer import errors
 
 EXIT_CODES: Mapping[type[BaseException], ExitCode] = MappingProxyType(
@@ -61,7 +61,7 @@ def failure_report(error: BaseException, rank: int, progress: Progress) -> Termi
     if code == ExitCode.CRASHED:
         message = "".join(traceback.format_exception(error))[-3000:]
     elif code == ExitCode.PEER_LOST:
-        message = f"rank {rank} lost another rank at step {progress.step}: {str(error).splitlines()[0]}"
+        message = f"rank {rank} lost another rank at step {progress.step}: {str(error)[:200]}"
     elif code == ExitCode.OUT_OF_MEMORY:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         message = (

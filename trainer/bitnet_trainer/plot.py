@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from bitnet_crds.plan import Plan
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from bitnet_crds.plan import Plan
 from bitnet_trainer.report import StepRecord
 
 _INK = "#1f2933"
@@ -67,7 +67,7 @@ def _draw_losses(axes: Axes, records: Sequence[StepRecord]) -> None:
         color = _TEACHER if name == "teacherLogits" else _LOSS
         steps = [record.step for record in shown]
         raw = [record.objectives[name].raw for record in shown]
-        smooth = _smoothed(raw)
+        smooth = _smoothed(raw, span=max(1, len(records) // 40))
         axes.plot(steps, raw, color=color, alpha=0.25, lw=1)
         axes.plot(steps, smooth, color=color, lw=2, marker="o" if len(steps) == 1 else "")
         axes.annotate(
@@ -96,7 +96,7 @@ def _draw_schedules(axes: Axes, plan: Plan) -> None:
     axes.plot(steps, lambdas, color=_LAMBDA, lw=1.6, label="quantisation lambda")
     axes.set_ylim(-0.05, 1.1)
     axes.set_yticks([0, 1])
-    axes.legend(frameon=False, fontsize=8, loc="center right", labelcolor=_INK)
+    axes.legend(frameon=False, fontsize=8, loc="center", labelcolor=_INK)
 
 
 def _plain(axes: Axes) -> None:
@@ -107,8 +107,9 @@ def _plain(axes: Axes) -> None:
     axes.tick_params(colors=_INK, labelsize=9, color=_FAINT)
 
 
-def _smoothed(values: Sequence[float], factor: float = 0.8) -> list[float]:
-    """Exponential mean with its start corrected, as Adam's moments are."""
+def _smoothed(values: Sequence[float], span: int) -> list[float]:
+    """Exponential mean over about `span` values, its start corrected as Adam's moments are."""
+    factor = 1 - 1 / span
     smooth, mean, weight = [], 0.0, 0.0
     for value in values:
         mean = factor * mean + (1 - factor) * value

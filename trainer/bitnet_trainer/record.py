@@ -5,10 +5,11 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from bitnet_crds.plan import Plan
 from bitnet_crds.record import Report
 from bitnet_crds.spec import BitNetRunSpec
-from pydantic import ValidationError
 
 _PACKAGES = ("bitnet-operator", "torch", "transformers", "numpy", "safetensors")
 

@@ -6,14 +6,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
-from bitnet_crds.protocol import PROGRESS_PORT, ObjectiveProgress, Progress
-from bitnet_crds.record import Report
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 from pydantic import ValidationError
 
+from bitnet_crds.protocol import PROGRESS_PORT, ObjectiveProgress, Progress
+from bitnet_crds.record import Report
 from bitnet_trainer.errors import BadInput
 
 
@@ -47,7 +47,7 @@ class MetricsLog:
 
     def __init__(self, path: Path, completed: int) -> None:
         """Opens it to go on after step `completed`: what an earlier process wrote beyond that is dropped."""
-        kept = [line for line in _lines(path) if _step(line) <= completed]
+        kept = [line for line in _lines(path) if 0 < _step(line) <= completed]
         pending = path.with_name(f".{path.name}")
         pending.write_text("".join(f"{line}\n" for line in kept))
         pending.replace(path)

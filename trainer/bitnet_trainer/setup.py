@@ -4,12 +4,12 @@ import inspect
 from fractions import Fraction
 from typing import Any
 
-from bitnet_crds.locations import parse_location
-from bitnet_crds.plan import PlannedPhase
-from bitnet_crds.protocol import Order
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from bitnet_crds.locations import parse_location
+from bitnet_crds.plan import PlannedPhase
+from bitnet_crds.protocol import Order
 from bitnet_trainer.data import Corpus, SourceText, Tokenizer, open_corpus
 from bitnet_trainer.errors import BadInput
 from bitnet_trainer.models.convert import ConversionReport

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from bitnet_crds.protocol import ExitCode, Order, Progress, TerminationReport, exit_code_label
-
 from bitnet_trainer.outcome import failure_report, leave_report
 from bitnet_trainer.report import Reporter
 from bitnet_trainer.stop import StopRequest, end_with_parent
@@ -29,10 +28,10 @@ def main() -> None:
     end_with_parent()
     report = _report(arguments.order, rank, stop)
     leave_report(report)
-    if report.message:
-        logging.getLogger("bitnet_trainer.worker").log(
-            logging.ERROR if report.exit_code else logging.INFO, "%s: %s", report.reason, report.message
-        )
+    ended_well = report.exit_code in (ExitCode.SUCCEEDED, ExitCode.PREEMPTED)
+    logging.getLogger("bitnet_trainer.worker").log(
+        logging.INFO if ended_well else logging.ERROR, "%s: %s", report.reason, report.message
+    )
     sys.stdout.flush()
     sys.stderr.flush()
     # Interpreter shutdown would wait for communicators whose other end may be gone.
@@ -51,7 +50,7 @@ def _report(path: Path, rank: int, stop: StopRequest) -> TerminationReport:
 
         if rank == 0:
             reporter.serve()
-        disable_progress_bar()
+        disable_progress_bar()  # type: ignore[no-untyped-call]
         result = train(order, reporter, stop)
     except (Exception, SystemExit) as error:  # noqa: BLE001  # every end has a report
         return failure_report(error, rank, reporter.progress)

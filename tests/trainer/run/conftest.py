@@ -1,0 +1,216 @@
+"""Tiny runs, trained whole: in this process, or by the launcher as the operator would start it."""
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedTokenizerFast
+
+from bitnet_crds.plan import plan
+from bitnet_crds.protocol import Order, Progress, TerminationReport
+from bitnet_crds.spec import BitNetRunSpec
+from bitnet_trainer.loop import Result, train
+from bitnet_trainer.report import Reporter, StepRecord, read_metrics
+from bitnet_trainer.stop import StopRequest
+
+SEQUENCE, GLOBAL_BATCH = 16, 8
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass
+class TinyRun:
+    """A model, a teacher and text in a folder, and the order that trains on them."""
+
+    root: Path
+    order: Order
+
+    @property
+    def folder(self) -> Path:
+        return self.order.folder
+
+    @property
+    def order_file(self) -> Path:
+        path = self.root / f"{self.order.name}.json"
+        path.write_text(self.order.model_dump_json(by_alias=True))
+        return path
+
+    def metrics(self) -> list[StepRecord]:
+        return read_metrics(self.folder / "metrics.jsonl")
+
+    def checkpoints(self) -> list[str]:
+        return sorted(path.name for path in (self.folder / "checkpoints").iterdir())
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """What a launcher of this run is given; its last word goes to `last_word`."""
+        return {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "BITNET_HOST": "127.0.0.1",
+            "BITNET_PORT": str(free_port()),
+            "BITNET_TERMINATION_LOG": str(self.root / "termination-log"),
+            **more,
+        }
+
+    def last_word(self, name: str = "termination-log") -> TerminationReport:
+        return TerminationReport.model_validate_json((self.root / name).read_text())
+
+    def launch(self, **more: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "bitnet_trainer", "--order", str(self.order_file)],
+            env=self.environment(**more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def wait_for_step(self, step: int, process: "subprocess.Popen[str]", seconds: float = 60) -> None:
+        """Returns as soon as metrics.jsonl has the step."""
+        log = self.folder / "metrics.jsonl"
+        deadline = time.monotonic() + seconds
+        while not log.exists() or log.read_bytes().count(b"\n") < step:
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline, f"step {step} was not reached in {seconds} s"
+            time.sleep(0.005)
+
+
+MakeRun = Callable[..., TinyRun]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, make_model: Callable[..., Any], tokenizer: PreTrainedTokenizerFast) -> MakeRun:
+    """Makes a run such as `make_run(steps=12, workers=2)`; `changes` are merged over the top of its spec."""
+    make_model(initializer_range=0.02).save_pretrained(tmp_path / "model")
+    make_model(seed=1).save_pretrained(tmp_path / "teacher")
+    for name in ("model", "teacher"):
+        tokenizer.save_pretrained(tmp_path / name)
+    draw = random.Random(0)
+    (tmp_path / "counting.txt").write_text(
+        " ".join(f"w{2 + (7 * place + draw.randrange(2)) % 58}" for place in range(3000))
+    )
+    (tmp_path / "lines.jsonl").write_text(
+        "".join(
+            json.dumps({"text": " ".join(f"w{2 + (n + k) % 20}" for k in range(30))}) + "\n"
+            for n in range(60)
+        )
+    )
+
+    def make(steps: int = 12, workers: int = 1, name: str = "tiny", **changes: Any) -> TinyRun:
+        spec = BitNetRunSpec.model_validate(
+            {
+                "model": {"from": f"file://{tmp_path}/model"},
+                "quantization": {"lambdaWarmup": {"steps": 4}},
+                "data": {
+                    "sequenceLength": SEQUENCE,
+                    "sources": [
+                        {"name": "counting", "uri": f"file://{tmp_path}/counting.txt", "weight": 2},
+                        {"name": "lines", "uri": f"file://{tmp_path}/lines.jsonl"},
+                    ],
+                },
+                "budget": {"tokens": steps * GLOBAL_BATCH * SEQUENCE, "globalBatchSize": GLOBAL_BATCH},
+                "optimizer": {"adamLearningRate": 5e-3, "weightDecay": 0.01},
+                "schedule": {"warmupSteps": 3},
+                "phases": [
+                    {"name": "warmup", "until": "25%", "objectives": {"crossEntropy": {"weight": 1}}},
+                    {"name": "main", "until": "75%", "objectives": {"crossEntropy": {"weight": 1}}},
+                    {
+                        "name": "distill",
+                        "until": "100%",
+                        "objectives": {
+                            "crossEntropy": {"weight": 0.5},
+                            "teacherLogits": {"weight": 1, "temperature": 2},
+                        },
+                    },
+                ],
+                "teacher": {"from": f"file://{tmp_path}/teacher"},
+                "workers": {"count": workers, "gpusPerWorker": 0, "microBatchSize": 4},
+                "checkpoint": {"uri": f"file://{tmp_path}/runs", "everySteps": 5, "keep": 2},
+                **changes,
+            }
+        )
+        return TinyRun(
+            tmp_path, Order(namespace="default", name=name, job=f"{name}-0", spec=spec, plan=plan(spec))
+        )
+
+    return make
+
+
+class Watched(Reporter):
+    """A reporter that remembers every progress it held."""
+
+    def __init__(self, order: Order) -> None:
+        super().__init__(Progress(total_steps=order.plan.total_steps, phase=order.plan.phases[0].name))
+        self.seen: list[Progress] = []
+
+    def update(self, **changes: object) -> None:
+        super().update(**changes)
+        self.seen.append(self.progress)
+
+
+TrainHere = Callable[..., tuple[Result, Watched]]
+
+
+@pytest.fixture
+def train_here(monkeypatch: pytest.MonkeyPatch) -> TrainHere:
+    """Trains a run in this process, as its only rank."""
+
+    def run(tiny: TinyRun, stop: StopRequest | None = None) -> tuple[Result, Watched]:
+        for name, value in {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+        }.items():
+            monkeypatch.setenv(name, value)
+        reporter = Watched(tiny.order)
+        try:
+            return train(tiny.order, reporter, stop or StopRequest()), reporter
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+    return run
+
+
+def trained_weights(run: TinyRun) -> dict[str, torch.Tensor]:
+    """Model and optimiser of a run's newest checkpoint, by name."""
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    newest = run.folder / "checkpoints" / run.checkpoints()[-1]
+    whole = run.root / f"{run.order.name}.pt"
+    dcp_to_torch_save(newest, whole)
+    found: dict[str, torch.Tensor] = {}
+
+    def walk(prefix: str, part: Any) -> None:
+        if isinstance(part, dict):
+            for key, value in part.items():
+                walk(f"{prefix}/{key}", value)
+        elif isinstance(part, torch.Tensor):
+            found[prefix] = part
+
+    walk("", torch.load(whole, weights_only=True))
+    return found
+
+
+@pytest.fixture
+def weights_of() -> Callable[[TinyRun], dict[str, torch.Tensor]]:
+    """Reads a run's newest checkpoint whole."""
+    return trained_weights
