@@ -5,6 +5,10 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
 from bitnet_trainer.errors import BadInput
 from bitnet_trainer.quantization.bitlinear import (
     BitLinear,
@@ -14,9 +18,6 @@ from bitnet_trainer.quantization.bitlinear import (
     quantize_weights,
 )
 from bitnet_trainer.quantization.warmup import set_lambda
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import nn
 
 numbers = st.floats(-1e4, 1e4, allow_nan=False, width=32)
 matrices = st.integers(1, 6).flatmap(

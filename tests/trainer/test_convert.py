@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
 from bitnet_trainer.errors import BadInput
 from bitnet_trainer.models.convert import ARCHITECTURES, convert
 from bitnet_trainer.quantization.bitlinear import BitLinear
 from bitnet_trainer.quantization.warmup import set_lambda
-from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
 
 FAMILIES = ["llama", "qwen2", "qwen3"]
 

@@ -71,7 +71,8 @@ def negative_log_likelihood(
         module.train(False)
     total, tokens = 0.0, 0
     try:
-        for batch in torch.split(sequences, batch_size):
+        # An empty tensor splits into one empty batch, which no model takes.
+        for batch in torch.split(sequences, batch_size) if len(sequences) else ():
             input_ids = batch.to(device)
             loss = cross_entropy(model(input_ids=input_ids, use_cache=False).logits, input_ids)
             total += loss.total.item()

@@ -4,10 +4,10 @@ A teacher that cannot be loaded raises; there is no path on which training goes 
 """
 
 import torch
-from bitnet_crds.protocol import TeacherState
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bitnet_crds.protocol import TeacherState
 from bitnet_trainer.errors import ModelUnavailable, TeacherUnavailable
 from bitnet_trainer.models.load import load_weights
 

@@ -8,9 +8,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from bitnet_crds.spec import Objectives
 from torch import Tensor
 
+from bitnet_crds.spec import Objectives
 from bitnet_trainer.errors import BadInput
 from bitnet_trainer.objectives.cross_entropy import CrossEntropyObjective
 from bitnet_trainer.objectives.micro_batch import MicroBatch
