@@ -1,0 +1,58 @@
+"""House rules that no linter knows: each file says first what lives there, no room is too large, locks are clean."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LONGEST = 400
+"""Lines in a file; over that it is two rooms."""
+
+
+def tracked(*patterns: str) -> list[Path]:
+    """Files in version control. A copy without it is not looked at."""
+    listing = subprocess.run(
+        ["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listing.returncode:
+        pytest.skip("no git checkout")
+    return [path for name in listing.stdout.splitlines() if (path := ROOT / name).is_file()]
+
+
+def begins_with_a_word(path: Path) -> bool:
+    """Whether the first line, or the one after `#!`, is a docstring or a comment."""
+    lines = path.read_text().splitlines()
+    if lines and lines[0].startswith("#!"):
+        lines = lines[1:]
+    return (
+        bool(lines) and re.match(r'"""\w|r"""\w|# ?\w|// ?\w|/\* ?\w|\{\{-? ?/\* ?\w', lines[0]) is not None
+    )
+
+
+def test_every_file_says_first_what_lives_there() -> None:
+    files = tracked("*.py", "*.sh", "*.go", "*.yaml", "Makefile", "Dockerfile", "requirements/*.lock")
+    silent = [str(path.relative_to(ROOT)) for path in files if not begins_with_a_word(path)]
+    assert silent == []
+
+
+def test_no_room_is_too_large() -> None:
+    large = {
+        str(path.relative_to(ROOT)): length
+        for path in tracked("*.py")
+        if (length := len(path.read_text().splitlines())) > LONGEST
+    }
+    assert large == {}
+
+
+@pytest.mark.parametrize("name", ["dev", "operator", "trainer"])
+def test_a_lock_pins_by_hash_and_names_no_index(name: str) -> None:
+    lock = (ROOT / "requirements" / f"{name}.lock").read_text()
+    assert "://" not in lock
+    assert not re.search(
+        r"^\s*(-i|-f|--(extra-)?index-url|--find-links|--trusted-host)\b", lock, re.MULTILINE
+    )
+    for requirement in re.split(r"(?m)^(?=\w)", lock)[1:]:
+        assert re.match(r"[\w.-]+==[\w.!+]+", requirement)
+        assert "--hash=sha256:" in requirement
