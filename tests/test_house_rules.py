@@ -1,4 +1,4 @@
-"""House rules that no linter knows: each file says first what lives there, no room is too large, locks are clean."""
+"""House rules that no linter knows: a first line that says what lives there, room size, clean lock files."""
 
 import re
 import subprocess
@@ -21,19 +21,17 @@ def tracked(*patterns: str) -> list[Path]:
     return [path for name in listing.stdout.splitlines() if (path := ROOT / name).is_file()]
 
 
-def begins_with_a_word(path: Path) -> bool:
-    """Whether the first line, or the one after `#!`, is a docstring or a comment."""
+def begins_with_words(path: Path) -> bool:
+    """Whether the first line, less `#!` and a template's `if`, is a docstring or a comment."""
     lines = path.read_text().splitlines()
-    if lines and lines[0].startswith("#!"):
-        lines = lines[1:]
-    return (
-        bool(lines) and re.match(r'"""\w|r"""\w|# ?\w|// ?\w|/\* ?\w|\{\{-? ?/\* ?\w', lines[0]) is not None
-    )
+    while lines and lines[0].startswith(("#!", "{{- if")):
+        del lines[0]
+    return bool(lines) and re.match(r'(r?"""|#|//|/\*|\{\{-? ?/\*) ?\w', lines[0]) is not None
 
 
 def test_every_file_says_first_what_lives_there() -> None:
     files = tracked("*.py", "*.sh", "*.go", "*.yaml", "Makefile", "Dockerfile", "requirements/*.lock")
-    silent = [str(path.relative_to(ROOT)) for path in files if not begins_with_a_word(path)]
+    silent = [str(path.relative_to(ROOT)) for path in files if not begins_with_words(path)]
     assert silent == []
 
 
