@@ -25,8 +25,8 @@ quickstart: setup  ## Train SmolLM2-135M to 1.58 bits on Shakespeare: 10 minutes
 test: setup  ## Every test that needs no cluster and no GPU
 	$(BIN)/pytest --durations=15
 
-test-cluster: setup  ## The same house on a real Kubernetes: KUBECONFIG's, or one built here (root)
-	scripts/install-cluster-prerequisites.sh
+test-cluster: setup  ## The same on a real Kubernetes, built and started here (root), or BITNET_TEST_KUBECONFIG's
+	@[ -n "$$BITNET_TEST_KUBECONFIG" ] || PATH="$(CURDIR)/$(BIN):$$PATH" scripts/install-cluster-prerequisites.sh
 	$(BIN)/pytest -m cluster tests/cluster tests/chart -v --durations=0
 
 lint: setup  ## Style, types, and who may import whom
