@@ -71,8 +71,8 @@ def _learning_rate(spec: BitNetRunSpec, _: Plan) -> Iterator[Advice]:
     if rate <= LOW_LEARNING_RATE:
         yield Advice(
             "spec.optimizer.adamLearningRate",
-            f"{rate:g} is a rate for fine-tuning; a ternary weight moves only when the weight beneath it "
-            "crosses a threshold, and wants 5 to 10 times that: perplexity was 442 at 0.0003 and 224 at 0.001",
+            f"{rate:g} is a rate for fine-tuning; a ternary weight moves only when the one below crosses "
+            "a threshold, and wants 5 to 10 times that: perplexity was 442 at 0.0003 and 224 at 0.001",
             "Try 0.001 to 0.004",
             _MEASURED,
         )

@@ -1,0 +1,108 @@
+"""What a pod says: its last word always fits, comes back whole, and exit codes have names."""
+
+import json
+import signal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitnet_crds import BitNetRun, Checkpoint, ExitCode, Order, TerminationReport, plan
+from bitnet_crds.protocol import TERMINATION_MESSAGE_LIMIT, Evaluation, exit_code_label
+
+CHECKPOINT = Checkpoint(step=400, uri="file:///runs/default/qwen3-06b/checkpoints/400")
+EVALUATION = Evaluation(
+    tokens=4096, perplexity_original="35.8", perplexity_before="9e7", perplexity_after="98.1"
+)
+
+
+def report(message: str) -> TerminationReport:
+    """A report with everything in it."""
+    return TerminationReport(
+        exit_code=7,
+        reason="NonFinite",
+        message=message,
+        rank=1,
+        step=412,
+        checkpoint=CHECKPOINT,
+        evaluation=EVALUATION,
+        artifacts={"HuggingFace": "/runs/default/qwen3-06b/export"},
+    )
+
+
+@given(st.text(), st.integers(0, 2000))
+def test_a_report_fits_whatever_its_message(text: str, times: int) -> None:
+    sent = report(text * times).to_message()
+    assert len(sent.encode()) <= TERMINATION_MESSAGE_LIMIT
+    received = TerminationReport.model_validate_json(sent)
+    assert received.model_copy(update={"message": ""}) == report("")
+    assert (text * times).startswith(received.message)
+
+
+@pytest.mark.parametrize("character", ["a", "é", "漢", "🧊", "\x00", '"', "\\", "\n"])
+def test_a_long_message_fills_most_of_the_room(character: str) -> None:
+    sent = report(character * 10_000).to_message()
+    assert TERMINATION_MESSAGE_LIMIT * 0.85 < len(sent.encode()) <= TERMINATION_MESSAGE_LIMIT
+
+
+def test_a_report_fits_when_other_fields_are_long() -> None:
+    long = report("x").model_copy(update={"artifacts": {"HuggingFace": "/deep" * 2000}})
+    sent = TerminationReport.model_validate_json(long.to_message())
+    assert len(long.to_message().encode()) <= TERMINATION_MESSAGE_LIMIT
+    assert (sent.exit_code, sent.checkpoint) == (7, CHECKPOINT)
+
+
+def test_a_report_can_hold_a_file_name_that_is_not_utf8() -> None:
+    name = b"/data/\xff.txt".decode(errors="surrogateescape")
+    assert json.loads(report(f"cannot read {name}").to_message())["message"] == "cannot read /data/?.txt"
+
+
+def test_a_report_of_a_newer_version_is_read() -> None:
+    sent = json.loads(report("x").to_message()) | {"aLaterField": 1}
+    assert TerminationReport.model_validate_json(json.dumps(sent)) == report("x")
+
+
+@pytest.mark.parametrize(
+    ("code", "label"),
+    [
+        (0, "Succeeded"),
+        (1, "Crashed"),
+        (2, "BadInput"),
+        (4, "TeacherUnavailable"),
+        (7, "NonFinite"),
+        (137, "OutOfMemory"),
+        (143, "Preempted"),
+        (134, "Signal6"),
+        (42, "Exit42"),
+        (200, "PeerLost"),
+        (255, "Exit255"),
+        (-signal.SIGTERM, "Preempted"),
+        (-signal.SIGSEGV, "Signal11"),
+    ],
+)
+def test_every_exit_code_has_a_name(code: int, label: str) -> None:
+    assert exit_code_label(code) == label
+
+
+def test_a_teacher_that_fails_to_load_ends_the_segment_for_good() -> None:
+    """Trap 7: it has an exit code of its own, and a second try of the same would end the same."""
+    assert ExitCode.TEACHER_UNAVAILABLE not in (ExitCode.SUCCEEDED, ExitCode.CRASHED)
+    assert not ExitCode.TEACHER_UNAVAILABLE.retryable
+
+
+def test_what_may_succeed_when_tried_again() -> None:
+    assert {code for code in ExitCode if code.retryable} == {
+        ExitCode.CRASHED,
+        ExitCode.OUT_OF_MEMORY,
+        ExitCode.PREEMPTED,
+        ExitCode.PEER_LOST,
+    }
+
+
+def test_an_order_comes_back_whole(run: BitNetRun) -> None:
+    """The trainer reads the very ledger that the operator wrote."""
+    order = Order(namespace="ml", name="qwen3-06b", job="qwen3-06b-0", spec=run.spec, plan=plan(run.spec))
+    received = Order.model_validate_json(order.model_dump_json(by_alias=True))
+    assert received == order
+    assert plan(received.spec) == received.plan
+    assert str(received.folder) == "/mnt/pvc/checkpoints/runs/ml/qwen3-06b"
