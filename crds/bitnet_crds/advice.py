@@ -88,7 +88,11 @@ def _schedule(spec: BitNetRunSpec, plan: Plan) -> Iterator[Advice]:
             f"Write about {max(1, plan.total_steps // 20)}, or a smaller decayFraction",
             "arithmetic",
         )
-    elif blended is not None and max(warmup, blended.steps) > FAR_APART * min(warmup, blended.steps):
+    elif (
+        blended is not None
+        and blended.steps < plan.total_steps
+        and max(warmup, blended.steps) > FAR_APART * min(warmup, blended.steps)
+    ):
         yield Advice(
             "spec.schedule.warmupSteps",
             f"the learning rate rises over {warmup} steps and lambda over {blended.steps}; they are best of "
@@ -111,7 +115,8 @@ def _distillation(spec: BitNetRunSpec, _: Plan) -> Iterator[Advice]:
                 f"spec.phases[{index}].objectives.teacherLogits",
                 f"the loss has T^2 inside: weight {teacher.weight:g} at temperature {teacher.temperature:g} "
                 f"weighs {effective:g} against {cross_entropy.weight:g} for crossEntropy",
-                f"Write a weight of at most {limit / teacher.temperature**2:.3g}, or a lower temperature",
+                f"Write a weight of at most {_rounded_down(limit / teacher.temperature**2):g}, "
+                "or a lower temperature",
                 "arXiv 1503.02531, section 2",
             )
 
@@ -125,3 +130,9 @@ def _checkpoints(spec: BitNetRunSpec, plan: Plan) -> Iterator[Advice]:
             f"Write at most {max(1, plan.total_steps // 10)}",
             "arithmetic",
         )
+
+
+def _rounded_down(number: float) -> float:
+    """Three digits of a number above 0, and never more than it."""
+    scale = 10.0 ** (2 - math.floor(math.log10(number)))
+    return math.floor(number * scale) / scale

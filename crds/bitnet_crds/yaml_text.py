@@ -65,12 +65,20 @@ def _scalar(value: Any) -> str:
         return str(value)
     if isinstance(value, float):
         # `1e-05` is a number in YAML 1.2 and text in 1.1: digits alone mean the same to both.
-        return f"{Decimal(repr(value)):f}"
+        digits = f"{Decimal(repr(value)):f}"
+        return digits if "." in digits else f"{digits}.0"
     if isinstance(value, str):
         plain = _PLAIN.fullmatch(value) and value.isprintable() and value == value.strip()
         if plain and value.lower() not in _NOT_TEXT:
             return value
-        return json.dumps(value, ensure_ascii=False)
+        return "".join(map(_escaped, json.dumps(value, ensure_ascii=False)))
     if isinstance(value, (dict, list)):
         return "{}" if isinstance(value, dict) else "[]"
     raise TypeError(f"{value!r} is no plain value")
+
+
+def _escaped(character: str) -> str:
+    """JSON's text is YAML's, but for characters that YAML wants escaped."""
+    if character.isprintable():
+        return character
+    return f"\\U{ord(character):08x}"

@@ -1,0 +1,69 @@
+"""Advice: each piece is given where it belongs, not beside it, and an ordinary run gets none."""
+
+from typing import Any
+
+import pytest
+
+from bitnet_crds import BitNetRun, parse_run, plan
+from bitnet_crds.advice import Advice, advise
+
+
+def advice_on(document: dict[str, Any]) -> tuple[Advice, ...]:
+    spec = parse_run(document).spec
+    return advise(spec, plan(spec))
+
+
+def test_the_full_run_needs_none(run: BitNetRun) -> None:
+    assert advise(run.spec, plan(run.spec)) == ()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field", "why", "fix"),
+    [
+        ("spec.optimizer.adamLearningRate", 1e-4, None, "0.0001 is a rate for fine-tuning", "0.001 to 0.004"),
+        ("spec.optimizer.adamLearningRate", 3e-4, None, "0.0003 is a rate", "0.001 to 0.004"),
+        ("spec.quantization.lambdaWarmup", ..., None, "ternary from the first step", "{steps: 3814}"),
+        ("spec.quantization.lambdaWarmup.steps", 19_073, None, "the run has 19073", "about 3814"),
+        ("spec.schedule.warmupSteps", 0, None, "over 0 steps and lambda over 1000", "about 1000"),
+        ("spec.schedule.warmupSteps", 4001, None, "over 4001 steps", "about 1000"),
+        ("spec.schedule.warmupSteps", 16_000, None, "never reaches its peak", "about 953"),
+        (
+            "spec.phases.2.objectives.teacherLogits",
+            {"weight": 5, "temperature": 5},
+            "spec.phases[2].objectives.teacherLogits",
+            "weight 5 at temperature 5 weighs 125 against 0.5",
+            "at most 0.2",
+        ),
+        ("spec.checkpoint.everySteps", 19_073, None, "start it over", "at most 1907"),
+    ],
+)
+def test_advice(changed: Any, path: str, value: Any, field: str | None, why: str, fix: str) -> None:
+    (advice,) = advice_on(changed(path, value))
+    assert advice.field == field or advice.field == path
+    assert why in advice.why
+    assert fix in advice.fix
+    assert advice.source
+    assert str(advice).startswith(f"{advice.field}: {advice.why}. ")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("spec.optimizer.adamLearningRate", 4e-4),
+        ("spec.quantization.lambdaWarmup.steps", 4000),
+        ("spec.schedule.warmupSteps", 250),
+        ("spec.schedule.warmupSteps", 4000),
+        ("spec.phases.2.objectives.teacherLogits", {"weight": 0.2, "temperature": 5}),
+        ("spec.phases.2.objectives.crossEntropy", ...),
+        ("spec.checkpoint.everySteps", 19_072),
+    ],
+)
+def test_no_advice_on_this_side_of_the_line(changed: Any, path: str, value: Any) -> None:
+    assert advice_on(changed(path, value)) == ()
+
+
+def test_following_the_advice_silences_it(changed: Any) -> None:
+    before = advice_on(changed("spec.phases.2.objectives.teacherLogits", {"weight": 7, "temperature": 3}))
+    weight = float(before[0].fix.split("at most ")[1].split(",")[0])
+    after = advice_on(changed("spec.phases.2.objectives.teacherLogits", {"weight": weight, "temperature": 3}))
+    assert after == ()
