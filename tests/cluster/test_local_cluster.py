@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_cluster import CommandFailed, Kubectl, host_pod_template, service_account_kubeconfig
+
+from local_cluster import (
+    CommandFailed,
+    Kubectl,
+    host_pod_template,
+    offer_resource,
+    service_account_kubeconfig,
+)
 
 pytestmark = pytest.mark.cluster
 
@@ -127,3 +134,17 @@ def test_webhook_refuses_an_invalid_job(
     template["spec"]["containers"][0]["name"] = "trainer"
     with pytest.raises(CommandFailed, match="at least one container with name pytorch"):
         create(kubectl, namespace, pytorch_job("wrong", template))
+
+
+def test_pod_with_offered_devices_runs(
+    kubectl: Kubectl, namespace: str, checkout: Path, tmp_path: Path
+) -> None:
+    offer_resource(kubectl, "example.com/device", 8)
+    template = pod_template(checkout, tmp_path, "true")
+    template["spec"]["restartPolicy"] = "Never"
+    template["spec"]["containers"][0]["resources"] = {"limits": {"example.com/device": "8"}}
+    create(
+        kubectl, namespace, {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "greedy"}, **template}
+    )
+    done = "--for=jsonpath={.status.phase}=Succeeded"
+    kubectl("wait", "pod/greedy", done, "--timeout=60s", "--namespace", namespace)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from local_cluster import build as building
 from local_cluster.errors import INSTALL_SCRIPT, LocalClusterError, MissingRequirement
 from local_cluster.programs import KUBERNETES, PROGRAMS, Program

@@ -11,12 +11,14 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
+
+import local_cluster.processes
 from local_cluster import Kubectl, Network, host_pod_template, service_account_kubeconfig
 from local_cluster.cleanup import mount_points_below
 from local_cluster.host_pods import base_prefix, outermost
 from local_cluster.images import HOST_IMAGE, write_host_image
 from local_cluster.kubeconfigs import kubeconfig, write_kubeconfig
-from local_cluster.processes import MARK, Processes, kill_marked, marked_processes
+from local_cluster.processes import Processes, kill_marked, marked_processes
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -109,10 +111,13 @@ def test_addresses_follow_from_the_ranges() -> None:
     assert network.api_url == "https://192.168.9.1:443"
 
 
-def test_marked_processes_are_found_and_killed_with_their_children(tmp_path: Path) -> None:
+def test_marked_processes_are_found_and_killed_with_their_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_cluster.processes, "MARK", mark := "BITNET_LOCAL_CLUSTER_UNDER_TEST")
     processes, others = Processes(tmp_path / "a"), Processes(tmp_path / "b")
     # The child drops the mark, as a pod's processes do.
-    script = f"env --unset={MARK} sleep 600 & echo $!; wait"
+    script = f"env --unset={mark} sleep 600 & echo $!; wait"
     parent = processes.start("parent", ["sh", "-c", script])
     other = others.start("other", ["sleep", "600"])
     try:

@@ -2,6 +2,7 @@
 
 from local_cluster.cluster import LocalCluster
 from local_cluster.errors import CommandFailed, ComponentFailed, LocalClusterError, MissingRequirement
+from local_cluster.extended_resources import offer_resource
 from local_cluster.host_pods import host_pod_template
 from local_cluster.kubeconfigs import service_account_kubeconfig
 from local_cluster.kubectl import Kubectl
@@ -18,6 +19,7 @@ __all__ = [
     "Network",
     "Settings",
     "host_pod_template",
+    "offer_resource",
     "service_account_kubeconfig",
     "service_to_host",
 ]

@@ -6,6 +6,7 @@ import shutil
 import time
 from pathlib import Path
 
+from local_cluster.processes import other_clusters
 from local_cluster.settings import Network
 from local_cluster.shell import find_program, run
 
@@ -18,7 +19,8 @@ LOG_LINKS = Path("/var/log/containers")
 def clean_host(work: Path, network: Network) -> None:
     """Undoes all that a cluster did to the host; its logs stay. Does nothing on a clean host."""
     unmount_below(work)
-    remove_bridge(network.bridge)
+    if not other_clusters(work):  # the device would be the other's
+        remove_bridge(network.bridge)
     remove_pod_control_groups()
     remove_stale_sockets()
     for link in LOG_LINKS.glob("*.log"):

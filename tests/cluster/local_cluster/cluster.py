@@ -17,9 +17,10 @@ from local_cluster.errors import CommandFailed
 from local_cluster.images import write_host_image, write_pause_image
 from local_cluster.kubeconfigs import kubeconfig, write_kubeconfig
 from local_cluster.kubectl import Kubectl
+from local_cluster.lock import WorkFolderLock
 from local_cluster.processes import Processes, marked_processes
 from local_cluster.programs import POD_PROGRAMS
-from local_cluster.requirements import check_machine, check_work_folder
+from local_cluster.requirements import check_machine, check_ports, check_work_folder
 from local_cluster.settings import Settings
 from local_cluster.shell import run
 
@@ -40,6 +41,7 @@ class LocalCluster:
         self.settings = settings or Settings()
         self.report = report
         self.processes = Processes(self.work)
+        self._lock = WorkFolderLock(self.work)
 
     @property
     def kubeconfig(self) -> Path:
@@ -58,10 +60,12 @@ class LocalCluster:
             ComponentFailed: names the component and shows its log's tail; everything is stopped again.
         """
         check_machine()
+        check_work_folder(self.work)
         build_all(self.report)
-        self.stop()
-        check_work_folder(self.work, self.settings.network)
+        self._lock.acquire()
         try:
+            self._clean()
+            check_ports(self.settings.network)
             self._start()
         except BaseException:
             self.stop()
@@ -70,6 +74,10 @@ class LocalCluster:
 
     def stop(self) -> None:
         """Kills all processes, pods included, and cleans the host; logs stay. Safe to call at any time."""
+        self._clean()
+        self._lock.release()
+
+    def _clean(self) -> None:
         self.processes.kill()
         clean_host(self.work, self.settings.network)
 

@@ -26,18 +26,19 @@ def check_machine() -> None:
     cni_folder()
 
 
-def check_work_folder(work: Path, network: Network) -> None:
-    """Raises LocalClusterError where `work` can't be used, or something holds what the cluster takes."""
+def check_work_folder(work: Path) -> None:
+    """Raises LocalClusterError where `work` is too long a path for sockets, or another cluster runs."""
     if len(os.fsencode(work)) > LONGEST_WORK_PATH:
         raise LocalClusterError(f"the work folder's path is longer than {LONGEST_WORK_PATH} bytes: {work}")
     for other in other_clusters(work):
-        stop, use = (
-            f"python3 -m local_cluster down --work {other}",
-            f"BITNET_TEST_KUBECONFIG={other}/kubeconfig",
-        )
-        raise LocalClusterError(
-            f"a local cluster runs in {other}: stop it ({stop}) or test against it ({use})"
-        )
+        stop = f"python3 -m local_cluster down --work {other}"
+        use = f"BITNET_TEST_KUBECONFIG={other}/kubeconfig"
+        mend = f"stop it ({stop}) or test against it ({use})"
+        raise LocalClusterError(f"a local cluster runs in {other}: {mend}")
+
+
+def check_ports(network: Network) -> None:
+    """Raises LocalClusterError where another program holds a port that the cluster takes on every address."""
     for port in (network.etcd_port, network.etcd_port + 1, network.webhook_port):
         if not _is_free(port):
             raise LocalClusterError(f"port {port} is taken: free it, or give Network another one")
