@@ -27,6 +27,9 @@ from bitnet_trainer.stop import StopRequest
 SEQUENCE, GLOBAL_BATCH = 16, 8
 
 
+LAUNCH = "import sys; from bitnet_trainer.__main__ import main; main([sys.argv.pop(1)])"
+
+
 def free_port() -> int:
     """A port that nobody listens on."""
     with socket.socket() as probe:
@@ -72,9 +75,11 @@ class TinyRun:
     def last_word(self, name: str = "termination-log") -> TerminationReport:
         return TerminationReport.model_validate_json((self.root / name).read_text())
 
-    def launch(self, **more: str) -> "subprocess.Popen[str]":
+    def launch(self, worker: Path | None = None, **more: str) -> "subprocess.Popen[str]":
+        """Starts the launcher; `worker` is a script to run as each rank in place of the trainer."""
+        start = ["-m", "bitnet_trainer"] if worker is None else ["-c", LAUNCH, str(worker)]
         return subprocess.Popen(
-            [sys.executable, "-m", "bitnet_trainer", "--order", str(self.order_file)],
+            [sys.executable, *start, "--order", str(self.order_file)],
             env=self.environment(**more),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -105,14 +110,12 @@ def make_run(tmp_path: Path, make_model: Callable[..., Any], tokenizer: PreTrain
     (tmp_path / "counting.txt").write_text(
         " ".join(f"w{2 + (7 * place + draw.randrange(2)) % 58}" for place in range(3000))
     )
-    (tmp_path / "lines.jsonl").write_text(
-        "".join(
-            json.dumps({"text": " ".join(f"w{2 + (n + k) % 20}" for k in range(30))}) + "\n"
-            for n in range(60)
-        )
-    )
+    lines = (" ".join(f"w{2 + (first + n) % 20}" for n in range(30)) for first in range(60))
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
 
-    def make(steps: int = 12, workers: int = 1, name: str = "tiny", **changes: Any) -> TinyRun:
+    def make(
+        steps: int = 12, workers: int = 1, every_steps: int = 5, name: str = "tiny", **changes: Any
+    ) -> TinyRun:
         spec = BitNetRunSpec.model_validate(
             {
                 "model": {"from": f"file://{tmp_path}/model"},
@@ -141,7 +144,7 @@ def make_run(tmp_path: Path, make_model: Callable[..., Any], tokenizer: PreTrain
                 ],
                 "teacher": {"from": f"file://{tmp_path}/teacher"},
                 "workers": {"count": workers, "gpusPerWorker": 0, "microBatchSize": 4},
-                "checkpoint": {"uri": f"file://{tmp_path}/runs", "everySteps": 5, "keep": 2},
+                "checkpoint": {"uri": f"file://{tmp_path}/runs", "everySteps": every_steps, "keep": 2},
                 **changes,
             }
         )
@@ -153,15 +156,18 @@ def make_run(tmp_path: Path, make_model: Callable[..., Any], tokenizer: PreTrain
 
 
 class Watched(Reporter):
-    """A reporter that remembers every progress it held."""
+    """A reporter that remembers every progress it held, and asks to stop at a step."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, stop: StopRequest, stop_at: int | None) -> None:
         super().__init__(Progress(total_steps=order.plan.total_steps, phase=order.plan.phases[0].name))
         self.seen: list[Progress] = []
+        self._stop, self._stop_at = stop, stop_at
 
     def update(self, **changes: object) -> None:
         super().update(**changes)
         self.seen.append(self.progress)
+        if self.progress.step == self._stop_at:
+            self._stop.requested = True
 
 
 TrainHere = Callable[..., tuple[Result, Watched]]
@@ -169,9 +175,9 @@ TrainHere = Callable[..., tuple[Result, Watched]]
 
 @pytest.fixture
 def train_here(monkeypatch: pytest.MonkeyPatch) -> TrainHere:
-    """Trains a run in this process, as its only rank."""
+    """Trains a run in this process, as its only rank; `stop_at` asks it to stop after that step."""
 
-    def run(tiny: TinyRun, stop: StopRequest | None = None) -> tuple[Result, Watched]:
+    def run(tiny: TinyRun, stop_at: int | None = None) -> tuple[Result, Watched]:
         for name, value in {
             "RANK": "0",
             "LOCAL_RANK": "0",
@@ -180,9 +186,10 @@ def train_here(monkeypatch: pytest.MonkeyPatch) -> TrainHere:
             "MASTER_PORT": str(free_port()),
         }.items():
             monkeypatch.setenv(name, value)
-        reporter = Watched(tiny.order)
+        stop = StopRequest()
+        reporter = Watched(tiny.order, stop, stop_at)
         try:
-            return train(tiny.order, reporter, stop or StopRequest()), reporter
+            return train(tiny.order, reporter, stop), reporter
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
@@ -208,6 +215,21 @@ def trained_weights(run: TinyRun) -> dict[str, torch.Tensor]:
 
     walk("", torch.load(whole, weights_only=True))
     return found
+
+
+@pytest.fixture
+def ended() -> Callable[..., int]:
+    """Waits for a launcher and gives its exit code, showing what it printed."""
+
+    def wait(process: "subprocess.Popen[str]", seconds: float = 60) -> int:
+        try:
+            print(process.communicate(timeout=seconds)[0])
+        except subprocess.TimeoutExpired:
+            process.kill()
+            pytest.fail(f"still running after {seconds} s:\n{process.communicate()[0]}")
+        return process.returncode
+
+    return wait
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from bitnet_trainer.errors import (
     TeacherUnavailable,
 )
 from bitnet_trainer.outcome import exit_code_of
-from bitnet_trainer.stop import StopRequest
 
 
 def test_a_run_goes_through_its_phases_and_leaves_everything(make_run, train_here):
@@ -112,17 +111,8 @@ def test_a_resumed_run_loads_the_teacher_at_once_where_its_phase_has_begun(make_
 
 
 def test_a_request_to_stop_ends_the_step_and_writes_a_checkpoint(make_run, train_here):
-    class StopAtStep7(StopRequest):
-        @property
-        def requested(self):
-            return bool(run.folder.joinpath("metrics.jsonl").exists()) and len(run.metrics()) >= 7
-
-        @requested.setter
-        def requested(self, value):
-            """Set by the base class."""
-
     run = make_run(steps=12)
-    result, reporter = train_here(run, StopAtStep7())
+    result, reporter = train_here(run, stop_at=7)
     assert result.stopped
     assert result.evaluation is None
     assert reporter.progress.checkpoint.step == 7

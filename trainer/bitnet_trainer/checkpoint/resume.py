@@ -18,23 +18,23 @@ def save(
     position: Position,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    group: dist.ProcessGroup | None,
+    group: dist.ProcessGroup,
 ) -> Committed:
     """Writes and commits a checkpoint; every rank calls it, and each returns when it is committed.
 
-    `group` is a process group for CPU tensors, or None in a process alone. Raises CheckpointError.
+    `group` is a process group for CPU tensors. Raises CheckpointError.
     """
-    first = group is None or dist.get_rank(group) == 0
+    first = dist.get_rank(group) == 0
     staging = store.stage(position.step) if first else store.staging(position.step)
-    _wait(group)
+    dist.barrier(group)
     write_tensors(staging, model, optimizer, group)
-    _wait(group)
+    dist.barrier(group)
     if first:
         position.write(staging)
         committed = store.commit(position.step)
     else:
         committed = Committed(position.step, store.root / staging.name.removeprefix("."))
-    _wait(group)
+    dist.barrier(group)
     return committed
 
 
@@ -80,12 +80,7 @@ def load(
     position: Position,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    group: dist.ProcessGroup | None,
+    group: dist.ProcessGroup,
 ) -> None:
     """Loads weights, optimiser and random state in place; every rank calls it."""
     read_tensors(checkpoint.path, model, optimizer, group, position.world_size)
-
-
-def _wait(group: dist.ProcessGroup | None) -> None:
-    if group is not None:
-        dist.barrier(group)

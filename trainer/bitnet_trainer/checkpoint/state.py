@@ -54,18 +54,17 @@ class Position:
 
 
 def write_tensors(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, group: dist.ProcessGroup | None
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, group: dist.ProcessGroup
 ) -> None:
     """Writes this rank's part of model, optimiser and random state into `folder`; every rank calls it.
 
-    `group` is a process group for CPU tensors, or None in a process alone. Raises CheckpointError.
+    `group` is a process group for CPU tensors. Raises CheckpointError.
     """
     try:
         save(
             _tensors(model, optimizer, _random_state(group)),
             storage_writer=FileSystemWriter(folder, sync_files=True),
             process_group=group,
-            no_dist=group is None,
         )
     except CheckpointException as error:
         raise CheckpointError(
@@ -78,14 +77,14 @@ def read_tensors(
     folder: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    group: dist.ProcessGroup | None,
+    group: dist.ProcessGroup,
     written_by: int,
 ) -> None:
     """Loads what `write_tensors` wrote, in place; every rank calls it, and their number may have changed.
 
     A rank that did not exist among the `written_by` ranks that wrote it keeps its own random state.
     """
-    rank = dist.get_rank(group) if group is not None else 0
+    rank = dist.get_rank(group)
     random_state = _random_state(group) if rank < written_by else {}
     state = _tensors(model, optimizer, random_state)
     try:
@@ -93,7 +92,6 @@ def read_tensors(
             state,
             storage_reader=FileSystemReader(folder),
             process_group=group,
-            no_dist=group is None,
         )
     except CheckpointException as error:
         raise CheckpointError(
@@ -115,9 +113,9 @@ def _tensors(
     return {"model": weights, "optimizer": moments, "random": random_state}
 
 
-def _random_state(group: dist.ProcessGroup | None) -> dict[str, torch.Tensor]:
+def _random_state(group: dist.ProcessGroup) -> dict[str, torch.Tensor]:
     """Torch's generators. Nothing in training draws from Python's or NumPy's."""
-    rank = dist.get_rank(group) if group is not None else 0
+    rank = dist.get_rank(group)
     state = {f"cpu-{rank}": torch.get_rng_state()}
     if torch.cuda.is_available():
         state[f"cuda-{rank}"] = torch.cuda.get_rng_state()

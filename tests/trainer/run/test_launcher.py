@@ -1,0 +1,175 @@
+"""The launcher: whose exit code comes out, what it reports, and how a run is stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+from bitnet_crds.protocol import ExitCode, Progress
+from bitnet_trainer.__main__ import explain_failure, find_place
+from bitnet_trainer.errors import BadInput
+
+
+def launch_stand_in(run, script):
+    """Launches with `script` in place of the trainer, so that a rank can end in any way."""
+    worker = run.root / "worker.py"
+    worker.write_text(f"import os, signal, time\nrank = int(os.environ['RANK'])\n{script}\n")
+    return run.launch(worker)
+
+
+def test_a_ranks_own_exit_code_comes_out(make_run, ended):
+    """Trap 16: torchrun says 1 whatever its child said."""
+    run = make_run(workers=2)
+    assert ended(launch_stand_in(run, "if rank == 1: os._exit(42)\ntime.sleep(60)")) == 42
+    word = run.last_word()
+    assert (word.exit_code, word.reason, word.rank) == (42, "Exit42", 1)
+
+
+def test_a_killed_rank_is_reported_by_its_signal(make_run, ended):
+    run = make_run(workers=2)
+    process = launch_stand_in(run, "if rank == 1: os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(60)")
+    assert ended(process) == 137
+    word = run.last_word()
+    assert word.reason == "OutOfMemory"
+    assert "rank 1 was killed by signal 9 (SIGKILL)" in word.message
+
+
+def failure(rank, code, second=0):
+    found = ProcessFailure(local_rank=rank, pid=100 + rank, exitcode=code, error_file="none")
+    found.timestamp = second
+    return found
+
+
+@pytest.mark.parametrize(
+    ("codes", "cause", "code"),
+    [
+        pytest.param({0: (200, 0), 1: (7, 0)}, 1, 7, id="the rank that lost its peer is no cause"),
+        pytest.param({0: (200, 0), 1: (-9, 1)}, 1, 137, id="even where the cause was seen later"),
+        pytest.param({0: (143, 0), 1: (4, 0)}, 1, 4, id="nor is one that the agent asked to stop"),
+        pytest.param({0: (-9, 30), 1: (4, 0)}, 1, 4, id="nor one that the agent had to kill"),
+        pytest.param({0: (143, 0), 1: (143, 0)}, 0, 143, id="all were asked to stop"),
+        pytest.param({0: (-11, 0)}, 0, 139, id="a crash in native code"),
+    ],
+)
+def test_the_cause_comes_out(codes, cause, code):
+    """Trap 16, where several ranks end at once."""
+    word = explain_failure({rank: failure(rank, *seen) for rank, seen in codes.items()}, {})
+    assert (word.rank, word.exit_code) == (cause, code)
+
+
+def test_success_is_zero_and_the_first_ranks_report(make_run, ended):
+    run = make_run(steps=12, workers=2)
+    process = run.launch()
+    assert ended(process) == 0
+    word = run.last_word()
+    assert (word.reason, word.rank, word.step) == ("Succeeded", 0, 12)
+    assert word.checkpoint.uri == f"file://{run.folder}/checkpoints/step-00000012"
+    assert Path(word.artifacts["LossPlot"]).is_file()
+    assert word.evaluation is not None
+    assert [record.world_size for record in run.metrics()] == [2] * 12
+
+
+def test_sigterm_checkpoints_on_every_rank(make_run, ended):
+    run = make_run(
+        steps=300, workers=2, checkpoint={"uri": f"file://{make_run().root}/runs", "everySteps": 250}
+    )
+    port = run.environment()["BITNET_PORT"]
+    process = run.launch(BITNET_PORT=port)
+    run.wait_for_step(20, process)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/progress") as answer:
+        seen = Progress.model_validate_json(answer.read())
+    assert seen.step >= 20
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == ExitCode.PREEMPTED
+    assert time.monotonic() - began < 15
+    word = run.last_word()
+    assert word.reason == "Preempted"
+    assert word.checkpoint.step == word.step == run.metrics()[-1].step < 3000
+    assert run.checkpoints() == [f"step-{word.step:08d}"]
+
+
+def test_two_nodes_find_each_other_as_pytorchjob_tells_them_to(make_run, ended):
+    """One pod asked to stop stops both, with a checkpoint and the same exit code."""
+    run = make_run(steps=3000, workers=2)
+    port = run.environment()["BITNET_PORT"]
+    nodes = [
+        run.launch(
+            PET_NNODES="2",
+            PET_NODE_RANK=str(rank),
+            PET_NPROC_PER_NODE="auto",
+            PET_MASTER_ADDR="127.0.0.1",
+            PET_MASTER_PORT=port,
+            WORLD_SIZE="2",
+            RANK=str(rank),
+            BITNET_TERMINATION_LOG=str(run.root / f"node-{rank}"),
+        )
+        for rank in (0, 1)
+    ]
+    run.wait_for_step(5, nodes[0])
+    nodes[1].send_signal(signal.SIGTERM)
+    assert [ended(node) for node in nodes] == [ExitCode.PREEMPTED] * 2
+    words = [run.last_word(f"node-{rank}") for rank in (0, 1)]
+    assert words[0].checkpoint == words[1].checkpoint
+    assert words[0].step == words[0].checkpoint.step >= 5
+
+
+def test_a_node_that_waits_for_the_others_stops_when_asked(make_run, ended):
+    run = make_run(workers=2)
+    process = run.launch(PET_NNODES="2", PET_NODE_RANK="1", PET_MASTER_ADDR="127.0.0.1", PET_MASTER_PORT="9")
+    time.sleep(6)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process, seconds=10) == ExitCode.PREEMPTED
+    assert run.last_word().message == "asked to stop before training began"
+
+
+def test_no_rank_outlives_a_killed_launcher(make_run, ended):
+    run = make_run(steps=3000)
+    process = run.launch()
+    run.wait_for_step(3, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    ended(process)
+    deadline = time.monotonic() + 10
+    while any(Path("/proc", child).exists() for child in children):
+        assert time.monotonic() < deadline, f"{children} still run"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("content", [None, "{}"])
+def test_an_order_that_cannot_be_read_is_bad_input(tmp_path, content):
+    order = tmp_path / "order.json"
+    if content is not None:
+        order.write_text(content)
+    log = tmp_path / "log"
+    done = subprocess.run(
+        [sys.executable, "-m", "bitnet_trainer", "--order", str(order)],
+        env={**os.environ, "BITNET_TERMINATION_LOG": str(log)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == ExitCode.BAD_INPUT
+    word = json.loads(log.read_text())
+    assert word["reason"] == "BadInput"
+    assert str(order) in word["message"]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_stale_world_size_is_refused(make_run):
+    """Trap 2: a job whose pods are not as many as the ledger's must not train on."""
+    run = make_run(workers=2)
+    with pytest.raises(BadInput, match="3 nodes x 1 processes, and the order was made for 2 x 1"):
+        find_place(run.order, {"PET_NNODES": "3", "PET_NPROC_PER_NODE": "auto"})
+
+
+def test_without_pytorchjobs_variables_all_ranks_run_here(make_run):
+    place = find_place(make_run(workers=2).order, {})
+    assert (place.nodes, place.node_rank, place.processes) == (1, 0, 2)

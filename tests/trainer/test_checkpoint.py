@@ -1,0 +1,203 @@
+"""Checkpoints on disk: whole or not at all, pruned, verified, and loaded as they were written."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from bitnet_trainer import checkpoint
+from bitnet_trainer.checkpoint import CheckpointStore, Position, check_position, newest_sound
+from bitnet_trainer.checkpoint.store import MARKER, verify
+from bitnet_trainer.errors import BadInput, CheckpointError
+from bitnet_trainer.optim import build_adamw, set_learning_rate
+
+POSITION = Position(
+    step=10, consumed=(50, 30), skipped_steps=2, ledger_hash="a" * 16, data_fingerprint="b" * 64, world_size=1
+)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return CheckpointStore(tmp_path / "run" / "checkpoints", keep=2)
+
+
+def write(store, step):
+    folder = store.stage(step)
+    (folder / "part").write_bytes(bytes([step]) * 100)
+    (folder / "nested").mkdir()
+    (folder / "nested" / "part").write_bytes(b"more")
+    return store.commit(step)
+
+
+def test_what_is_committed_is_found_and_sound(store):
+    committed = write(store, 5)
+    assert committed.path.name == "step-00000005"
+    assert newest_sound(store) == committed
+    marker = json.loads((committed.path / MARKER).read_text())
+    assert marker["files"].keys() == {"part", "nested/part"}
+    assert marker["files"]["nested/part"][0] == 4
+
+
+def test_a_checkpoint_half_written_is_not_there(store):
+    """Trap 10: at whatever moment a process dies before the marker, the older checkpoint is the newest."""
+    first = write(store, 5)
+    store.stage(10).joinpath("part").write_bytes(b"half")
+    assert newest_sound(store) == first
+    store.staging(10).rename(store.root / "step-00000010")
+    assert newest_sound(store) == first
+    assert write(store, 10).step == newest_sound(store).step == 10
+
+
+def test_what_a_killed_process_left_is_cleared(store):
+    write(store, 5)
+    store.stage(10)
+    store.prepare()
+    assert [path.name for path in store.root.iterdir()] == ["step-00000005"]
+
+
+def test_the_newest_are_kept(store):
+    for step in (5, 10, 15, 100):
+        write(store, step)
+    assert [committed.step for committed in store.committed()] == [100, 15]
+    assert sorted(path.name for path in store.root.iterdir()) == ["step-00000015", "step-00000100"]
+
+
+def test_a_removal_cut_short_leaves_no_checkpoint(store, monkeypatch):
+    write(store, 5)
+    write(store, 10)
+    real = shutil.rmtree
+
+    def killed(path, **options):
+        if "step-00000005" in str(path) and not path.name.startswith("."):
+            raise KeyboardInterrupt
+        real(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write(store, 15)
+    assert (store.root / "step-00000005").exists()
+    assert [committed.step for committed in store.committed()] == [15, 10]
+
+
+DAMAGES = {
+    "missing": lambda file: file.unlink(),
+    "bytes and should have": lambda file: file.write_bytes(b"short"),
+    "other content": lambda file: file.write_bytes(b"x" * 100),
+}
+
+
+@pytest.mark.parametrize("says", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over(store, says, caplog):
+    first = write(store, 5)
+    second = write(store, 10)
+    DAMAGES[says](second.path / "part")
+    assert says in verify(second)
+    assert newest_sound(store) == first
+    assert "step-00000010 is damaged and is passed over" in caplog.text
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(store):
+    """Trap 10: a failed run must not begin afresh over its old one."""
+    (write(store, 5).path / "part").unlink()
+    with pytest.raises(CheckpointError, match=r"no checkpoint .* is sound \(step-00000005: part is"):
+        newest_sound(store)
+
+
+def test_without_any_checkpoint_a_run_begins(store):
+    assert newest_sound(store) is None
+    store.prepare()
+    assert not store.root.parent.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_known_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"checkpoint\.uri: .*/runs cannot be written .*Make it"):
+        CheckpointStore(tmp_path / "file" / "runs", 1).prepare()
+
+
+def test_a_full_disk_is_an_error_with_its_mend(store, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    write(store, 5)
+    store.stage(10).joinpath("part").write_bytes(b"x")
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(CheckpointError, match=r"No space left on device.*free some space"):
+        store.commit(10)
+    assert newest_sound(store).step == 5
+
+
+@pytest.fixture
+def group():
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+def training(seed):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Embedding(7, 4), nn.LayerNorm(4), nn.Linear(4, 7, bias=False))
+    model[2].weight = model[0].weight
+    optimizer = build_adamw(model, weight_decay=0.1)
+    set_learning_rate(optimizer, 0.01)
+    return model, optimizer
+
+
+def train(model, optimizer, steps):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        batch = torch.randint(0, 7, (3,))
+        nn.functional.cross_entropy(model(batch), batch.roll(1)).backward()
+        optimizer.step()
+
+
+def test_training_goes_on_from_a_checkpoint_bit_for_bit(store, group):
+    model, optimizer = training(0)
+    train(model, optimizer, 4)
+    committed = checkpoint.save(store, POSITION, model, optimizer, group)
+    train(model, optimizer, 3)
+
+    twin, twin_optimizer = training(1)
+    position = Position.read(committed.path)
+    assert position == POSITION
+    checkpoint.load(committed, position, twin, twin_optimizer, group)
+    train(twin, twin_optimizer, 3)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, twin.state_dict()[name])
+    assert twin[2].weight is twin[0].weight
+    ours, theirs = optimizer.state_dict()["state"], twin_optimizer.state_dict()["state"]
+    assert ours.keys() == theirs.keys()
+    for number, state in ours.items():
+        assert all(torch.equal(value, theirs[number][name]) for name, value in state.items())
+
+
+def test_a_checkpoint_of_another_model_says_so(store, group):
+    model, optimizer = training(0)
+    train(model, optimizer, 1)
+    committed = checkpoint.save(store, POSITION, model, optimizer, group)
+    other = nn.Sequential(nn.Embedding(9, 4))
+    with pytest.raises(CheckpointError, match=r"cannot be loaded .*written by another model"):
+        checkpoint.load(committed, POSITION, other, build_adamw(other, weight_decay=0.0), group)
+
+
+def test_a_position_that_cannot_be_read_says_so(store):
+    committed = write(store, 5)
+    with pytest.raises(CheckpointError, match=r"position\.json cannot be read .*Remove"):
+        Position.read(committed.path)
+
+
+@pytest.mark.parametrize(
+    ("field", "says"),
+    [("ledger_hash", "written under ledger aaaa"), ("data_fingerprint", "trained on text bbbb")],
+)
+def test_another_runs_checkpoint_is_refused_by_both_names(store, field, says):
+    committed = write(store, 10)
+    check_position(POSITION, committed, POSITION.ledger_hash, POSITION.data_fingerprint)
+    mine = replace(POSITION, **{field: "c" * 16})
+    with pytest.raises(BadInput, match=rf"{says}.*cccc.*Undo that change.*another name"):
+        check_position(POSITION, committed, mine.ledger_hash, mine.data_fingerprint)

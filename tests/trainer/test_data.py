@@ -1,0 +1,196 @@
+"""Text into tokens, tokens into sequences: what is read, kept, held out and refused."""
+
+import json
+import random
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from bitnet_trainer.data import Cursor, SourceText, open_corpus, open_source
+from bitnet_trainer.data.packing import pack
+from bitnet_trainer.errors import DataUnavailable
+
+EOS = 1
+
+
+@pytest.fixture
+def read(tmp_path, tokenizer):
+    """Reads a source by its path, as a list of token ids."""
+    return lambda path: open_source("books", path, tokenizer, tmp_path / "cache").tolist()
+
+
+@pytest.fixture
+def words(tmp_path):
+    """Writes a .txt file of `count` words."""
+
+    def write(name: str, count: int):
+        path = tmp_path / name
+        draw = random.Random(name)
+        path.write_text(" ".join(f"w{draw.randrange(2, 61)}" for _ in range(count)))
+        return path
+
+    return write
+
+
+def test_a_text_file_is_one_document(tmp_path, read):
+    path = tmp_path / "a.txt"
+    path.write_text("w2 w3\n\nw4\n")
+    assert read(path) == [2, 3, 4, EOS]
+
+
+def test_a_jsonl_file_has_a_document_a_line(tmp_path, read):
+    path = tmp_path / "a.jsonl"
+    lines = [
+        json.dumps({"text": "w2 w3\u2028w4", "id": 1}, ensure_ascii=False),
+        "",
+        '{"text": " "}',
+        '{"text": "w5"}',
+    ]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    assert read(path) == [2, 3, 4, EOS, 5, EOS]
+
+
+def test_a_folder_is_read_in_the_order_of_names(tmp_path, read):
+    folder = tmp_path / "texts"
+    (folder / "deeper").mkdir(parents=True)
+    for name, text in {
+        "b.txt": "w3",
+        "a.jsonl": '{"text": "w2"}',
+        "deeper/c.txt": "w4",
+        "d.md": "w9",
+    }.items():
+        (folder / name).write_text(text)
+    assert read(folder) == [2, EOS, 3, EOS, 4, EOS]
+
+
+def test_tokens_are_kept_until_text_or_tokenizer_change(tmp_path, read, tokenizer, monkeypatch):
+    path = tmp_path / "a.txt"
+    path.write_text("w2 w3")
+    read(path)
+    calls = []
+    monkeypatch.setattr(type(tokenizer), "__call__", lambda *_, **__: calls.append(1) or {"input_ids": [[7]]})
+    assert read(path) == [2, 3, EOS]
+    assert not calls
+    path.write_text("w2 w4")
+    assert read(path) == [7, EOS]
+    tokenizer.add_tokens(["new"])
+    read(path)
+    assert len(calls) == 2
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_a_long_document_is_cut_after_a_newline_and_nothing_is_lost(tmp_path, read, monkeypatch):
+    monkeypatch.setattr("bitnet_trainer.data.sources._LONGEST_PIECE", 40)
+    path = tmp_path / "a.txt"
+    ids = [2 + n % 50 for n in range(200)]
+    path.write_text("".join(f"w{id_}" + ("\n" if n % 7 == 6 else " ") for n, id_ in enumerate(ids)))
+    assert read(path) == [*ids, EOS]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.txt", None, r"'books': .*a\.txt does not exist\. Mend its uri"),
+        ("a.txt", b"", r"a\.txt holds no text\. Put text in it"),
+        ("a.jsonl", b"\n\n", "holds no text"),
+        ("a.csv", b"w2", r"ends in '\.csv', which is not read\. Give a \.txt or \.jsonl"),
+        ("a.txt", b"w2 \xe9", r"not UTF-8 \(byte 3 is 0xe9\)\. Convert it, as in `iconv -f latin1"),
+        ("a.jsonl", b'{"text": "w2"}\n{"text": ', r"a\.jsonl, line 2 is not JSON"),
+        ("a.jsonl", b'{"txt": "w2"}', "line 1 has no string `text`"),
+        ("a.jsonl", b"[1]", "line 1 has no string `text`"),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_its_mend(tmp_path, read, name, content, says):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataUnavailable, match=says):
+        read(tmp_path / name)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_without_text_is_refused(tmp_path, read):
+    with pytest.raises(DataUnavailable, match=r"holds no \.txt or \.jsonl file"):
+        read(tmp_path)
+
+
+def test_a_tokenizer_without_an_end_is_refused(read, tokenizer, words):
+    tokenizer.eos_token = None
+    with pytest.raises(DataUnavailable, match=r"names no end-of-text token.*tokenizer_config\.json"):
+        read(words("a.txt", 5))
+
+
+def test_the_tail_is_held_out_and_nothing_is_in_both():
+    tokens = np.arange(107, dtype=np.uint32)
+    source = pack("books", tokens, 10, Fraction(1, 4))
+    assert (source.training_sequences, source.held_out_sequences) == (7, 3)
+    rows = [*map(source.training, range(7)), *map(source.held_out, range(3))]
+    assert np.concatenate(rows).tolist() == list(range(100))
+    for index in (-1, 7):
+        with pytest.raises(IndexError):
+            source.training(index)
+    with pytest.raises(IndexError):
+        source.held_out(3)
+
+
+@pytest.mark.parametrize(("tokens", "trained", "held_out"), [(20, 1, 1), (39, 2, 1), (1000, 98, 2)])
+def test_each_side_has_a_sequence(tokens, trained, held_out):
+    source = pack("books", np.zeros(tokens, np.uint32), 10, Fraction(1, 50))
+    assert (source.training_sequences, source.held_out_sequences) == (trained, held_out)
+
+
+def test_a_source_shorter_than_two_sequences_is_refused():
+    with pytest.raises(DataUnavailable, match=r"'books' has 19 tokens, .* take 20\. Add text, or lower"):
+        pack("books", np.zeros(19, np.uint32), 10, Fraction(1, 50))
+
+
+@pytest.fixture
+def corpus(tmp_path, tokenizer, words):
+    texts = [SourceText("a", words("a.txt", 100), 2.0), SourceText("b", words("b.txt", 60), 1.0)]
+
+    def make(seed: int = 0):
+        return open_corpus(
+            texts, tokenizer, sequence_length=10, held_out=Fraction(1, 5), seed=seed, cache=tmp_path / "cache"
+        )
+
+    return make
+
+
+def test_ranks_train_on_different_sequences_of_one_batch(corpus):
+    """Trap 9: every rank reads the same data."""
+    made = corpus()
+    batch, _ = made.take(Cursor.at_start(2), 8)
+    alone = torch.cat(list(made.micro_batches(batch, 0, 1, 4)))
+    together = torch.cat([part for rank in (0, 1) for part in made.micro_batches(batch, rank, 2, 2)])
+    assert alone.shape == (8, 10)
+    assert alone.dtype == torch.int64
+    assert torch.equal(alone, together)
+    first, second = (torch.cat(list(made.micro_batches(batch, rank, 2, 4))) for rank in (0, 1))
+    assert not any(torch.equal(row, other) for row in first for other in second)
+
+
+def test_a_corpus_smaller_than_a_batch_is_repeated_within_it(corpus):
+    made = corpus()
+    trained = sum(source.training_sequences for source in made.sources)
+    batch, cursor = made.take(Cursor.at_start(2), 3 * trained)
+    assert len(batch) == cursor.sequences == 3 * trained
+    assert {id_.epoch for id_ in batch} >= {0, 1, 2}
+    assert len(set(batch)) == len(batch)
+
+
+def test_sources_take_turns_in_the_held_out_text(corpus):
+    made = corpus()
+    whole = made.held_out()
+    assert len(whole) == sum(source.held_out_sequences for source in made.sources)
+    assert torch.equal(made.held_out(2), whole[:2])
+    expected = np.stack([made.sources[0].held_out(0), made.sources[1].held_out(0)])
+    assert torch.equal(whole[:2], torch.from_numpy(expected))
+
+
+def test_the_fingerprint_tells_other_text_and_another_order(corpus, words):
+    first = corpus().fingerprint()
+    assert corpus().fingerprint() == first
+    assert corpus(seed=1).fingerprint() != first
+    words("b.txt", 61)
+    assert corpus().fingerprint() != first
