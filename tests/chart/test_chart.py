@@ -1,0 +1,207 @@
+"""The chart, rendered and linted by helm: what it makes, what each value does, which rights it asks for."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from bitnet_crds.schema import custom_resource_definition
+from bitnet_operator.main import operate
+
+pytestmark = pytest.mark.cluster
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+CHART = CHECKOUT / "charts/bitnet-operator"
+Manifest = dict[str, Any]
+
+
+def helm(*arguments: str) -> str:
+    """Runs helm, the one that scripts/install-cluster-prerequisites.sh installed or the one on PATH."""
+    cache = Path(os.environ.get("BITNET_CACHE") or Path.home() / ".cache/bitnet-operator")
+    installed = cache / "bin/helm"
+    program = str(installed) if installed.exists() else shutil.which("helm")
+    assert program, "helm is missing: run scripts/install-cluster-prerequisites.sh"
+    return subprocess.run([program, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def render(*values: str) -> dict[str, Manifest]:
+    """The manifests by kind, or `kind namespace` where there are several, with `--set` for each value."""
+    options = [option for value in values for option in ("--set-json", value)]
+    documents = yaml.safe_load_all(helm("template", "trial", str(CHART), "--namespace", "bitnet", *options))
+    manifests: dict[str, Manifest] = {}
+    for document in filter(None, documents):
+        namespaced = document["kind"] in ("Role", "RoleBinding")
+        key = f"{document['kind']} {document['metadata']['namespace']}" if namespaced else document["kind"]
+        assert key not in manifests
+        manifests[key] = document
+    return manifests
+
+
+def container(manifests: dict[str, Manifest]) -> Manifest:
+    """The operator's container."""
+    (found,) = manifests["Deployment"]["spec"]["template"]["spec"]["containers"]
+    return dict(found)
+
+
+def test_lint_finds_nothing() -> None:
+    assert "0 chart(s) failed" in helm("lint", "--strict", str(CHART))
+
+
+def test_what_an_ordinary_release_makes() -> None:
+    assert set(render()) == {
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "CustomResourceDefinition",
+        "Deployment",
+        "Service",
+        "ServiceAccount",
+    }
+
+
+def test_the_definition_is_the_generated_one() -> None:
+    rendered = render()["CustomResourceDefinition"]
+    assert rendered["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+    assert rendered["metadata"].pop("labels")
+    assert rendered == custom_resource_definition()
+
+
+def test_crds() -> None:
+    assert "CustomResourceDefinition" not in render("crds.enabled=false")
+    assert "annotations" not in render("crds.keep=false")["CustomResourceDefinition"]["metadata"]
+
+
+def test_the_operator_runs_with_nothing_it_does_not_need() -> None:
+    pod = render()["Deployment"]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container(render())["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_two_operators_never_run_at_once() -> None:
+    spec = render()["Deployment"]["spec"]
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+
+
+def test_probes_and_ports_are_those_of_the_command() -> None:
+    found = container(render())
+    ports = {port["name"]: port["containerPort"] for port in found["ports"]}
+    assert f"--metrics-port={ports['metrics']}" in found["args"]
+    assert f"--health-port={ports['health']}" in found["args"]
+    assert found["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "health"}
+    assert render()["Service"]["spec"]["ports"][0]["targetPort"] == "metrics"
+
+
+def test_the_command_knows_every_option() -> None:
+    app = typer.Typer()
+    app.command()(operate)
+    known = {name for parameter in typer.main.get_command(app).params for name in parameter.opts}
+    options = {argument.split("=")[0] for argument in container(render('watchNamespaces=["a"]'))["args"]}
+    assert "--namespace" in options
+    assert options <= known
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (['image={"repository":"images/operator","tag":"1.2"}'], "images/operator:1.2"),
+        (['image={"repository":"images/operator"}'], "images/operator:0.1.0"),
+    ],
+)
+def test_image(values: list[str], expected: str) -> None:
+    assert container(render(*values))["image"] == expected
+
+
+def test_values_reach_the_command() -> None:
+    args = container(render('trainerImage={"repository":"t","tag":"9"}', "progressIntervalSeconds=5"))["args"]
+    assert "--trainer-image=t:9" in args
+    assert "--progress-interval=5" in args
+    assert not any(argument.startswith("--namespace") for argument in args)
+
+
+def test_watched_namespaces_get_the_rights_and_the_cluster_does_not() -> None:
+    manifests = render('watchNamespaces=["a","b"]')
+    args = container(manifests)["args"]
+    assert "--namespace=a" in args
+    assert "--namespace=b" in args
+    everywhere = render()["ClusterRole"]["rules"]
+    assert manifests["Role a"]["rules"] == manifests["Role b"]["rules"] == everywhere[1:]
+    for rule in manifests["ClusterRole"]["rules"]:
+        assert set(rule["verbs"]) <= {"list", "watch"}
+    subject = {"kind": "ServiceAccount", "name": "trial-bitnet-operator", "namespace": "bitnet"}
+    for namespace in ("a", "b"):
+        assert manifests[f"RoleBinding {namespace}"]["subjects"] == [subject]
+
+
+def test_rights_are_few() -> None:
+    """A new right is a decision: it is written down here too."""
+    rights = {
+        f"{group or 'core'}/{resource}": rule["verbs"]
+        for rule in render()["ClusterRole"]["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    assert rights == {
+        "apiextensions.k8s.io/customresourcedefinitions": ["list", "watch"],
+        "bitnet.training/bitnetruns": ["get", "list", "watch"],
+        "bitnet.training/bitnetruns/status": ["patch"],
+        "bitnet.training/bitnetruns/finalizers": ["update"],
+        "kubeflow.org/pytorchjobs": ["list", "watch", "create", "patch", "delete"],
+        "core/pods": ["list", "watch"],
+        "core/configmaps": ["create", "patch", "delete"],
+        "core/events": ["create"],
+    }
+
+
+def test_service_account() -> None:
+    given = render('serviceAccount={"create":false,"name":"mine"}')
+    assert "ServiceAccount" not in given
+    assert given["Deployment"]["spec"]["template"]["spec"]["serviceAccountName"] == "mine"
+    assert given["ClusterRoleBinding"]["subjects"][0]["name"] == "mine"
+    annotated = render('serviceAccount.annotations={"a":"b"}')
+    assert annotated["ServiceAccount"]["metadata"]["annotations"] == {"a": "b"}
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        render("serviceAccount.create=false")
+    assert "name an existing one in serviceAccount.name" in refused.value.stderr
+
+
+def test_metrics_service() -> None:
+    assert "Service" not in render("metrics.service.enabled=false")
+    annotated = render('metrics.service.annotations={"prometheus.io/scrape":"true"}')
+    assert annotated["Service"]["metadata"]["annotations"] == {"prometheus.io/scrape": "true"}
+
+
+def test_resources_and_pull_secrets() -> None:
+    manifests = render('resources={"limits":{"memory":"1Gi"}}', 'imagePullSecrets=[{"name":"s"}]')
+    assert container(manifests)["resources"]["limits"] == {"memory": "1Gi"}
+    assert manifests["Deployment"]["spec"]["template"]["spec"]["imagePullSecrets"] == [{"name": "s"}]
+
+
+@pytest.mark.parametrize(
+    "value", ["replicas=2", 'image.tga="1"', 'watchNamespaces="a"', "progressIntervalSeconds=0"]
+)
+def test_an_unknown_or_wrong_value_is_refused(value: str) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        render(value)
+    assert value.split("=")[0].split(".")[-1] in refused.value.stderr
+
+
+def test_every_value_has_a_schema() -> None:
+    def walk(values: Any, schema: Any, path: str) -> None:
+        assert schema is not None, path
+        if isinstance(values, dict) and "properties" in schema:
+            assert schema["additionalProperties"] is False, path
+            for name, value in values.items():
+                walk(value, schema["properties"].get(name), f"{path}.{name}")
+
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    walk(yaml.safe_load((CHART / "values.yaml").read_text()), schema, "")
