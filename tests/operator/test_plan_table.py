@@ -1,6 +1,7 @@
 """What `bitnetctl plan` prints: the ledger's own figures, within the terminal's width."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,10 @@ from rich.console import Console
 
 from bitnet_crds import parse_run, plan
 from bitnet_crds.advice import Advice
+from bitnet_operator.documents import read_document
 from bitnet_operator.plan_table import render_plan
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def full_run(**spec: Any) -> dict[str, Any]:
@@ -96,6 +100,18 @@ def test_advice_names_field_mend_and_source() -> None:
     advice = Advice("spec.optimizer.adamLearningRate", "it is low", "Write 0.001", "arXiv 2504.12285")
     text = shown(full_run(), advice)
     assert "advice spec.optimizer.adamLearningRate: it is low. Write 0.001. (arXiv 2504.12285)" in text
+
+
+def test_the_full_run_of_the_examples_comes_out_as_it_says() -> None:
+    text = shown(read_document(EXAMPLES / "full-run.yaml"))
+    assert ": 19,073 steps" in text
+    assert "1,024 = 2 workers x 1 process x micro batch 32 x accumulation 16" in text
+    assert "loaded at step 17,165" in text
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_example_fits_a_terminal(path: Path) -> None:
+    assert "…" not in shown(read_document(path), width=80)
 
 
 @pytest.mark.parametrize("width", [80, 100])
