@@ -12,6 +12,8 @@ from bitnet_crds.errors import wrong
 PVC_MOUNT_ROOT = PurePosixPath("/mnt/pvc")
 """A claim named by `pvc://claim/path` is mounted at `/mnt/pvc/claim` in every pod of the run."""
 
+_LONGEST = 1024
+"""Characters in an address: few enough for the one in a termination report to leave room for the rest."""
 _SHAPES = {
     "file": (r"file://(/.*)", "file:///absolute/path"),
     "pvc": (r"pvc://([a-z0-9]([-a-z0-9.]*[a-z0-9])?(/.*)?)", "pvc://claim/path"),
@@ -62,12 +64,14 @@ def _forms(schemes: tuple[str, ...]) -> str:
 def _address(*schemes: str) -> tuple[AfterValidator, WithJsonSchema]:
     def check(address: str) -> str:
         parse_location(address, schemes)
+        if len(address) > _LONGEST:
+            raise wrong(f"{len(address)} characters found", f"Write at most {_LONGEST}")
         return address
 
     return AfterValidator(check), WithJsonSchema(
         {
             "type": "string",
-            "maxLength": 1024,
+            "maxLength": _LONGEST,
             "pattern": f"^({'|'.join(_SHAPES[scheme][0] for scheme in schemes)})$",
             "x-mend": f"not an address that this field takes: write {_forms(schemes)}",
         }

@@ -35,7 +35,7 @@ class Rule:
         return {key: value for key, value in entry.items() if value is not None}
 
 
-MUTABLE = {"retries", "suspend", "workers.template"}
+MUTABLE = {"retries", "workers.template"}
 """What may change while a run exists, below spec; everything else would make it another run."""
 
 _DISTILS = "has(p.objectives.teacherLogits) && p.objectives.teacherLogits.weight > 0.0"

@@ -28,6 +28,13 @@ WRONG: list[tuple[str, Any, str, str, str]] = [
     ("spec.model.from", "s3://a/b", "spec.model.from", "'s3://a/b'", "hf://organisation/name"),
     ("spec.model.from", "hf://qwen", "spec.model.from", "'hf://qwen'", "hf://organisation/name"),
     ("spec.model.from", "file:///a/../b", "spec.model.from", "'file:///a/../b'", "file:///absolute/path"),
+    (
+        "spec.checkpoint.uri",
+        "file:///" + "r" * 1024,
+        "spec.checkpoint.uri",
+        "1032 characters",
+        "at most 1024",
+    ),
     ("spec.model.from", "file:///models/q", "spec.model.revision", "'main'", "hf:// address"),
     ("spec.data.sources.0.uri", "hf://a/b", "spec.data.sources[0].uri", "'hf://a/b'", "pvc://claim/path"),
     ("spec.data.sources.1.name", "web", "spec.data.sources", "'web'", "name of its own"),
