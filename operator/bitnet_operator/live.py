@@ -122,12 +122,13 @@ class LiveView:
         return Group(loss, table, *skipped)
 
     def _plain(self, progress: Progress) -> None:
-        """One line on progress, where enough time has gone by or the trainer does something else now."""
-        now = self._clock()
-        if progress.state is self._doing and now - self._line_at < PLAIN_INTERVAL:
+        """One line where the trainer does something else now; while it trains, one every ten seconds."""
+        now, changed = self._clock(), progress.state is not self._doing
+        training = progress.state is TrainerState.TRAINING
+        if not changed and not (training and now - self._line_at >= PLAIN_INTERVAL):
             return
         self._doing, self._line_at = progress.state, now
-        if progress.state is not TrainerState.TRAINING:
+        if not training:
             self._console.print(_DOING[progress.state], highlight=False)
             return
         words = [

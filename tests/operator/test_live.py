@@ -167,6 +167,7 @@ def test_lines_come_every_ten_seconds(lines: Screen, ledger: Plan) -> None:
 
 def test_a_new_state_is_a_line_at_once(lines: Screen, ledger: Plan) -> None:
     for state in (TrainerState.LOADING_MODEL, TrainerState.LOADING_MODEL, TrainerState.EVALUATING):
+        lines.now += 20
         lines.view.update(status(segment(ledger)), progress(0, state=state))
     assert lines.text.splitlines()[1:] == ["loading the model", "measuring perplexity"]
 
