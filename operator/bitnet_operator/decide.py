@@ -15,6 +15,7 @@ from bitnet_crds import (
     SegmentReason,
     TerminationReport,
 )
+from bitnet_crds.protocol import TrainerState
 from bitnet_crds.status import RunPhase, SegmentOutcome
 from bitnet_operator.conditions import set_condition
 from bitnet_operator.decision import Decision, Event
@@ -173,7 +174,10 @@ class _Decider:
         current = status.segments[-1]
         if job.progress is not None:
             status = self._running(
-                status, "True", "Training", f"segment {_title(current)} in phase {job.progress.phase}"
+                status,
+                "True",
+                _doing(job.progress.state),
+                f"segment {_title(current)}, phase {job.progress.phase}",
             )
         elif waiting := [f"{pod.name}: {pod.waiting}" for pod in job.pods if pod.waiting]:
             status = self._running(status, "False", "WaitingForPods", "; ".join(waiting))
@@ -342,6 +346,11 @@ class _Decider:
 
 def _generation(document: Mapping[str, Any]) -> int:
     return int(document.get("metadata", {}).get("generation", 1))
+
+
+def _doing(state: TrainerState) -> str:
+    """The trainer's state as a condition's reason. Checkpoints are frequent and short: training."""
+    return (TrainerState.TRAINING if state is TrainerState.CHECKPOINTING else state).value
 
 
 def _title(segment: Segment) -> str:

@@ -12,7 +12,7 @@ from bitnet_operator.queue import WorkQueue
 
 
 def register(registry: kopf.OperatorRegistry, queue: WorkQueue[Key]) -> None:
-    """Subscribes the queue to runs, their jobs and their pods."""
+    """Subscribes the queue to runs, their jobs and their pods, with the login of the Kubernetes client."""
 
     async def wake_run(namespace: str | None, name: str | None, **_: Any) -> None:
         queue.wake(Key(namespace or "", name or ""))
@@ -20,6 +20,7 @@ def register(registry: kopf.OperatorRegistry, queue: WorkQueue[Key]) -> None:
     async def wake_owner(namespace: str | None, labels: kopf.Labels, **_: Any) -> None:
         queue.wake(Key(namespace or "", labels[RUN_LABEL]))
 
+    kopf.on.login(registry=registry)(kopf.login_via_client)
     ours = {RUN_LABEL: kopf.PRESENT}
     kopf.on.event(API_GROUP, "bitnetruns", registry=registry)(wake_run)
     kopf.on.event(pytorchjob.RESOURCE.group, pytorchjob.RESOURCE.plural, labels=ours, registry=registry)(

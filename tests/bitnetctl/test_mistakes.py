@@ -1,0 +1,108 @@
+"""A person's mistakes: one paragraph that names field and mend, exit code 2, nothing half-made."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MakeBitnetctl = Callable[..., Any]
+Spec = dict[str, Any]
+
+
+def unknown_key(spec: Spec) -> None:
+    spec["budgett"] = spec.pop("budget")
+
+
+def short_phases(spec: Spec) -> None:
+    spec["phases"][-1]["until"] = "90%"
+
+
+def idle_teacher(spec: Spec) -> None:
+    spec["phases"][-1]["objectives"]["teacherLogits"]["weight"] = 0
+
+
+def missing_teacher(spec: Spec) -> None:
+    del spec["teacher"]
+
+
+def indivisible(spec: Spec) -> None:
+    spec["budget"]["globalBatchSize"] = 12
+
+
+def missing_model(spec: Spec) -> None:
+    spec["model"]["from"] = "file:///nowhere/model"
+
+
+def claim(spec: Spec) -> None:
+    spec["checkpoint"]["uri"] = "pvc://claim/runs"
+
+
+MISTAKES = [
+    (unknown_key, "spec.budgett: no such key. Did you mean `budget`?"),
+    (short_phases, "Write `until: 100%` there."),
+    (idle_teacher, "spec.teacher: "),
+    (missing_teacher, "Add spec.teacher, or set that weight to 0."),
+    (indivisible, "Write a multiple of 8"),
+    (missing_model, "spec.model.from: there is no /nowhere/model."),
+    (claim, "spec.checkpoint.uri: pvc://claim/runs is a claim of a cluster"),
+]
+
+
+def refused(bitnetctl: Any, words: str) -> None:
+    """`run` says so, with exit code 2, and there is no trace of a run."""
+    code, output = bitnetctl("run", str(bitnetctl.file))
+    assert (code, "Traceback" in output) == (2, False), output
+    assert words in output
+    assert not (bitnetctl.folder / "runs").exists()
+
+
+@pytest.mark.parametrize(("mistake", "words"), MISTAKES, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_wrong_run(make_bitnetctl: MakeBitnetctl, mistake: Callable[[Spec], None], words: str) -> None:
+    bitnetctl = make_bitnetctl()
+    mistake(bitnetctl.document["spec"])
+    refused(bitnetctl, words)
+
+
+def test_an_empty_text_file(make_bitnetctl: MakeBitnetctl, tmp_path: Path) -> None:
+    bitnetctl = make_bitnetctl()
+    (tmp_path / "empty.txt").touch()
+    bitnetctl.document["spec"]["data"]["sources"][0]["uri"] = f"file://{tmp_path}/empty.txt"
+    refused(bitnetctl, f"spec.data.sources[0].uri: {tmp_path}/empty.txt is empty.")
+
+
+def test_a_checkpoint_folder_that_cannot_be_written(make_bitnetctl: MakeBitnetctl, tmp_path: Path) -> None:
+    bitnetctl = make_bitnetctl()
+    (tmp_path / "file").touch()
+    bitnetctl.document["spec"]["checkpoint"]["uri"] = f"file://{tmp_path}/file/runs"
+    refused(bitnetctl, "spec.checkpoint.uri: ")
+
+
+def test_a_file_that_is_not_there_or_no_yaml(make_bitnetctl: MakeBitnetctl, tmp_path: Path) -> None:
+    bitnetctl = make_bitnetctl()
+    code, output = bitnetctl("plan", str(tmp_path / "none.yaml"))
+    assert (code, "No such file" in output) == (2, True)
+    (tmp_path / "broken.yaml").write_text("spec: [")
+    code, output = bitnetctl("plan", str(tmp_path / "broken.yaml"))
+    assert (code, "broken.yaml" in output, "Traceback" in output) == (2, True, False)
+
+
+def test_a_teacher_that_is_no_model_ends_the_run_in_the_trainers_words(
+    make_bitnetctl: MakeBitnetctl, tmp_path: Path
+) -> None:
+    bitnetctl = make_bitnetctl()
+    (tmp_path / "no-model").mkdir()
+    (tmp_path / "no-model/readme.txt").write_text("nothing here")
+    bitnetctl.document["spec"]["teacher"]["from"] = f"file://{tmp_path}/no-model"
+    code, output = bitnetctl("run", str(bitnetctl.file))
+    assert (code, "Traceback" in output) == (2, False), output
+    assert "TeacherUnavailable" in output
+    assert str(tmp_path / "no-model") in output.replace("\n", "")
+
+
+def test_plan_prints_the_ledger_and_makes_nothing(make_bitnetctl: MakeBitnetctl) -> None:
+    bitnetctl = make_bitnetctl()
+    code, output = bitnetctl("plan", str(bitnetctl.file))
+    assert code == 0
+    assert "12 steps" in output
+    assert not (bitnetctl.folder / "runs").exists()

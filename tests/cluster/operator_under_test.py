@@ -1,0 +1,110 @@
+"""The operator as the tests run it: this checkout's, under the chart's own ServiceAccount and rights."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from local_cluster import Kubectl, service_account_kubeconfig
+from local_cluster.settings import without_proxy
+from local_cluster.shell import find_program, run
+
+NAMESPACE = "bitnet-system"
+RELEASE = "bitnet-operator"
+TRAINER_IMAGE = "docker.io/local/host:1"
+METRICS_PORT = 19090
+HEALTH_PORT = 18080
+
+
+def install_chart(kubectl: Kubectl, checkout: Path) -> None:
+    """Installs the chart with helm, less its pod: the operator under test is a process of this host."""
+    run(
+        [
+            find_program("helm"),
+            "upgrade",
+            "--install",
+            RELEASE,
+            checkout / "charts/bitnet-operator",
+            "--namespace",
+            NAMESPACE,
+            "--create-namespace",
+            "--take-ownership",
+        ],
+        env={**without_proxy(), "KUBECONFIG": str(kubectl.kubeconfig)},
+        timeout=120,
+    )
+    kubectl("scale", f"deployment/{RELEASE}", "--replicas=0", "--namespace", NAMESPACE)
+
+
+class OperatorProcess:
+    """One `bitnet-operator` process, which can be stopped and started again."""
+
+    def __init__(self, kubectl: Kubectl, folder: Path) -> None:
+        self._kubeconfig = service_account_kubeconfig(kubectl, NAMESPACE, RELEASE, folder / "kubeconfig")
+        self._log = folder / "operator.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts it, and returns when it answers on /healthz."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    Path(sys.prefix) / "bin/bitnet-operator",
+                    f"--trainer-image={TRAINER_IMAGE}",
+                    "--progress-interval=1",
+                    "--first-retry-delay=1",
+                    f"--metrics-port={METRICS_PORT}",
+                    f"--health-port={HEALTH_PORT}",
+                ],
+                env={**os.environ, **without_proxy(), "KUBECONFIG": str(self._kubeconfig)},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        deadline = time.monotonic() + 30
+        while not _answers(f"http://127.0.0.1:{HEALTH_PORT}/healthz"):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"the operator did not come up:\n{self.log()[-4000:]}")
+            time.sleep(0.2)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """Ends it; with SIGKILL as a node's failure would."""
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(timeout=30)
+            self._process = None
+
+    def log(self) -> str:
+        """All that it has logged."""
+        return self._log.read_text()
+
+    def metrics(self) -> str:
+        """What it answers on /metrics."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{METRICS_PORT}/metrics", timeout=5) as answer:
+            return str(answer.read().decode())
+
+
+@contextmanager
+def operating(kubectl: Kubectl, folder: Path) -> Iterator[OperatorProcess]:
+    """An operator at work, until the block ends."""
+    operator = OperatorProcess(kubectl, folder)
+    operator.start()
+    try:
+        yield operator
+    finally:
+        operator.stop()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False

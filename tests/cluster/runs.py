@@ -1,0 +1,147 @@
+"""BitNetRuns that the cluster's tests train, and how they are watched."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from local_cluster import CommandFailed, Kubectl, host_pod_template
+
+Document = dict[str, Any]
+
+
+def run_document(name: str, template: Document, *, steps: int, model: str, **changes: Any) -> Document:
+    """A run of two workers in three phases, the teacher in the last; `changes` replace parts of its spec.
+
+    A step is 4 sequences of 32 tokens, so that a rank has two in a pass, and one with the teacher.
+    """
+    sequences, length = 4, 32
+    return {
+        "apiVersion": "bitnet.training/v1alpha1",
+        "kind": "BitNetRun",
+        "metadata": {"name": name},
+        "spec": {
+            "model": {"from": model},
+            "quantization": {"lambdaWarmup": {"steps": max(1, steps // 3)}},
+            "data": {
+                "sequenceLength": length,
+                "heldOut": "1%",
+                "sources": [{"name": "shakespeare", "uri": "file:///data/text"}],
+            },
+            "budget": {"tokens": steps * sequences * length, "globalBatchSize": sequences},
+            "optimizer": {"adamLearningRate": 0.001},
+            "phases": [
+                {"name": "warmup", "until": "30%", "objectives": {"crossEntropy": {"weight": 1}}},
+                {"name": "main", "until": "60%", "objectives": {"crossEntropy": {"weight": 1}}},
+                {
+                    "name": "distill",
+                    "until": "100%",
+                    "objectives": {
+                        "crossEntropy": {"weight": 0.5},
+                        "teacherLogits": {"weight": 0.5, "temperature": 2},
+                    },
+                },
+            ],
+            "teacher": {"from": model},
+            "workers": {"count": 2, "gpusPerWorker": 0, "microBatchSize": 2, "template": template},
+            "checkpoint": {"uri": "file:///data/runs", "everySteps": 10, "keep": 2},
+            **changes,
+        },
+    }
+
+
+def pod_template(checkout: Path, data: Path) -> Document:
+    """Pods that run this checkout's own trainer, `data` of the host being their /data."""
+    return host_pod_template(checkout, Path(sys.prefix), data, grace_seconds=30)
+
+
+@dataclass
+class WatchedRun:
+    """A run in the cluster, and what is asked of it."""
+
+    kubectl: Kubectl
+    namespace: str
+    name: str
+
+    def status(self) -> Document:
+        """Its status; empty while nobody wrote one."""
+        status: Document = self._get().get("status", {})
+        return status
+
+    def wait_until(self, condition: Callable[[Document], bool], what: str, seconds: float = 180) -> Document:
+        """Waits for its status to be so, and returns it. Fails at once where the run has failed meanwhile."""
+        deadline = time.monotonic() + seconds
+        while True:
+            status = self.status()
+            if condition(status):
+                return status
+            assert status.get("phase") != "Failed", f"{what}: the run failed\n{json.dumps(status, indent=1)}"
+            assert time.monotonic() < deadline, f"{what}: not in {seconds} s\n{json.dumps(status, indent=1)}"
+            time.sleep(0.5)
+
+    def succeeded(self, seconds: float = 300) -> Document:
+        """Waits for its end."""
+        return self.wait_until(lambda status: status.get("phase") == "Succeeded", "success", seconds)
+
+    def failed(self, seconds: float = 180) -> Document:
+        """Waits for its failure."""
+        deadline = time.monotonic() + seconds
+        while (status := self.status()).get("phase") != "Failed":
+            assert time.monotonic() < deadline, f"no failure in {seconds} s\n{json.dumps(status, indent=1)}"
+            time.sleep(0.5)
+        return status
+
+    def jobs(self) -> list[str]:
+        """Names of its PyTorchJobs."""
+        return self._children("pytorchjobs.kubeflow.org")
+
+    def pods(self) -> list[str]:
+        """Names of its pods."""
+        return self._children("pods")
+
+    def children(self) -> list[str]:
+        """All that the cluster holds for it, but for events."""
+        return [*self.jobs(), *self.pods(), *self._children("configmaps")]
+
+    def events(self) -> list[Document]:
+        """Events on the run, oldest first."""
+        found = self.kubectl.get(
+            "events", "-n", self.namespace, f"--field-selector=involvedObject.name={self.name}"
+        )
+        return sorted(found["items"], key=lambda event: str(event["metadata"]["creationTimestamp"]))
+
+    def kill_rank(self, pod: str) -> None:
+        """Kills the training process in a pod with SIGKILL, as the kernel does when memory runs out."""
+        code = (
+            "import os, pathlib, signal\n"
+            "for entry in pathlib.Path('/proc').glob('[0-9]*/cmdline'):\n"
+            "    mine = entry.parent.name == str(os.getpid())\n"
+            "    if not mine and b'bitnet_trainer.worker' in entry.read_bytes():\n"
+            "        os.kill(int(entry.parent.name), signal.SIGKILL)\n"
+            "        print('killed', entry.parent.name)\n"
+        )
+        said = self.kubectl("exec", pod, "-n", self.namespace, "--", "python", "-c", code)
+        assert "killed" in said, said
+
+    def gone(self) -> bool:
+        """Whether the cluster has no such run any more."""
+        try:
+            self._get()
+        except CommandFailed as error:
+            if "NotFound" in error.stderr:
+                return True
+            raise
+        return False
+
+    def _get(self) -> Document:
+        return self.kubectl.get("bnr", self.name, "-n", self.namespace)
+
+    def _children(self, kind: str) -> list[str]:
+        selector = f"--selector=bitnet.training/run={self.name}"
+        found = self.kubectl.get(kind, "-n", self.namespace, selector)
+        return [item["metadata"]["name"] for item in found["items"]]

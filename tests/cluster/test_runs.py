@@ -1,0 +1,210 @@
+"""Runs on a real cluster: to the end, with a killed rank, an operator that was away, deleted, refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from local_cluster import CommandFailed, Kubectl
+from operator_under_test import OperatorProcess, install_chart, operating
+from runs import Document, WatchedRun, pod_template, run_document
+
+pytestmark = pytest.mark.cluster
+
+REAL_MODEL = "file:///data/model/SmolLM2-135M-Instruct.Q4_1.gguf"
+TINY_MODEL = "file:///data/tiny"
+
+
+@pytest.fixture(scope="module")
+def operator(
+    kubectl: Kubectl, checkout: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OperatorProcess]:
+    """The operator of this checkout, under the chart's rights."""
+    install_chart(kubectl, checkout)
+    with operating(kubectl, tmp_path_factory.mktemp("operator")) as process:
+        yield process
+        assert "Traceback" not in process.log(), process.log()
+
+
+@pytest.fixture(scope="module")
+def data(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What pods see as /data: SmolLM2-135M, two plays, and a small random model with SmolLM2's tokenizer."""
+    folder = tmp_path_factory.mktemp("data")
+    fetched = checkout / ".cache/quickstart"
+    (folder / "model").mkdir()
+    (folder / "text").mkdir()
+    for model in (fetched / "model").glob("*.gguf"):
+        shutil.copy(model, folder / "model")
+    for play in ("hamlet", "tempest"):
+        shutil.copy(fetched / "text" / f"{play}.txt", folder / "text")
+    _write_tiny_model(next((folder / "model").glob("*.gguf")), folder / "tiny")
+    return folder
+
+
+def _write_tiny_model(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture
+def start(
+    kubectl: Kubectl, namespace: str, checkout: Path, data: Path, operator: OperatorProcess
+) -> Callable[..., WatchedRun]:
+    """Applies a run as a person does, such as `start("killed", steps=300)`."""
+    assert operator
+
+    def apply(name: str, *, steps: int, model: str = TINY_MODEL, **changes: object) -> WatchedRun:
+        # A folder of its own for each test, since two of them may name a run alike.
+        changes.setdefault(
+            "checkpoint", {"uri": f"file:///data/runs-{namespace}", "everySteps": 10, "keep": 2}
+        )
+        document = run_document(name, pod_template(checkout, data), steps=steps, model=model, **changes)
+        kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(document))
+        return WatchedRun(kubectl, namespace, name)
+
+    return apply
+
+
+def said_of(segments: list[Document]) -> list[tuple[str, str]]:
+    return [(segment["reason"], segment["outcome"]) for segment in segments]
+
+
+def test_two_workers_train_smollm2_through_the_teacher_phase_to_the_end(
+    start: Callable[..., WatchedRun], operator: OperatorProcess, data: Path, namespace: str
+) -> None:
+    run = start("smollm2", steps=10, model=REAL_MODEL)
+    run.wait_until(lambda status: status.get("step", 0) >= 1, "first step", 400)
+    assert f'bitnetrun_loss{{name="smollm2",namespace="{namespace}"}}' in operator.metrics()
+
+    status = run.succeeded(600)
+
+    assert said_of(status["segments"]) == [("Start", "Completed"), ("TeacherPhase", "Completed")]
+    before, after = (segment["shape"] for segment in status["segments"])
+    assert (before["workers"], before["microBatchSize"], before["accumulation"]) == (2, 2, 1)
+    assert (after["workers"], after["microBatchSize"], after["accumulation"]) == (2, 1, 2)
+    assert (status["step"], status["totalSteps"]) == (10, 10)
+    assert status["segments"][0]["lastStep"] == status["segments"][1]["firstStep"] == 6
+    # Perplexity is whatever it is, but training on quantised weights must have helped.
+    figures = status["evaluation"]
+    assert float(figures["perplexityAfter"]) < float(figures["perplexityBefore"])
+    exported = data / Path(status["artifacts"]["HuggingFace"].removeprefix("file://")).relative_to("/data")
+    assert (exported / "config.json").is_file()
+    assert [event["reason"] for event in run.events()] == ["Start", "TeacherPhase", "Succeeded"]
+    steps = [
+        json.loads(line)
+        for line in (data / f"runs-{namespace}" / namespace / "smollm2/metrics.jsonl")
+        .read_text()
+        .splitlines()
+    ]
+    assert [step["step"] for step in steps] == list(range(1, 11))
+    assert len({step["tokens"] - 128 * step["step"] for step in steps}) == 1  # tokens a step never change
+
+
+def test_a_rank_killed_with_sigkill_is_retried_from_the_checkpoint(start: Callable[..., WatchedRun]) -> None:
+    run = start("killed", steps=200)
+    run.wait_until(lambda status: status.get("checkpointStep", 0) >= 20, "second checkpoint")
+    run.kill_rank("killed-0-worker-0")
+    began = time.monotonic()
+    retried = run.wait_until(lambda status: len(status["segments"]) > 1, "the next segment")
+    first, second = retried["segments"][0], retried["segments"][-1]
+    assert (first["outcome"], first["exitCode"]) == ("Failed", 137)
+    assert "SIGKILL" in first["message"]
+    assert (second["reason"], second["job"]) == ("Retry", "killed-1")
+    assert second["firstStep"] >= 20
+    resumed = run.wait_until(lambda status: status["step"] > first["lastStep"], "going on")
+    print(f"\nfrom the kill to a new step: {time.monotonic() - began:.0f} s")
+    assert resumed["attempts"] == 1
+    status = run.succeeded()
+    assert status["segments"][-1]["outcome"] == "Completed"
+
+
+def test_an_operator_that_was_away_finds_the_run_as_it_is(
+    start: Callable[..., WatchedRun], operator: OperatorProcess
+) -> None:
+    run = start("alone", steps=200)
+    before = run.wait_until(lambda status: status.get("step", 0) >= 5, "first steps")
+    operator.stop(signal.SIGKILL)
+    jobs = run.jobs()
+    time.sleep(5)
+    operator.start()
+    run.wait_until(lambda status: status["step"] > before["step"] + 20, "steps seen again")
+    status = run.succeeded()
+    assert run.jobs() == jobs == ["alone-0"]
+    assert said_of(status["segments"]) == [("Start", "Completed"), ("TeacherPhase", "Completed")]
+    assert [event["reason"] for event in run.events()] == ["Start", "TeacherPhase", "Succeeded"]
+
+
+def test_what_belongs_to_a_deleted_run_goes_with_it(
+    start: Callable[..., WatchedRun], operator: OperatorProcess, kubectl: Kubectl, namespace: str
+) -> None:
+    run = start("deleted", steps=2000)
+    run.wait_until(lambda status: status.get("step", 0) >= 1, "first step")
+    assert run.children()
+    kubectl("delete", "bnr", "deleted", "-n", namespace, timeout=60)
+    deadline = time.monotonic() + 60
+    while run.children() or not run.gone():
+        assert time.monotonic() < deadline, run.children()
+        time.sleep(0.5)
+    assert f'name="deleted",namespace="{namespace}"' not in operator.metrics()
+
+
+def test_a_failed_pods_own_words_end_in_the_status(start: Callable[..., WatchedRun]) -> None:
+    run = start("teacherless", steps=20, teacher={"from": "file:///data/nowhere"})
+    status = run.failed()
+    (last,) = [segment for segment in status["segments"] if segment["outcome"] == "Failed"]
+    assert (last["exitCode"], last["exitReason"]) == (4, "TeacherUnavailable")
+    assert "/data/nowhere" in last["message"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"budgett": {"tokens": 1}}, 'unknown field "spec.budgett"'),
+        ({"teacher": None}, "teacher"),
+        ({"budget": {"tokens": 100_000, "globalBatchSize": 5}}, "globalBatchSize"),
+    ],
+)
+def test_a_wrong_run_is_refused_and_nothing_is_made(
+    start: Callable[..., WatchedRun], kubectl: Kubectl, namespace: str, change: Document, words: str
+) -> None:
+    with pytest.raises(CommandFailed, match=words):
+        start("wrong", steps=10, **change)
+    assert WatchedRun(kubectl, namespace, "wrong").gone()
+
+
+def test_a_template_that_no_pod_can_have_fails_the_run_with_the_servers_words(
+    start: Callable[..., WatchedRun],
+) -> None:
+    workers = {
+        "count": 1,
+        "gpusPerWorker": 0,
+        "microBatchSize": 2,
+        "template": {"spec": {"containers": [{"name": "Not A Name", "image": "x"}]}},
+    }
+    run = start("untenable", steps=10, workers=workers)
+    status = run.failed()
+    (failed,) = [each for each in status["conditions"] if each["type"] == "Failed"]
+    assert failed["reason"] == "ChildRefused"
+    assert run.jobs() == []
