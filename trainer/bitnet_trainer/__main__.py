@@ -11,7 +11,6 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +24,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from bitnet_crds.protocol import ExitCode, Order, TerminationReport, exit_code_label
 from bitnet_trainer.errors import BadInput
 from bitnet_trainer.outcome import REPORTS, collect_reports, exit_code_of, publish
+from bitnet_trainer.stop import SIGNALS, STOP_SECONDS, at_once_on_signal
 
-STOP_SECONDS = 25
-"""How long ranks may take to stop before they are killed: less than the 30 s that Kubernetes gives a pod."""
 RENDEZVOUS_SECONDS = 600
 """How long the pods wait for each other."""
 
@@ -111,7 +109,6 @@ def _launch(path: Path, scratch: Path, worker: Sequence[str]) -> TerminationRepo
         monitor_interval=0.2,
         logs_specs=DefaultLogsSpecs(log_dir=str(scratch / "logs")),
         signals_to_handle="SIGTERM,SIGINT",
-        shutdown_timeout=STOP_SECONDS,
     )
     _stop_while_waiting()
     try:
@@ -192,31 +189,23 @@ def _report(code: int, message: str, rank: int | None = None, step: int = 0) -> 
 
 
 def _stop_while_waiting() -> None:
-    """Makes a signal end this process while it waits for other nodes.
+    """Makes a signal end this process while it waits for other nodes, which it does in C++ code.
 
-    It then sits in C++ code, where Python runs no handler; and as the first process of a container it would
-    get no default action either. The wake-up descriptor is written to at once, and a thread reads it. When
-    the ranks have started, the agent's own handlers stand, and the thread leaves the signal to them.
+    As the first process of a container it would get no default action, either. When the ranks have started,
+    the agent's own handlers stand, and pass the signal on to them.
     """
-    reader, writer = socket.socketpair()
-    for end in (reader, writer):
-        end.setblocking(end is reader)
 
     def waiting(number: int, frame: object) -> None:
         """Replaced by the agent when ranks start."""
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    def stop() -> None:
+        if signal.getsignal(signal.SIGTERM) is waiting:
+            publish(_report(ExitCode.PREEMPTED, "asked to stop before training began"))
+            os._exit(ExitCode.PREEMPTED)
+
+    for number in SIGNALS:
         signal.signal(number, waiting)
-    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-
-    def watch() -> None:
-        _kept_open = writer
-        while reader.recv(1):
-            if signal.getsignal(signal.SIGTERM) is waiting:
-                publish(_report(ExitCode.PREEMPTED, "asked to stop before training began"))
-                os._exit(ExitCode.PREEMPTED)
-
-    threading.Thread(target=watch, name="stop", daemon=True).start()
+    at_once_on_signal(stop)
 
 
 if __name__ == "__main__":

@@ -117,10 +117,12 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
     reporter.update(state=TrainerState.EVALUATING)
     set_lambda(student, 1.0)
     after = measure(student, held_out, evaluation_batch, ranks)
-    teacher_perplexity = None
-    if teacher is not None:
+    teacher_perplexity: float | None = None
+    if teacher is not None and _teacher_is_the_original(order):
+        teacher_perplexity = baseline.original
+    elif teacher is not None:
         teacher.load()
-        teacher_perplexity = measure(teacher.model, held_out, evaluation_batch, ranks)
+        teacher_perplexity = measure(teacher.model, held_out, evaluation_batch, ranks).value
     evaluated = evaluation(baseline, after, teacher_perplexity)
 
     reporter.update(state=TrainerState.EXPORTING)
@@ -313,6 +315,11 @@ class _Taken:
     learning_rate: float
     quantization_lambda: float
     tokens_per_second: float | None
+
+
+def _teacher_is_the_original(order: Order) -> bool:
+    teacher, model = order.spec.teacher, order.spec.model
+    return teacher is not None and (teacher.from_, teacher.revision) == (model.from_, model.revision)
 
 
 def _checkpoint(order: Order, committed: Committed) -> Checkpoint:

@@ -62,6 +62,7 @@ def _draw_phases(axes: Axes, plan: Plan, named: bool) -> None:
 def _draw_losses(axes: Axes, records: Sequence[StepRecord]) -> None:
     """Every objective by itself, unweighted: a total jumps where a phase changes the weights."""
     names = list(dict.fromkeys(name for record in records for name in record.objectives))
+    ends: list[tuple[float, float, str, str]] = []
     for name in names:
         shown = [record for record in records if record.loss is not None and name in record.objectives]
         color = _TEACHER if name == "teacherLogits" else _LOSS
@@ -70,22 +71,33 @@ def _draw_losses(axes: Axes, records: Sequence[StepRecord]) -> None:
         smooth = _smoothed(raw, span=max(1, len(records) // 40))
         axes.plot(steps, raw, color=color, alpha=0.25, lw=1)
         axes.plot(steps, smooth, color=color, lw=2, marker="o" if len(steps) == 1 else "")
-        axes.annotate(
-            name,
-            xy=(steps[-1], smooth[-1]),
-            xytext=(-4, 7),
-            textcoords="offset points",
-            ha="right",
-            va="bottom",
-            fontsize=9,
-            color=color,
-        )
+        ends.append((smooth[-1], steps[-1], f"{name} {smooth[-1]:.2f}", color))
+    _name_lines(axes, ends)
     skipped = [
         record.step for before, record in pairwise(records) if record.skipped_steps > before.skipped_steps
     ]
     for step in skipped:
         axes.axvline(step, color="#b3261e", lw=1, ls=":")
     axes.set_ylabel("loss (nats per token)", color=_INK)
+
+
+def _name_lines(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
+    """Writes each line's name and last value at its end, (y, x, text, colour), none on another."""
+    low, high = axes.get_ylim()
+    lowest = low
+    for y, x, text, color in sorted(ends):
+        y = max(y, lowest)
+        lowest = y + 0.06 * (high - low)
+        axes.annotate(
+            text,
+            xy=(x, y),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=color,
+            annotation_clip=False,
+        )
 
 
 def _draw_schedules(axes: Axes, plan: Plan) -> None:

@@ -56,9 +56,7 @@ class Stepper:
         for number, input_ids in enumerate(micro_batches, start=1):
             with self._gradients_kept_local(until_last=number < len(micro_batches)):
                 with autocast(self.ranks.device):
-                    batch = MicroBatch(
-                        self.model, input_ids.to(self.ranks.device, non_blocking=True), teacher=teacher
-                    )
+                    batch = MicroBatch(self.model, self._on_device(input_ids), teacher=teacher)
                     loss = objectives(batch, weights, tokens / self.ranks.world)
                 loss.total.backward()  # type: ignore[no-untyped-call]
             losses.append(WeightedLoss(loss.total.detach(), loss.parts))
@@ -70,6 +68,13 @@ class Stepper:
         return StepLosses(
             measured.objectives, torch.cat((head, self.guard.counts().double(), measured.values[1:]))
         )
+
+    def _on_device(self, input_ids: torch.Tensor) -> torch.Tensor:
+        if self.ranks.device.type != "cuda":
+            return input_ids
+        # From memory that is not pinned the host would wait for all kernels before the copy, and for ever
+        # for a collective whose other rank has died.
+        return input_ids.pin_memory().to(self.ranks.device, non_blocking=True)
 
     def _gradients_kept_local(self, until_last: bool) -> AbstractContextManager[None]:
         if until_last and isinstance(self.model, DistributedDataParallel):
@@ -84,9 +89,9 @@ class Stepper:
         if self.ranks.world > 1:
             dist.all_reduce(both)
         means = both[: len(parts)] / both[len(parts) :].clamp(min=1)
-        weights = means.new_tensor([part.weight for part in parts])
-        total = (weights * means).sum().reshape(1)
-        return StepLosses(tuple(part.name for part in parts), torch.cat((total, means)))
+        # Weights stay Python numbers: a tensor made of them would be a copy that the host waits for.
+        total = torch.stack([part.weight * mean for part, mean in zip(parts, means, strict=True)]).sum()
+        return StepLosses(tuple(part.name for part in parts), torch.cat((total.reshape(1), means)))
 
 
 def autocast(device: torch.device) -> AbstractContextManager[None]:

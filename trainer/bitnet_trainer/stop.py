@@ -2,15 +2,18 @@
 
 import os
 import signal
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from bitnet_crds.protocol import ExitCode
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SECONDS = 25
+"""How long a rank may take to stop before it ends itself: less than the 30 s that Kubernetes gives a pod."""
 
 
 class StopRequest:
@@ -21,9 +24,13 @@ class StopRequest:
         self._deferred = False
 
     def listen(self) -> None:
-        """Installs the handlers; call it in the main thread."""
+        """Installs the handlers, and ends the process if it has not ended itself STOP_SECONDS after a signal.
+
+        Call it in the main thread.
+        """
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
+        at_once_on_signal(_end_late)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -38,6 +45,30 @@ class StopRequest:
         self.requested = True
         if not self._deferred:
             raise SystemExit(int(ExitCode.PREEMPTED))
+
+
+def at_once_on_signal(action: Callable[[], None]) -> None:
+    """Calls `action` in a thread when a signal arrives that Python handles; call it in the main thread.
+
+    Handlers themselves run in the main thread, and not while that sits in C++ code, such as a collective
+    whose other end is gone or a rendezvous. The wake-up descriptor is written to at once.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        # The descriptor closes with its socket, so the thread holds both ends.
+        with reader, writer:
+            while reader.recv(1):
+                action()
+
+    threading.Thread(target=watch, name="signals", daemon=True).start()
+
+
+def _end_late() -> None:
+    time.sleep(STOP_SECONDS)
+    os._exit(ExitCode.PREEMPTED)
 
 
 def end_with_parent() -> None:

@@ -30,20 +30,20 @@ SEQUENCE, GLOBAL_BATCH = 16, 8
 LAUNCH = "import sys; from bitnet_trainer.__main__ import main; main([sys.argv.pop(1)])"
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @dataclass
 class TinyRun:
     """A model, a teacher and text in a folder, and the order that trains on them."""
 
     root: Path
     order: Order
+
+    @staticmethod
+    def free_port() -> int:
+        """A port that nobody listens on."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+            return port
 
     @property
     def folder(self) -> Path:
@@ -67,7 +67,7 @@ class TinyRun:
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "BITNET_HOST": "127.0.0.1",
-            "BITNET_PORT": str(free_port()),
+            "BITNET_PORT": str(self.free_port()),
             "BITNET_TERMINATION_LOG": str(self.root / "termination-log"),
             **more,
         }
@@ -183,7 +183,7 @@ def train_here(monkeypatch: pytest.MonkeyPatch) -> TrainHere:
             "LOCAL_RANK": "0",
             "WORLD_SIZE": "1",
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
+            "MASTER_PORT": str(tiny.free_port()),
         }.items():
             monkeypatch.setenv(name, value)
         stop = StopRequest()

@@ -76,49 +76,39 @@ def test_success_is_zero_and_the_first_ranks_report(make_run, ended):
     assert [record.world_size for record in run.metrics()] == [2] * 12
 
 
-def test_sigterm_checkpoints_on_every_rank(make_run, ended):
-    run = make_run(
-        steps=300, workers=2, checkpoint={"uri": f"file://{make_run().root}/runs", "everySteps": 250}
-    )
-    port = run.environment()["BITNET_PORT"]
-    process = run.launch(BITNET_PORT=port)
-    run.wait_for_step(20, process)
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/progress") as answer:
-        seen = Progress.model_validate_json(answer.read())
-    assert seen.step >= 20
-    began = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    assert ended(process) == ExitCode.PREEMPTED
-    assert time.monotonic() - began < 15
-    word = run.last_word()
-    assert word.reason == "Preempted"
-    assert word.checkpoint.step == word.step == run.metrics()[-1].step < 3000
-    assert run.checkpoints() == [f"step-{word.step:08d}"]
-
-
-def test_two_nodes_find_each_other_as_pytorchjob_tells_them_to(make_run, ended):
-    """One pod asked to stop stops both, with a checkpoint and the same exit code."""
-    run = make_run(steps=3000, workers=2)
-    port = run.environment()["BITNET_PORT"]
+def test_two_nodes_find_each_other_and_stop_together(make_run, ended):
+    """As PyTorchJob starts them. One pod asked to stop stops both, with one checkpoint, within 15 s."""
+    run = make_run(steps=3000, workers=2, every_steps=2500)
+    rendezvous, port = run.free_port(), run.free_port()
     nodes = [
         run.launch(
             PET_NNODES="2",
             PET_NODE_RANK=str(rank),
             PET_NPROC_PER_NODE="auto",
             PET_MASTER_ADDR="127.0.0.1",
-            PET_MASTER_PORT=port,
+            PET_MASTER_PORT=str(rendezvous),
             WORLD_SIZE="2",
             RANK=str(rank),
+            BITNET_PORT=str(port),
             BITNET_TERMINATION_LOG=str(run.root / f"node-{rank}"),
         )
         for rank in (0, 1)
     ]
     run.wait_for_step(5, nodes[0])
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/progress") as answer:
+        seen = Progress.model_validate_json(answer.read())
+    assert (seen.world_size, seen.total_steps) == (2, 3000)
+    assert seen.step >= 5
+
+    began = time.monotonic()
     nodes[1].send_signal(signal.SIGTERM)
     assert [ended(node) for node in nodes] == [ExitCode.PREEMPTED] * 2
+    assert time.monotonic() - began < 15
     words = [run.last_word(f"node-{rank}") for rank in (0, 1)]
+    assert {word.reason for word in words} == {"Preempted"}
     assert words[0].checkpoint == words[1].checkpoint
-    assert words[0].step == words[0].checkpoint.step >= 5
+    assert words[0].checkpoint.step == words[0].step == run.metrics()[-1].step < 3000
+    assert run.checkpoints() == [f"step-{words[0].step:08d}"]
 
 
 def test_a_node_that_waits_for_the_others_stops_when_asked(make_run, ended):
@@ -131,15 +121,24 @@ def test_a_node_that_waits_for_the_others_stops_when_asked(make_run, ended):
 
 
 def test_no_rank_outlives_a_killed_launcher(make_run, ended):
-    run = make_run(steps=3000)
-    process = run.launch()
-    run.wait_for_step(3, process)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    run = make_run(workers=2)
+    script = """
+from pathlib import Path
+from bitnet_trainer.stop import end_with_parent
+end_with_parent()
+Path(__file__).with_name(f"{rank}.pid").write_text(str(os.getpid()))
+time.sleep(60)
+"""
+    process = launch_stand_in(run, script)
+    pids = [run.root / f"{rank}.pid" for rank in (0, 1)]
+    deadline = time.monotonic() + 30
+    while not all(pid.exists() and pid.read_text() for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     process.kill()
     ended(process)
-    deadline = time.monotonic() + 10
-    while any(Path("/proc", child).exists() for child in children):
-        assert time.monotonic() < deadline, f"{children} still run"
+    while any(Path("/proc", pid.read_text()).exists() for pid in pids):
+        assert time.monotonic() < deadline, "a rank still runs"
         time.sleep(0.1)
 
 
