@@ -9,8 +9,8 @@ tools=.cache/lock-tools
 [ -x "$tools/bin/uv" ] || { "$python" -m venv "$tools" && "$tools/bin/pip" install --quiet uv==0.13.9; }
 
 # uv does not read pip's settings: hand it the index that pip would use.
-index=$("$tools/bin/pip" config get global.index-url 2>/dev/null || true)
-export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-${index:-https://pypi.org/simple}}}
+index=${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-$("$tools/bin/pip" config get global.index-url 2>/dev/null || true)}}
+if [ -n "$index" ]; then export UV_DEFAULT_INDEX=$index; fi
 
 lock() { # name, then the rest of uv's arguments
   local name=$1
