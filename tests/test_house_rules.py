@@ -26,7 +26,7 @@ def begins_with_words(path: Path) -> bool:
     lines = path.read_text().splitlines()
     while lines and lines[0].startswith(("#!", "{{- if")):
         del lines[0]
-    return bool(lines) and re.match(r'(r?"""|#|//|/\*|\{\{-? ?/\*) ?\w', lines[0]) is not None
+    return bool(lines) and re.match(r'(r?"""|#|//|/\*|\{\{-? ?/\*) ?`?\w', lines[0]) is not None
 
 
 def test_every_file_says_first_what_lives_there() -> None:
