@@ -38,6 +38,11 @@ CONFIG_MAPS = Resource("", "v1", "configmaps")
 EVENTS = Resource("", "v1", "events")
 
 
+def is_owned(manifest: Mapping[str, Any], uid: str) -> bool:
+    """Whether an object belongs to the owner of that uid. A name alone may be an earlier owner's."""
+    return any(owner["uid"] == uid for owner in manifest["metadata"].get("ownerReferences", []))
+
+
 class ApiError(Exception):
     """The API server refused: `status` is the HTTP status, the text is the server's own message."""
 
@@ -57,13 +62,10 @@ class Api:
         return await self._request("GET", path, query=query)
 
     async def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Creates an object in the collection at `path`."""
-        return await self._request("POST", path, body=body)
-
-    async def server_side_apply(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Has the object at `path` hold `body`'s fields, creating it where it does not exist."""
-        query: dict[str, str | int] = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        return await self._request("PATCH", path, query, body, "application/apply-patch+yaml")
+        """Creates an object in the collection at `path`; fields that its kind does not have are refused."""
+        return await self._request(
+            "POST", path, {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}, body
+        )
 
     async def merge_patch(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Merges `body` into the object at `path` (RFC 7386)."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from bitnet_crds import BitNetRun, BitNetRunStatus, Plan, parse_run
 from bitnet_crds.spec import API_VERSION, KIND
-from bitnet_operator.api import CONFIG_MAPS, EVENTS, FIELD_MANAGER, RUNS, Api, ApiError
+from bitnet_operator.api import CONFIG_MAPS, EVENTS, FIELD_MANAGER, RUNS, Api, ApiError, Resource, is_owned
 from bitnet_operator.backends import pytorchjob
 from bitnet_operator.decision import ChildRefusedError, Decision, Event
 from bitnet_operator.desired import order_config_map, order_name
@@ -29,7 +29,7 @@ async def apply(
     Raises ChildRefusedError where the API server finds the child wrong, and ApiError where it refuses
     anything else: the queue then comes back to it.
     """
-    if decision.ensure is not None and plan is not None:
+    if decision.ensure is not None and plan is not None and observation.job(decision.ensure) is None:
         run = parse_run(observation.document)
         try:
             await _ensure(api, trainer_image, run, plan, decision.ensure, decision.status)
@@ -51,14 +51,23 @@ async def _ensure(
     """The job and its order exist afterwards. The order comes first, since the job's pods mount it."""
     namespace = run.metadata.namespace
     segment = next(segment for segment in reversed(status.segments) if segment.job == job)
-    await api.server_side_apply(
-        CONFIG_MAPS.path(namespace, order_name(job)), order_config_map(run, plan, job)
-    )
-    await api.server_side_apply(
-        pytorchjob.RESOURCE.path(namespace, job),
-        pytorchjob.manifest(run, job, segment.shape, trainer_image),
-    )
+    await _create(api, CONFIG_MAPS, order_config_map(run, plan, job))
+    await _create(api, pytorchjob.RESOURCE, pytorchjob.manifest(run, job, segment.shape, trainer_image))
     log.info("%s/%s: job %s is there", namespace, run.metadata.name, job)
+
+
+async def _create(api: Api, kind: Resource, manifest: Mapping[str, Any]) -> None:
+    """Creates a child, which nobody changes afterwards. One that this run made before is as good."""
+    metadata = manifest["metadata"]
+    try:
+        await api.create(kind.path(metadata["namespace"]), manifest)
+    except ApiError as error:
+        if error.status != HTTPStatus.CONFLICT:
+            raise
+        existing = await api.get(kind.path(metadata["namespace"], metadata["name"]))
+        if not is_owned(existing, metadata["ownerReferences"][0]["uid"]):
+            # Of an earlier run of this name, most likely, whose children the cluster is still removing.
+            raise ApiError(error.status, f"{metadata['name']} exists and is not this run's") from error
 
 
 async def _delete(api: Api, path: str) -> None:

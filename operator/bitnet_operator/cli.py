@@ -18,7 +18,7 @@ from bitnet_crds.protocol import run_folder
 from bitnet_crds.status import RunPhase
 from bitnet_operator.api import RUNS, ApiError, connect
 from bitnet_operator.backends.local import STATUS_FILE, LocalMachine, RunInUseError, only_driver
-from bitnet_operator.decide import Settings
+from bitnet_operator.decide import Settings, reopened
 from bitnet_operator.documents import check_local_files, read_document
 from bitnet_operator.live import LiveView
 from bitnet_operator.observation import Key
@@ -106,6 +106,8 @@ async def _drive(document: dict[str, Any], run: BitNetRun, ledger: Plan) -> Loca
     async with aiohttp.ClientSession() as http:
         with LiveView(run, ledger, out) as view:
             machine = LocalMachine(document, http)
+            # Whoever runs a failed run again has mended what was wrong.
+            machine.status = reopened(machine.status)
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGINT, _interrupt, machine)
             loop.add_signal_handler(signal.SIGTERM, _interrupt, machine)

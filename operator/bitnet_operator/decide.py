@@ -77,6 +77,19 @@ def _fail(observation: Observation, reason: str, message: str, now: datetime, *,
     )
 
 
+def reopened(status: BitNetRunStatus) -> BitNetRunStatus:
+    """A failed run's status, ready for another try from its last checkpoint; any other's as it is.
+
+    The history stays; the attempts are counted anew.
+    """
+    if status.phase is not RunPhase.FAILED:
+        return status
+    conditions = tuple(condition for condition in status.conditions if condition.type != "Failed")
+    return status.model_copy(
+        update={"phase": RunPhase.PENDING, "attempts": 0, "retry_at": None, "conditions": conditions}
+    )
+
+
 class _Decider:
     """One decision in the making. Each method returns a Decision or a status; nothing is kept in between."""
 

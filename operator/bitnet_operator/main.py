@@ -25,6 +25,10 @@ RESYNC_SECONDS = 300.0
 """Between two lists of all runs, which find what no event told of."""
 
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
 def operate(
     trainer_image: Annotated[
         str, typer.Option(envvar="BITNET_TRAINER_IMAGE", help="Image of the pods that train.")
@@ -46,7 +50,12 @@ def operate(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     metrics = RunMetrics()
     REGISTRY.register(metrics)
-    start_http_server(metrics_port)
+    try:
+        start_http_server(metrics_port)
+    except OSError as error:
+        raise typer.BadParameter(
+            f"port {metrics_port}: {error.strerror}", param_hint="--metrics-port"
+        ) from None
     settings = Settings(progress_interval=progress_interval, first_retry_delay=first_retry_delay)
     asyncio.run(_operate(trainer_image, namespace or [], settings, metrics, health_port))
 
@@ -107,7 +116,7 @@ async def _resync(
 
 def main() -> None:
     """Entry point of `bitnet-operator`."""
-    typer.run(operate)
+    app()
 
 
 if __name__ == "__main__":

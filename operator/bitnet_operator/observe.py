@@ -9,9 +9,9 @@ import aiohttp
 from pydantic import ValidationError
 
 from bitnet_crds import BitNetRunStatus, TerminationReport
-from bitnet_operator.api import PODS, RUNS, Api, ApiError
+from bitnet_operator.api import PODS, RUNS, Api, ApiError, is_owned
 from bitnet_operator.backends import pytorchjob
-from bitnet_operator.desired import CONTAINER, JOB_LABEL, RUN_LABEL
+from bitnet_operator.desired import CONTAINER, RUN_LABEL
 from bitnet_operator.observation import Job, JobState, Key, Observation, Pod
 from bitnet_operator.progress import ask
 
@@ -31,13 +31,10 @@ async def observe(api: Api, http: aiohttp.ClientSession, key: Key) -> Observatio
         api.get(pytorchjob.RESOURCE.path(key.namespace), labelSelector=selector),
         api.get(PODS.path(key.namespace), labelSelector=selector),
     )
-    by_job: dict[str, list[dict[str, Any]]] = {}
-    for pod in pods["items"]:
-        by_job.setdefault(pod["metadata"]["labels"].get(JOB_LABEL, ""), []).append(pod)
     observed = [
-        await _job(http, job, by_job.get(job["metadata"]["name"], []))
+        await _job(http, job, [pod for pod in pods["items"] if is_owned(pod, job["metadata"]["uid"])])
         for job in jobs["items"]
-        if not _is_going(job)
+        if is_owned(job, document["metadata"]["uid"]) and not _is_going(job)
     ]
     status = BitNetRunStatus.model_validate(document.get("status") or {})
     return Observation(document=document, status=status, jobs=tuple(observed))

@@ -87,8 +87,8 @@ def test_a_file_that_is_not_there_or_no_yaml(make_bitnetctl: MakeBitnetctl, tmp_
     assert (code, "broken.yaml" in output, "Traceback" in output) == (2, True, False)
 
 
-def test_a_teacher_that_is_no_model_ends_the_run_in_the_trainers_words(
-    make_bitnetctl: MakeBitnetctl, tmp_path: Path
+def test_a_teacher_that_is_no_model_ends_the_run_in_the_trainers_words_until_it_is_one(
+    make_bitnetctl: MakeBitnetctl, tmp_path: Path, inputs: Path
 ) -> None:
     bitnetctl = make_bitnetctl()
     (tmp_path / "no-model").mkdir()
@@ -98,6 +98,15 @@ def test_a_teacher_that_is_no_model_ends_the_run_in_the_trainers_words(
     assert (code, "Traceback" in output) == (2, False), output
     assert "TeacherUnavailable" in output
     assert str(tmp_path / "no-model") in output.replace("\n", "")
+
+    # The mistake mended, the same run goes on from where it failed.
+    (tmp_path / "no-model/readme.txt").unlink()
+    (tmp_path / "no-model").rmdir()
+    (tmp_path / "no-model").symlink_to(inputs / "teacher")
+    code, output = bitnetctl("run", str(bitnetctl.file))
+    assert code == 0, output
+    reasons = [segment["reason"] for segment in bitnetctl.status()["segments"]]
+    assert reasons[-1] == "Retry"
 
 
 def test_plan_prints_the_ledger_and_makes_nothing(make_bitnetctl: MakeBitnetctl) -> None:

@@ -155,9 +155,9 @@ def test_rights_are_few() -> None:
         "bitnet.training/bitnetruns": ["get", "list", "watch"],
         "bitnet.training/bitnetruns/status": ["patch"],
         "bitnet.training/bitnetruns/finalizers": ["update"],
-        "kubeflow.org/pytorchjobs": ["list", "watch", "create", "patch", "delete"],
+        "kubeflow.org/pytorchjobs": ["get", "list", "watch", "create", "delete"],
         "core/pods": ["list", "watch"],
-        "core/configmaps": ["create", "patch", "delete"],
+        "core/configmaps": ["get", "create", "delete"],
         "core/events": ["create"],
     }
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from local_cluster import Kubectl, service_account_kubeconfig
@@ -20,8 +21,6 @@ from local_cluster.shell import find_program, run
 NAMESPACE = "bitnet-system"
 RELEASE = "bitnet-operator"
 TRAINER_IMAGE = "docker.io/local/host:1"
-METRICS_PORT = 19090
-HEALTH_PORT = 18080
 
 
 def install_chart(kubectl: Kubectl, checkout: Path) -> None:
@@ -51,6 +50,7 @@ class OperatorProcess:
         self._kubeconfig = service_account_kubeconfig(kubectl, NAMESPACE, RELEASE, folder / "kubeconfig")
         self._log = folder / "operator.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._metrics_port, self._health_port = _free_ports(2)
 
     def start(self) -> None:
         """Starts it, and returns when it answers on /healthz."""
@@ -61,15 +61,15 @@ class OperatorProcess:
                     f"--trainer-image={TRAINER_IMAGE}",
                     "--progress-interval=1",
                     "--first-retry-delay=1",
-                    f"--metrics-port={METRICS_PORT}",
-                    f"--health-port={HEALTH_PORT}",
+                    f"--metrics-port={self._metrics_port}",
+                    f"--health-port={self._health_port}",
                 ],
                 env={**os.environ, **without_proxy(), "KUBECONFIG": str(self._kubeconfig)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
         deadline = time.monotonic() + 30
-        while not _answers(f"http://127.0.0.1:{HEALTH_PORT}/healthz"):
+        while not _answers(f"http://127.0.0.1:{self._health_port}/healthz"):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"the operator did not come up:\n{self.log()[-4000:]}")
             time.sleep(0.2)
@@ -87,7 +87,7 @@ class OperatorProcess:
 
     def metrics(self) -> str:
         """What it answers on /metrics."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{METRICS_PORT}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics_port}/metrics", timeout=5) as answer:
             return str(answer.read().decode())
 
 
@@ -100,6 +100,14 @@ def operating(kubectl: Kubectl, folder: Path) -> Iterator[OperatorProcess]:
         yield operator
     finally:
         operator.stop()
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def _answers(url: str) -> bool:

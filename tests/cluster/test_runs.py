@@ -194,14 +194,14 @@ def test_a_wrong_run_is_refused_and_nothing_is_made(
     assert WatchedRun(kubectl, namespace, "wrong").gone()
 
 
-def test_a_template_that_no_pod_can_have_fails_the_run_with_the_servers_words(
+def test_a_template_that_the_server_refuses_fails_the_run_with_the_servers_words(
     start: Callable[..., WatchedRun],
 ) -> None:
     workers = {
         "count": 1,
         "gpusPerWorker": 0,
         "microBatchSize": 2,
-        "template": {"spec": {"containers": [{"name": "Not A Name", "image": "x"}]}},
+        "template": {"spec": {"containers": [{"name": "pytorch", "image": 5}]}},
     }
     run = start("untenable", steps=10, workers=workers)
     status = run.failed()

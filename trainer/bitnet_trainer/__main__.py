@@ -23,7 +23,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from bitnet_crds.protocol import ExitCode, Order, TerminationReport, exit_code_label
 from bitnet_trainer.errors import BadInput
-from bitnet_trainer.outcome import REPORTS, collect_reports, exit_code_of, publish
+from bitnet_trainer.outcome import REPORTS, collect_reports, exit_code_of, publish, with_newest_checkpoint
 from bitnet_trainer.stop import SIGNALS, STOP_SECONDS, at_once_on_signal
 
 RENDEZVOUS_SECONDS = 600
@@ -111,8 +111,16 @@ def _launch(path: Path, scratch: Path, worker: Sequence[str]) -> TerminationRepo
         signals_to_handle="SIGTERM,SIGINT",
     )
     _stop_while_waiting()
+    report = _run_ranks(config, [*worker, "--order", str(path)], place, scratch)
+    return with_newest_checkpoint(report, order)
+
+
+def _run_ranks(
+    config: LaunchConfig, arguments: Sequence[str], place: Place, scratch: Path
+) -> TerminationReport:
+    """Runs the agent until its ranks have ended, and says how they did."""
     try:
-        elastic_launch(config, sys.executable)(*worker, "--order", str(path))
+        elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as error:
         return explain_failure(error.failures, collect_reports(scratch))
     except SignalException:
@@ -156,10 +164,7 @@ def explain_failure(
     else:
         how = f"ended with exit code {codes[rank]}"
     step = max((report.step for report in reports.values()), default=0)
-    known = max(reports.values(), key=lambda report: report.step, default=None)
-    return _report(codes[rank], f"rank {rank} {how} and left no report", rank, step).model_copy(
-        update={"checkpoint": known.checkpoint if known else None}
-    )
+    return _report(codes[rank], f"rank {rank} {how} and left no report", rank, step)
 
 
 def explain_stop(reports: Mapping[int, TerminationReport]) -> TerminationReport:

@@ -11,7 +11,6 @@ from torch import nn
 
 from bitnet_crds.plan import PlannedPhase
 from bitnet_crds.protocol import (
-    Checkpoint,
     Evaluation,
     ObjectiveProgress,
     Order,
@@ -19,7 +18,7 @@ from bitnet_crds.protocol import (
     TrainerState,
 )
 from bitnet_trainer import checkpoint
-from bitnet_trainer.checkpoint import CheckpointStore, Committed, Position
+from bitnet_trainer.checkpoint import CheckpointStore, Position
 from bitnet_trainer.data import Corpus, Cursor
 from bitnet_trainer.finish import (
     evaluated_sequences,
@@ -34,6 +33,7 @@ from bitnet_trainer.models.load import load_model
 from bitnet_trainer.objectives.manager import ObjectiveManager, objectives_of
 from bitnet_trainer.objectives.token_loss import count_targets
 from bitnet_trainer.optim import build_adamw, set_learning_rate
+from bitnet_trainer.outcome import reported
 from bitnet_trainer.quantization.warmup import set_lambda
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.readback import Readback, Speedometer
@@ -101,7 +101,7 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
         position = Position.read(found.path)
         checkpoint.check_position(position, found, plan.ledger_hash, fingerprint)
         checkpoint.load(found, position, student, optimizer, ranks.control)
-        reporter.update(checkpoint=_checkpoint(order, found))
+        reporter.update(checkpoint=reported(order, found))
         _log.info("going on from %s, step %d of %d", found.path, position.step, plan.total_steps)
 
     teacher = None
@@ -301,7 +301,7 @@ class _Session:
         )
         committed = checkpoint.save(self.store, position, self.student, self.optimizer, self.ranks.control)
         self.checkpointed = self.step
-        self.reporter.update(state=TrainerState.TRAINING, checkpoint=_checkpoint(self.order, committed))
+        self.reporter.update(state=TrainerState.TRAINING, checkpoint=reported(self.order, committed))
         self.speed.restart()
 
 
@@ -320,9 +320,3 @@ class _Taken:
 def _teacher_is_the_original(order: Order) -> bool:
     teacher, model = order.spec.teacher, order.spec.model
     return teacher is not None and (teacher.from_, teacher.revision) == (model.from_, model.revision)
-
-
-def _checkpoint(order: Order, committed: Committed) -> Checkpoint:
-    base = order.spec.checkpoint.uri.rstrip("/")
-    relative = committed.path.relative_to(order.folder)
-    return Checkpoint(step=committed.step, uri=f"{base}/{order.namespace}/{order.name}/{relative}")

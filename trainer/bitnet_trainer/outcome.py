@@ -11,8 +11,9 @@ import torch.distributed as dist
 from pydantic import ValidationError
 
 from bitnet_crds.errors import ContractError
-from bitnet_crds.protocol import ExitCode, Progress, TerminationReport, exit_code_label
+from bitnet_crds.protocol import Checkpoint, ExitCode, Order, Progress, TerminationReport, exit_code_label
 from bitnet_trainer import errors
+from bitnet_trainer.checkpoint import CheckpointStore, Committed
 
 EXIT_CODES: Mapping[type[BaseException], ExitCode] = MappingProxyType(
     {
@@ -93,6 +94,23 @@ def collect_reports(folder: Path) -> dict[int, TerminationReport]:
     """The reports that ranks left in `folder`, by rank."""
     reports = [TerminationReport.model_validate_json(path.read_text()) for path in folder.glob("rank-*.json")]
     return {report.rank: report for report in reports if report.rank is not None}
+
+
+def with_newest_checkpoint(report: TerminationReport, order: Order) -> TerminationReport:
+    """The report with the newest committed checkpoint in it, as the disk knows it: a rank that died without
+    a word could not say which one that is."""
+    committed = CheckpointStore(order.folder / "checkpoints", order.spec.checkpoint.keep).committed()
+    if not committed:
+        return report
+    newest = reported(order, committed[0])
+    return report.model_copy(update={"checkpoint": newest, "step": max(report.step, newest.step)})
+
+
+def reported(order: Order, committed: Committed) -> Checkpoint:
+    """A checkpoint as operator and person know it: by the address that the run gave."""
+    base = order.spec.checkpoint.uri.rstrip("/")
+    relative = committed.path.relative_to(order.folder)
+    return Checkpoint(step=committed.step, uri=f"{base}/{order.namespace}/{order.name}/{relative}")
 
 
 def publish(report: TerminationReport) -> None:

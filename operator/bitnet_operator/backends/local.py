@@ -172,6 +172,7 @@ class LocalMachine:
                 [sys.executable, "-m", "bitnet_trainer", "--order", str(folder.order)],
                 env=os.environ
                 | {
+                    "BITNET_HOST": "127.0.0.1",
                     "BITNET_PORT": str(port),
                     "BITNET_TERMINATION_LOG": str(folder.termination),
                     "PYTHONUNBUFFERED": "1",
