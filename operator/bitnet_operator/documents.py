@@ -10,25 +10,31 @@ import yaml
 from bitnet_crds import InvalidRun, Problem
 from bitnet_crds.locations import parse_location
 from bitnet_crds.protocol import run_folder
-from bitnet_crds.spec import BitNetRunSpec
+from bitnet_crds.spec import KIND, BitNetRunSpec
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """The YAML file's one document, its relative addresses resolved.
+    """The YAML file's one BitNetRun, its relative addresses resolved.
 
-    `file://./x` and `file://../x` are relative to the file's own folder, so that a run and what it needs can
-    be moved together. Raises InvalidRun where the file cannot be read or holds no YAML mapping.
+    Other kinds may stand beside it, such as the claim that it trains from. `file://./x` and `file://../x` are
+    relative to the file's own folder, so that a run and what it needs can be moved together. Raises
+    InvalidRun where the file cannot be read or does not hold one run.
     """
     try:
-        document = yaml.safe_load(path.read_text())
+        documents = [document for document in yaml.safe_load_all(path.read_text()) if document]
     except OSError as error:
         raise InvalidRun([Problem(str(path), str(error.strerror), "Name a file that can be read")]) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         words = " ".join(str(error).split())
-        raise InvalidRun([Problem(str(path), f"not one YAML document: {words}", "Mend it there")]) from None
-    if not isinstance(document, dict):
-        raise InvalidRun([Problem(str(path), "holds no BitNetRun", "Begin with apiVersion and kind")])
-    resolved: dict[str, Any] = _resolve(document, path.resolve().parent)
+        raise InvalidRun([Problem(str(path), f"not YAML: {words}", "Mend it there")]) from None
+    runs = [document for document in documents if isinstance(document, dict) and document.get("kind") == KIND]
+    # A lone document is taken for a run whatever it says, so that its mistakes are named one by one.
+    runs = runs or [document for document in documents if isinstance(document, dict)][: len(documents) == 1]
+    if len(runs) != 1:
+        raise InvalidRun(
+            [Problem(str(path), f"holds {len(runs)} runs", f"Write one document of kind {KIND}")]
+        )
+    resolved: dict[str, Any] = _resolve(runs[0], path.resolve().parent)
     return resolved
 
 

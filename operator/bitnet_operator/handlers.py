@@ -27,3 +27,14 @@ def register(registry: kopf.OperatorRegistry, queue: WorkQueue[Key]) -> None:
         wake_owner
     )
     kopf.on.event("", "v1", "pods", labels=ours, registry=registry)(wake_owner)
+
+
+def kopf_settings() -> kopf.OperatorSettings:
+    """kopf as the source of events alone."""
+    settings = kopf.OperatorSettings()
+    # The operator posts its own events, once a decision is written; kopf would post each log line as one.
+    settings.posting.enabled = False
+    # Handlers' own filters are kopf's; with these the API server itself sends no pod but the runs'.
+    settings.watching.label_selectors["", "v1", "pods"] = RUN_LABEL
+    settings.watching.label_selectors[pytorchjob.RESOURCE.group, pytorchjob.RESOURCE.plural] = RUN_LABEL
+    return settings

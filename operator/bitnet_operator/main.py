@@ -84,20 +84,13 @@ async def _operate(
         handlers.register(registry, queue)
         await kopf.operator(
             registry=registry,
-            settings=_kopf_settings(),
+            settings=handlers.kopf_settings(),
             standalone=True,
             clusterwide=not namespaces,
             namespaces=namespaces,
         )
         for task in own:
             task.cancel()
-
-
-def _kopf_settings() -> kopf.OperatorSettings:
-    settings = kopf.OperatorSettings()
-    # The operator posts its own events, once a decision is written; kopf would post each log line as one.
-    settings.posting.enabled = False
-    return settings
 
 
 async def _resync(

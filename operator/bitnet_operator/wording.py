@@ -26,7 +26,12 @@ def significant(number: float) -> str:
 
 
 def decimal_words(decimal: str) -> str:
-    """A decimal from a status, for reading: `182331.4821` is 182,331 and `31.24571` is 31.25."""
+    """A decimal from a status, for reading: `182331.4821` is 182,331 and `31.24571` is 31.25.
+
+    One with an exponent stays as it is: its few digits are all that is known.
+    """
+    if "e" in decimal.lower():
+        return decimal
     try:
         number = Decimal(decimal)
     except InvalidOperation:

@@ -106,7 +106,7 @@ def test_a_teacher_that_is_no_model_ends_the_run_in_the_trainers_words_until_it_
     code, output = bitnetctl("run", str(bitnetctl.file))
     assert code == 0, output
     reasons = [segment["reason"] for segment in bitnetctl.status()["segments"]]
-    assert reasons[-1] == "Retry"
+    assert "Retry" in reasons
 
 
 def test_plan_prints_the_ledger_and_makes_nothing(make_bitnetctl: MakeBitnetctl) -> None:
