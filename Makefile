@@ -27,6 +27,7 @@ test: setup  ## Every test that needs no cluster and no GPU
 
 test-cluster: setup  ## The same on a real Kubernetes, built and started here (root), or BITNET_TEST_KUBECONFIG's
 	@[ -n "$$BITNET_TEST_KUBECONFIG" ] || PATH="$(CURDIR)/$(BIN):$$PATH" scripts/install-cluster-prerequisites.sh
+	@$(BIN)/python scripts/fetch_quickstart.py
 	$(BIN)/pytest -m cluster tests/cluster tests/chart -v --durations=0
 
 lint: setup  ## Style, types, and who may import whom

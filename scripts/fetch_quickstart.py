@@ -122,11 +122,11 @@ def fetch(package: Package, cache: Path) -> Path:
     return target
 
 
-def main(folder: Path = CACHE) -> int:
-    """Fetches everything into `folder`; returns the exit code."""
+def main(folder: Path | None = None) -> int:
+    """Fetches everything into `folder`, by default CACHE; returns the exit code."""
     try:
         for package in PACKAGES:
-            fetch(package, folder)
+            fetch(package, folder or CACHE)
     except (FetchError, OSError) as error:
         print(f"quickstart: {error}", file=sys.stderr)
         return 1
