@@ -1,7 +1,7 @@
 """Liveness: /healthz answers 200 while the operator still sees its cluster, and 503 once it does not."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -13,17 +13,18 @@ class Liveness:
     kopf's own endpoint stays green when its watches are dead; this one asks for what matters.
     """
 
-    def __init__(self, limit_seconds: float) -> None:
+    def __init__(self, limit_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = limit_seconds
-        self._seen = time.monotonic()
+        self._clock = clock
+        self._seen = clock()
 
     def saw(self) -> None:
         """The cluster was seen just now."""
-        self._seen = time.monotonic()
+        self._seen = self._clock()
 
     async def answer(self, _request: web.Request) -> web.Response:
         """One probe."""
-        age = time.monotonic() - self._seen
+        age = self._clock() - self._seen
         alive = age <= self._limit
         text = f"the runs were last listed {age:.0f} s ago; the limit is {self._limit:.0f} s\n"
         return web.Response(status=200 if alive else 503, text=text)

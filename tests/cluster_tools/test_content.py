@@ -95,13 +95,13 @@ def test_outermost_leaves_out_nested_and_missing_folders(tmp_path: Path) -> None
 def test_mount_points_below_come_deepest_first() -> None:
     mounts = (
         "proc /proc proc rw 0 0\n"
-        "tmpfs /work/a/pods/x tmpfs rw 0 0\n"
-        "tmpfs /work/a/pods/x/with\\040space tmpfs rw 0 0\n"
-        "tmpfs /work/another tmpfs rw 0 0\n"
+        "tmpfs /srv/a/pods/x tmpfs rw 0 0\n"
+        "tmpfs /srv/a/pods/x/with\\040space tmpfs rw 0 0\n"
+        "tmpfs /srv/another tmpfs rw 0 0\n"
     )
-    assert mount_points_below(Path("/work/a"), mounts) == [
-        Path("/work/a/pods/x/with space"),
-        Path("/work/a/pods/x"),
+    assert mount_points_below(Path("/srv/a"), mounts) == [
+        Path("/srv/a/pods/x/with space"),
+        Path("/srv/a/pods/x"),
     ]
 
 

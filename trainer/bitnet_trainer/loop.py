@@ -64,7 +64,7 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
     `bitnet_trainer.errors`.
     """
     spec, plan = order.spec, order.plan
-    ranks = Ranks.join()
+    ranks = Ranks.join(spec.workers.gpus_per_worker)
     check_world(plan.phases, ranks.world)
     torch.manual_seed(spec.seed + ranks.rank)
 

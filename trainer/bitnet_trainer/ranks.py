@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from bitnet_trainer.errors import BadInput
+
 Thing = TypeVar("Thing")
 
 _PATIENCE = timedelta(hours=2)
@@ -25,9 +27,19 @@ class Ranks:
     """Gloo, for CPU tensors. A rank that waits here learns at once that another died; with NCCL it hangs."""
 
     @classmethod
-    def join(cls) -> "Ranks":
-        """Joins the process group that torchrun's environment describes; one GPU a process if any."""
-        if torch.cuda.is_available():
+    def join(cls, gpus_per_worker: int) -> "Ranks":
+        """Joins the process group that torchrun's environment describes.
+
+        Each process takes a GPU of its own where there is one for all of them here. A run that asks for GPUs
+        (`gpus_per_worker` above 0) never trains on the CPU instead: that raises BadInput.
+        """
+        here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        if gpus_per_worker > 0 and gpus < here:
+            raise BadInput(
+                f"workers.gpusPerWorker is {gpus_per_worker}, which takes {here} GPUs here, and {gpus} can "
+                "be seen. Train where they are, or set workers.gpusPerWorker to 0 to train on the CPU."
+            )
+        if gpus >= here:
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
             dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_PATIENCE, device_id=device)

@@ -181,6 +181,7 @@ def train_here(monkeypatch: pytest.MonkeyPatch) -> TrainHere:
         for name, value in {
             "RANK": "0",
             "LOCAL_RANK": "0",
+            "LOCAL_WORLD_SIZE": "1",
             "WORLD_SIZE": "1",
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(tiny.free_port()),

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from itertools import pairwise
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from bitnet_crds.protocol import ExitCode, TeacherState, TrainerState
@@ -164,6 +165,14 @@ def test_a_checkpoint_folder_that_cannot_be_written_is_found_before_the_model_is
     (run.root / "model" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"checkpoint\.uri.*cannot be written"):
         train_here(run)
+
+
+def test_a_run_that_asks_for_gpus_never_trains_on_the_cpu(make_run, train_here, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    tiny = make_run(workers={"count": 1, "gpusPerWorker": 1, "microBatchSize": 4})
+    with pytest.raises(BadInput, match="gpusPerWorker is 1, which takes 1 GPUs here, and 0 can be seen"):
+        train_here(tiny)
+    assert not tiny.folder.exists()
 
 
 def test_other_ranks_than_the_ledger_planned_for_are_refused(make_run, train_here):

@@ -31,7 +31,7 @@ root = Path(sys.argv[-1]).parent
 rows = torch.load(root / "rows.pt")
 model = AutoModelForCausalLM.from_pretrained(root / "model")
 world = int(os.environ["WORLD_SIZE"])
-ranks = Ranks.join()
+ranks = Ranks.join(gpus_per_worker=0)
 optimizer = build_adamw(model, weight_decay=0.0)
 guard = NonFiniteGuard(ranks.device)
 stepper = Stepper(wrapped(model, ranks), optimizer, guard, ranks, gradient_clipping=1e9)
