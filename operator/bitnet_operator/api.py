@@ -115,10 +115,16 @@ def _json(content: bytes) -> dict[str, Any]:
 
 @asynccontextmanager
 async def connect() -> AsyncIterator[Api]:
-    """Opens the connection, with the pod's service account or, outside a cluster, the kubeconfig."""
+    """Opens the connection, with the pod's service account or, outside a cluster, the kubeconfig.
+
+    Raises ApiError where there is neither.
+    """
     try:
         config.load_incluster_config()  # type: ignore[no-untyped-call]
     except ConfigException:
-        await config.load_kube_config()  # type: ignore[no-untyped-call]
+        try:
+            await config.load_kube_config()  # type: ignore[no-untyped-call]
+        except ConfigException as error:
+            raise ApiError(0, f"no cluster to talk to: {error} Set KUBECONFIG, or run in a pod.") from error
     async with client.ApiClient() as connection:
         yield Api(connection)

@@ -57,7 +57,11 @@ def operate(
             f"port {metrics_port}: {error.strerror}", param_hint="--metrics-port"
         ) from None
     settings = Settings(progress_interval=progress_interval, first_retry_delay=first_retry_delay)
-    asyncio.run(_operate(trainer_image, namespace or [], settings, metrics, health_port))
+    try:
+        asyncio.run(_operate(trainer_image, namespace or [], settings, metrics, health_port))
+    except ApiError as error:
+        typer.echo(f"bitnet-operator: {error}", err=True)
+        raise typer.Exit(1) from None
 
 
 async def _operate(

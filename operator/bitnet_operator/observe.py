@@ -1,6 +1,5 @@
 """observe: reads the cluster into an Observation. Decides nothing."""
 
-import asyncio
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -27,10 +26,9 @@ async def observe(api: Api, http: aiohttp.ClientSession, key: Key) -> Observatio
     if _is_going(document):
         return None
     selector = f"{RUN_LABEL}={key.name}"
-    jobs, pods = await asyncio.gather(
-        api.get(pytorchjob.RESOURCE.path(key.namespace), labelSelector=selector),
-        api.get(PODS.path(key.namespace), labelSelector=selector),
-    )
+    # Jobs first: one has failed because a pod has, so the pods that are read after it show which and why.
+    jobs = await api.get(pytorchjob.RESOURCE.path(key.namespace), labelSelector=selector)
+    pods = await api.get(PODS.path(key.namespace), labelSelector=selector)
     observed = [
         await _job(http, job, [pod for pod in pods["items"] if is_owned(pod, job["metadata"]["uid"])])
         for job in jobs["items"]

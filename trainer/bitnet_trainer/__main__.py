@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ from bitnet_trainer.errors import BadInput
 from bitnet_trainer.outcome import REPORTS, collect_reports, exit_code_of, publish, with_newest_checkpoint
 from bitnet_trainer.stop import SIGNALS, STOP_SECONDS, at_once_on_signal
 
+PEER_LOST_SECONDS = 5
+"""How long a pod that lost another one outlives it. A job ends with the first of its pods that fails, and the
+others are removed with what they had to say: the cause should be first."""
 RENDEZVOUS_SECONDS = 600
 """How long the pods wait for each other."""
 
@@ -83,6 +87,8 @@ def main(worker: Sequence[str] = WORKER) -> None:
     with tempfile.TemporaryDirectory(prefix="bitnet-") as scratch:
         report = _launch(arguments.order, Path(scratch), worker)
     publish(report)
+    if report.exit_code == ExitCode.PEER_LOST:
+        time.sleep(PEER_LOST_SECONDS)
     sys.exit(report.exit_code)
 
 
