@@ -34,10 +34,12 @@ class ExitCode(IntEnum):
     """The checkpoint folder cannot be written or read."""
     NON_FINITE = 7
     """More steps in a row than spec.health.nonFinite.skipSteps had a loss or gradient that was not finite."""
-    OUT_OF_MEMORY = 137
-    """Killed by SIGKILL, which is what the kernel does, or the device's allocator gave up."""
+    KILLED = 137
+    """A rank was killed by SIGKILL: by the kernel, where memory ran out, or by whoever may."""
     PREEMPTED = 143
     """Asked to stop by SIGTERM; the report says which checkpoint was written."""
+    OUT_OF_MEMORY = 201
+    """The device's allocator, or Python's, had no more to give."""
     PEER_LOST = 200
     """Another rank went away; that rank's own exit code is the cause."""
 

@@ -70,7 +70,8 @@ def test_a_report_of_a_newer_version_is_read() -> None:
         (2, "BadInput"),
         (4, "TeacherUnavailable"),
         (7, "NonFinite"),
-        (137, "OutOfMemory"),
+        (137, "Killed"),
+        (201, "OutOfMemory"),
         (143, "Preempted"),
         (134, "Signal6"),
         (42, "Exit42"),
@@ -93,6 +94,7 @@ def test_a_teacher_that_fails_to_load_ends_the_segment_for_good() -> None:
 def test_what_may_succeed_when_tried_again() -> None:
     assert {code for code in ExitCode if code.retryable} == {
         ExitCode.CRASHED,
+        ExitCode.KILLED,
         ExitCode.OUT_OF_MEMORY,
         ExitCode.PREEMPTED,
         ExitCode.PEER_LOST,

@@ -37,7 +37,7 @@ def test_a_killed_rank_is_reported_by_its_signal(make_run, ended):
     process = launch_stand_in(run, "if rank == 1: os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(60)")
     assert ended(process) == 137
     word = run.last_word()
-    assert word.reason == "OutOfMemory"
+    assert word.reason == "Killed"
     assert "rank 1 was killed by signal 9 (SIGKILL)" in word.message
 
 
