@@ -25,10 +25,15 @@ quickstart: setup  ## Train SmolLM2-135M to 1.58 bits on Shakespeare: six minute
 test: setup  ## Every test that needs no cluster and no GPU
 	$(BIN)/pytest --durations=15
 
-test-cluster: setup  ## The same on a real Kubernetes, built and started here (root), or BITNET_TEST_KUBECONFIG's
+test-cluster: root-or-cluster setup  ## The same on a real Kubernetes, built and started here (root), or BITNET_TEST_KUBECONFIG's
 	@[ -n "$$BITNET_TEST_KUBECONFIG" ] || PATH="$(CURDIR)/$(BIN):$$PATH" scripts/install-cluster-prerequisites.sh
 	@$(BIN)/python scripts/fetch_quickstart.py
 	$(BIN)/pytest -m cluster tests/cluster tests/chart -v --durations=0
+
+.PHONY: root-or-cluster
+root-or-cluster:
+	@[ "$$(id -u)" = 0 ] || [ -n "$$BITNET_TEST_KUBECONFIG" ] || { echo "test-cluster: not root, so no cluster can be \
+	started: run it as root, or name one that runs: make test-cluster BITNET_TEST_KUBECONFIG=/path/to/kubeconfig" >&2; exit 1; }
 
 lint: setup  ## Style, types, and who may import whom
 	$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""/healthz: green while the runs can be listed, and red once they cannot."""
+"""Liveness: green while the runs can be listed, and red once they cannot."""
 
 import asyncio
 import socket

@@ -114,7 +114,12 @@ def make_run(tmp_path: Path, make_model: Callable[..., Any], tokenizer: PreTrain
     (tmp_path / "lines.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
 
     def make(
-        steps: int = 12, workers: int = 1, every_steps: int = 5, name: str = "tiny", **changes: Any
+        steps: int = 12,
+        workers: int = 1,
+        every_steps: int = 5,
+        gpus: int = 0,
+        name: str = "tiny",
+        **changes: Any,
     ) -> TinyRun:
         spec = BitNetRunSpec.model_validate(
             {
@@ -143,7 +148,7 @@ def make_run(tmp_path: Path, make_model: Callable[..., Any], tokenizer: PreTrain
                     },
                 ],
                 "teacher": {"from": f"file://{tmp_path}/teacher"},
-                "workers": {"count": workers, "gpusPerWorker": 0, "microBatchSize": 4},
+                "workers": {"count": workers, "gpusPerWorker": gpus, "microBatchSize": 4},
                 "checkpoint": {"uri": f"file://{tmp_path}/runs", "everySteps": every_steps, "keep": 2},
                 **changes,
             }

@@ -169,7 +169,7 @@ def test_a_checkpoint_folder_that_cannot_be_written_is_found_before_the_model_is
 
 def test_a_run_that_asks_for_gpus_never_trains_on_the_cpu(make_run, train_here, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    tiny = make_run(workers={"count": 1, "gpusPerWorker": 1, "microBatchSize": 4})
+    tiny = make_run(gpus=1)
     with pytest.raises(BadInput, match="gpusPerWorker is 1, which takes 1 GPUs here, and 0 can be seen"):
         train_here(tiny)
     assert not tiny.folder.exists()
