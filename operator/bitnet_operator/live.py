@@ -14,7 +14,7 @@ from rich.text import Text
 from bitnet_crds import BitNetRun, BitNetRunStatus, Plan, Progress, Segment
 from bitnet_crds.protocol import TeacherState, TrainerState
 from bitnet_crds.status import SegmentOutcome
-from bitnet_operator.wording import count, duration, plural, significant, sparkline
+from bitnet_operator.wording import count, duration, ending, plural, significant, sparkline
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two lines on progress, where there is no terminal."""
@@ -156,7 +156,7 @@ class LiveView:
             if (before is None or before.outcome != segment.outcome) and segment.outcome in _BAD_ENDS:
                 why = segment.message or "no reason given"
                 yield Text(
-                    f"segment {segment.index} ended: {segment.exit_reason or segment.outcome}: {why}",
+                    f"segment {segment.index} ended: {ending(segment)}: {why}",
                     style="yellow",
                 )
         self._said = status.segments

@@ -10,7 +10,7 @@ from rich.text import Text
 from bitnet_crds import BitNetRun, BitNetRunStatus
 from bitnet_crds.protocol import Evaluation
 from bitnet_crds.status import RunPhase
-from bitnet_operator.wording import count, decimal_words, duration, place, plural, seconds_between
+from bitnet_operator.wording import count, decimal_words, duration, ending, place, plural, seconds_between
 
 _STYLES = {RunPhase.SUCCEEDED: "bold green", RunPhase.FAILED: "bold red"}
 _ARTIFACTS = {"HuggingFace": "model (Hugging Face folder)", "LossPlot": "loss plot"}
@@ -91,7 +91,7 @@ def _history(status: BitNetRunStatus) -> Table:
             f"{segment.index} {segment.reason}",
             f"{count(segment.first_step)} to {count(last - 1)}" if last > segment.first_step else "none",
             f"{segment.shape.micro_batch_size} x {segment.shape.accumulation}",
-            segment.exit_reason or segment.outcome.value,
+            ending(segment),
             duration(seconds_between(segment.started_at, segment.ended_at)) if segment.ended_at else "-",
         )
     return table

@@ -5,6 +5,9 @@ from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from itertools import pairwise
 
+from bitnet_crds import Segment
+from bitnet_crds.status import SegmentOutcome
+
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = "_.-~=+*#"
 
@@ -16,8 +19,8 @@ def count(number: int) -> str:
 
 def plural(number: int, noun: str) -> str:
     """`1 worker`, `2,048 workers`, `2 batches`."""
-    ending = "" if number == 1 else "es" if noun.endswith(("ch", "ss")) else "s"
-    return f"{count(number)} {noun}{ending}"
+    suffix = "" if number == 1 else "es" if noun.endswith(("ch", "ss")) else "s"
+    return f"{count(number)} {noun}{suffix}"
 
 
 def significant(number: float) -> str:
@@ -75,3 +78,9 @@ def sparkline(values: Sequence[float], width: int, *, ascii_only: bool = False) 
     blocks = _ASCII_BLOCKS if ascii_only else _BLOCKS
     scale = (len(blocks) - 1) / (high - low) if high > low else 0.0
     return "".join(blocks[round((mean - low) * scale)] for mean in means)
+
+
+def ending(segment: Segment) -> str:
+    """How a segment ended, in a word: a failed one by its exit code's name, `TeacherUnavailable`."""
+    failed = segment.outcome is SegmentOutcome.FAILED
+    return segment.exit_reason if failed and segment.exit_reason else segment.outcome.value
