@@ -34,8 +34,6 @@ class WorkQueue(Generic[K]):
         self._active: set[K] = set()
         self._failures: dict[K, int] = {}
         self._woken = asyncio.Event()
-        self.last_completed: float | None = None
-        """When work last ended without an error, by the loop's clock."""
 
     def wake(self, key: K, after: float = 0.0) -> None:
         """Has the key worked on in `after` seconds, or earlier where an earlier wake-up is pending."""
@@ -86,7 +84,6 @@ class WorkQueue(Generic[K]):
             log.exception("%s failed %d times in a row; tried again in %.0f s", key, failures, again)
         else:
             self._failures.pop(key, None)
-            self.last_completed = asyncio.get_running_loop().time()
         finally:
             self._active.discard(key)
             self._free.release()
