@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import aiohttp
+import yaml
 from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.config import ConfigException
@@ -44,7 +46,7 @@ def is_owned(manifest: Mapping[str, Any], uid: str) -> bool:
 
 
 class ApiError(Exception):
-    """The API server refused: `status` is the HTTP status, the text is the server's own message."""
+    """The API server refused, in the server's own words; or it did not answer, with 0 for `status`."""
 
     def __init__(self, status: int, message: str) -> None:
         self.status = status
@@ -96,8 +98,9 @@ class Api:
         try:
             response = await self._connection.call_api(*request, _request_timeout=TIMEOUT_SECONDS)
             content = await response.read()  # type: ignore[no-untyped-call]
-        except ApiException as error:
-            raise ApiError(error.status or 0, str(error.reason)) from error
+        except (ApiException, aiohttp.ClientError, TimeoutError) as error:
+            said = str(error) or type(error).__name__
+            raise ApiError(0, f"the API server does not answer ({said}). Try `kubectl get bnr`.") from error
         answer: dict[str, Any] = _json(content)
         if not 200 <= response.status <= 299:
             raise ApiError(response.status, answer.get("message") or f"{response.status} {response.reason}")
@@ -124,7 +127,9 @@ async def connect() -> AsyncIterator[Api]:
     except ConfigException:
         try:
             await config.load_kube_config()  # type: ignore[no-untyped-call]
-        except ConfigException as error:
-            raise ApiError(0, f"no cluster to talk to: {error} Set KUBECONFIG, or run in a pod.") from error
+        # An empty kubeconfig is a TypeError to the client, and one that is no YAML a YAMLError.
+        except (ConfigException, TypeError, yaml.YAMLError) as error:
+            message = f"no cluster to talk to ({error}). Set KUBECONFIG to a kubeconfig, or run in a pod."
+            raise ApiError(0, message) from error
     async with client.ApiClient() as connection:
         yield Api(connection)

@@ -98,8 +98,6 @@ async def _from_cluster(key: Key) -> dict[str, Any]:
             return await api.get(RUNS.path(*key))
     except ApiError as error:
         _exit_with(f"{key}: {error}")
-    except (aiohttp.ClientError, OSError) as error:
-        _exit_with(f"the cluster does not answer: {error}. Check your kubeconfig (kubectl get bnr).")
 
 
 async def _drive(document: dict[str, Any], run: BitNetRun, ledger: Plan) -> LocalMachine:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Annotated
 
 import aiohttp
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 RESYNC_SECONDS = 300.0
 """Between two lists of all runs, which find what no event told of."""
+CONFLICT_SECONDS = 1.0
+"""Until a run is looked at again that somebody else wrote meanwhile, or whose child's name is still taken."""
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -77,7 +80,13 @@ async def _operate(
         cluster = Cluster(api, http, trainer_image, metrics)
 
         async def work(key: Key) -> float | None:
-            return await reconcile(cluster, key, datetime.now(UTC), settings)
+            try:
+                return await reconcile(cluster, key, datetime.now(UTC), settings)
+            except ApiError as error:
+                if error.status != HTTPStatus.CONFLICT:
+                    raise
+                log.info("%s changed while it was decided on; looked at again: %s", key, error)
+                return CONFLICT_SECONDS
 
         queue: WorkQueue[Key] = WorkQueue(work)
         own = [
@@ -104,7 +113,7 @@ async def _resync(
         try:
             for key in await cluster.keys(namespaces):
                 queue.wake(key)
-        except (ApiError, aiohttp.ClientError, TimeoutError) as error:
+        except ApiError as error:
             log.warning("could not list the runs: %s; tried again in %.0f s", error, RESYNC_SECONDS)
         else:
             liveness.saw()

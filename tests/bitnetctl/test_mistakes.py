@@ -115,3 +115,35 @@ def test_plan_prints_the_ledger_and_makes_nothing(make_bitnetctl: MakeBitnetctl)
     assert code == 0
     assert "12 steps" in output
     assert not (bitnetctl.folder / "runs").exists()
+
+
+NOBODY_LISTENS = """
+apiVersion: v1
+kind: Config
+clusters: [{name: a, cluster: {server: "http://127.0.0.1:1"}}]
+users: [{name: a, user: {token: x}}]
+contexts: [{name: a, context: {cluster: a, user: a}}]
+current-context: a
+"""
+
+
+@pytest.mark.parametrize(
+    ("kubeconfig", "words"), [("", "no cluster to talk to"), (NOBODY_LISTENS, "does not answer")]
+)
+def test_a_cluster_that_is_not_there(
+    make_bitnetctl: MakeBitnetctl,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kubeconfig: str,
+    words: str,
+) -> None:
+    (tmp_path / "kubeconfig").write_text(kubeconfig)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    code, output = make_bitnetctl()("status", "some-run")
+    assert (code, "Traceback" in output, words in output) == (2, False, True), output
+
+
+def test_a_run_that_was_never_run_here(make_bitnetctl: MakeBitnetctl) -> None:
+    bitnetctl = make_bitnetctl()
+    code, output = bitnetctl("status", str(bitnetctl.file))
+    assert (code, "was never run here" in output) == (2, True)
