@@ -3,8 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pydantic_core import PydanticCustomError
-
 
 class ContractError(Exception):
     """Base of every error that the contract raises."""
@@ -33,9 +31,12 @@ class InvalidRun(ContractError):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
-def wrong(what: str, fix: str, field: str = "") -> PydanticCustomError:
-    """The error that a validator raises; `field` names the key where the validator sees a whole block.
+class WrongValueError(ValueError):
+    """What a validator raises; `parse_run` makes a Problem of it."""
 
-    It is a ValueError, and becomes a Problem in `parse_run`.
-    """
-    return PydanticCustomError("wrong", "{what}. {fix}.", {"what": what, "fix": fix, "field": field})
+    def __init__(self, what: str, fix: str, field: str = "") -> None:
+        """`field` names the key to blame where the validator sees a whole block."""
+        self.what = what
+        self.fix = fix
+        self.field = field
+        super().__init__(f"{what}. {fix}.")

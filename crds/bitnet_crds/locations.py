@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, WithJsonSchema
 
-from bitnet_crds.errors import wrong
+from bitnet_crds.errors import WrongValueError
 
 PVC_MOUNT_ROOT = PurePosixPath("/mnt/pvc")
 """A claim named by `pvc://claim/path` is mounted at `/mnt/pvc/claim` in every pod of the run."""
@@ -54,7 +54,7 @@ def parse_location(address: str, schemes: tuple[str, ...] = tuple(_SHAPES)) -> L
         match = re.fullmatch(_SHAPES[scheme][0], address)
         if match is not None and ".." not in PurePosixPath(match[1]).parts:
             return Location(scheme, match[1])
-    raise wrong(f"{address!r} is not an address that this field takes", f"Write {_forms(schemes)}")
+    raise WrongValueError(f"{address!r} is not an address that this field takes", f"Write {_forms(schemes)}")
 
 
 def _forms(schemes: tuple[str, ...]) -> str:
@@ -65,7 +65,7 @@ def _address(*schemes: str) -> tuple[AfterValidator, WithJsonSchema]:
     def check(address: str) -> str:
         parse_location(address, schemes)
         if len(address) > _LONGEST:
-            raise wrong(f"{len(address)} characters found", f"Write at most {_LONGEST}")
+            raise WrongValueError(f"{len(address)} characters found", f"Write at most {_LONGEST}")
         return address
 
     return AfterValidator(check), WithJsonSchema(

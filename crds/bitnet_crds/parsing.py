@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import ValidationError
 
-from bitnet_crds.errors import InvalidRun, Problem
+from bitnet_crds.errors import InvalidRun, Problem, WrongValueError
 from bitnet_crds.record import Record
 from bitnet_crds.spec import API_VERSION, BitNetRun
 
@@ -30,9 +30,11 @@ def parse_run(document: Any) -> BitNetRun:
 
 
 def _problem(detail: Mapping[str, Any]) -> Problem:
-    context = detail.get("ctx", {})
-    location = (*detail["loc"], *filter(None, [context.get("field")]))
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    location: tuple[int | str, ...] = detail["loc"]
+    error = detail.get("ctx", {}).get("error")
+    if isinstance(error, WrongValueError):
+        return Problem(_field((*location, error.field) if error.field else location), error.what, error.fix)
+    field = _field(location)
     value = detail.get("input")
     found = "a block found" if isinstance(value, (Mapping, list)) else f"{value!r} found"
     match detail["type"]:
@@ -40,8 +42,6 @@ def _problem(detail: Mapping[str, Any]) -> Problem:
             return Problem(field, "no such key", _nearest_key(location))
         case "missing":
             return Problem(field, "missing", f"Add it; see `kubectl explain bnr.{_plain(location)}`")
-        case "wrong":
-            return Problem(field, context["what"], context["fix"])
         case "string_pattern_mismatch":
             fix = "Write lower-case letters, digits and hyphens, a letter first and no hyphen last"
             return Problem(field, f"{value!r} is not a name that Kubernetes takes", fix)
@@ -51,6 +51,11 @@ def _problem(detail: Mapping[str, Any]) -> Problem:
             return Problem(field, found, "Write a list: each item begins with a dash")
         case _:
             return Problem(field, found, detail["msg"].replace("Input should", "It should"))
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    """A place in the document as a person writes it: `spec.phases[1].until`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
 
 
 def _plain(location: tuple[int | str, ...]) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
-from bitnet_crds.errors import wrong
+from bitnet_crds.errors import WrongValueError
 
 _SUFFIXES = {
     "": 1,
@@ -30,17 +30,17 @@ def parse_quantity(value: Any) -> int:
     Source: Kubernetes' resource.Quantity format, less its fractional (`m`) suffixes.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise wrong(f"{value!r} is not a quantity", _QUANTITY_FIX)
+        raise WrongValueError(f"{value!r} is not a quantity", _QUANTITY_FIX)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if re.fullmatch(QUANTITY_PATTERN, str(value)) is None:
-        raise wrong(f"{value!r} is not a quantity", _QUANTITY_FIX)
+        raise WrongValueError(f"{value!r} is not a quantity", _QUANTITY_FIX)
     digits, exponent, suffix = re.findall(r"([0-9.]+)(?:[eE]([0-9]+))?([a-zA-Z]*)$", str(value))[0]
     number = Fraction(digits) * 10 ** int(exponent or 0) * _SUFFIXES[suffix]
     if number.denominator != 1:
-        raise wrong(f"{value!r} is not a whole number", _QUANTITY_FIX)
+        raise WrongValueError(f"{value!r} is not a whole number", _QUANTITY_FIX)
     if number > LARGEST_QUANTITY:
-        raise wrong(f"{value!r} is more than 1E", _QUANTITY_FIX)
+        raise WrongValueError(f"{value!r} is more than 1E", _QUANTITY_FIX)
     return int(number)
 
 
@@ -55,9 +55,9 @@ def parse_percentage(value: Any) -> Fraction:
     elif isinstance(value, str) and re.fullmatch(PERCENTAGE_PATTERN, value) and len(value) <= _LONGEST:
         fraction = Fraction(value.removesuffix("%")) / 100
     else:
-        raise wrong(f"{value!r} is not a percentage", "Write one such as 90%")
+        raise WrongValueError(f"{value!r} is not a percentage", "Write one such as 90%")
     if not 0 <= fraction <= 1:
-        raise wrong(f"{value!r} is not between 0% and 100%", "Write one such as 90%")
+        raise WrongValueError(f"{value!r} is not between 0% and 100%", "Write one such as 90%")
     return fraction
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, WithJsonSchema, field_validator, model_validator
 
-from bitnet_crds.errors import wrong
+from bitnet_crds.errors import WrongValueError
 from bitnet_crds.locations import CheckpointAddress, DataAddress, ModelAddress
 from bitnet_crds.quantities import Percentage, Quantity, format_percentage
 from bitnet_crds.record import Record
@@ -46,7 +46,7 @@ class Model(Record):
     @model_validator(mode="after")
     def _revision_only_of_a_hub(self) -> "Model":
         if self.revision is not None and not self.from_.startswith("hf://"):
-            raise wrong(
+            raise WrongValueError(
                 f"revision {self.revision!r} has no meaning for {self.from_!r}",
                 "Remove it, or use an hf:// address",
                 field="revision",
@@ -104,7 +104,7 @@ class Data(Record):
     @classmethod
     def _something_is_trained_on(cls, held_out: Fraction) -> Fraction:
         if not 0 < held_out < 1:
-            raise wrong(
+            raise WrongValueError(
                 f"{float(held_out):.0%} of the text held out", "Write more than 0% and less than 100%"
             )
         return held_out
@@ -168,7 +168,9 @@ class Objectives(Record):
     @model_validator(mode="after")
     def _something_is_minimised(self) -> "Objectives":
         if not any(self.weights().values()):
-            raise wrong("no objective has a weight above 0", "Name crossEntropy or teacherLogits with one")
+            raise WrongValueError(
+                "no objective has a weight above 0", "Name crossEntropy or teacherLogits with one"
+            )
         return self
 
     def weights(self) -> dict[str, float]:
@@ -280,13 +282,13 @@ class BitNetRunSpec(Record):
         ends = [Fraction(0), *(phase.until for phase in phases)]
         for phase, begin in zip(phases, ends, strict=False):
             if phase.until <= begin:
-                raise wrong(
+                raise WrongValueError(
                     f"phase {phase.name!r} ends at {format_percentage(phase.until)} "
                     f"but begins at {format_percentage(begin)}",
                     "Order the phases by `until`, each later than the one before",
                 )
         if ends[-1] != 1:
-            raise wrong(
+            raise WrongValueError(
                 f"the last phase, {phases[-1].name!r}, ends at {format_percentage(ends[-1])}",
                 "Write `until: 100%` there",
             )
@@ -298,13 +300,13 @@ class BitNetRunSpec(Record):
             phase.name for phase in self.phases if phase.objectives.weights().get("teacherLogits", 0) > 0
         ]
         if self.teacher is None and distilling:
-            raise wrong(
+            raise WrongValueError(
                 f"phase {distilling[0]!r} gives teacherLogits weight but no teacher is named",
                 "Add spec.teacher, or set that weight to 0",
                 field="teacher",
             )
         if self.teacher is not None and not distilling:
-            raise wrong(
+            raise WrongValueError(
                 f"{self.teacher.from_!r} would never be used, since no phase gives teacherLogits a weight "
                 "above 0",
                 "Give it one, or remove spec.teacher",
@@ -337,4 +339,4 @@ class BitNetRun(Record):
 def _refuse_duplicates(what: str, names: list[str]) -> None:
     for index, name in enumerate(names):
         if name in names[:index]:
-            raise wrong(f"two {what}s are named {name!r}", f"Give each {what} a name of its own")
+            raise WrongValueError(f"two {what}s are named {name!r}", f"Give each {what} a name of its own")
