@@ -22,6 +22,7 @@ from bitnet_operator.backends.local import STATUS_FILE, LocalMachine, RunInUseEr
 from bitnet_operator.decide import Settings, reopened
 from bitnet_operator.documents import check_local_files, read_document
 from bitnet_operator.live import LiveView
+from bitnet_operator.moments import parse_timestamp
 from bitnet_operator.observation import Key
 from bitnet_operator.outcome import render_outcome
 from bitnet_operator.plan_table import render_plan
@@ -64,12 +65,16 @@ def run_command(file: RunFile) -> None:
     if importlib.util.find_spec("bitnet_trainer") is None or importlib.util.find_spec("torch") is None:
         _exit_with("the trainer is not installed here. Install bitnet-operator[operator,trainer].")
     _or_exit(lambda: check_local_files(run.spec, run.metadata.namespace, run.metadata.name))
+    folder = run_folder(run.spec, run.metadata.namespace, run.metadata.name)
+    begun = datetime.now(UTC)
     try:
-        with only_driver(run_folder(run.spec, run.metadata.namespace, run.metadata.name)):
+        with only_driver(folder):
             machine = asyncio.run(_drive(document, run, ledger))
     except RunInUseError as error:
         _exit_with(str(error))
     out.print(render_outcome(run, machine.status))
+    if _ended_before(machine.status, begun):
+        out.print(f"It had ended before. To train it anew, give it another name or remove {folder}.")
     raise typer.Exit(_exit_status(machine.status))
 
 
@@ -126,6 +131,11 @@ def _interrupt(machine: LocalMachine) -> None:
     else:
         out.print("stopping: the step is finished and a checkpoint written. Ctrl-C again kills at once")
         machine.stop_requested = True
+
+
+def _ended_before(status: BitNetRunStatus, moment: datetime) -> bool:
+    ended = status.segments[-1].ended_at if status.segments else None
+    return status.phase is RunPhase.SUCCEEDED and ended is not None and parse_timestamp(ended) < moment
 
 
 def _exit_status(status: BitNetRunStatus) -> int:
