@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
@@ -48,9 +49,16 @@ def is_owned(manifest: Mapping[str, Any], uid: str) -> bool:
 class ApiError(Exception):
     """The API server refused, in the server's own words; or it did not answer, with 0 for `status`."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, causes: tuple[str, ...] = ()) -> None:
         self.status = status
+        self.causes = causes
+        """Reasons below the status, such as `NamespaceTerminating`."""
         super().__init__(message)
+
+    @property
+    def passing(self) -> bool:
+        """Whether the world is merely changing: looked at afresh, the question will be another one."""
+        return self.status == HTTPStatus.CONFLICT or "NamespaceTerminating" in self.causes
 
 
 class Api:
@@ -103,7 +111,9 @@ class Api:
             raise ApiError(0, f"the API server does not answer ({said}). Try `kubectl get bnr`.") from error
         answer: dict[str, Any] = _json(content)
         if not 200 <= response.status <= 299:
-            raise ApiError(response.status, answer.get("message") or f"{response.status} {response.reason}")
+            message = answer.get("message") or f"{response.status} {response.reason}"
+            causes = (answer.get("details") or {}).get("causes") or []
+            raise ApiError(response.status, message, tuple(cause.get("reason", "") for cause in causes))
         return answer
 
 

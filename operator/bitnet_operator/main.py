@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from datetime import UTC, datetime
-from http import HTTPStatus
 from typing import Annotated
 
 import aiohttp
@@ -24,8 +23,8 @@ log = logging.getLogger(__name__)
 
 RESYNC_SECONDS = 300.0
 """Between two lists of all runs, which find what no event told of."""
-CONFLICT_SECONDS = 1.0
-"""Until a run is looked at again that somebody else wrote meanwhile, or whose child's name is still taken."""
+PASSING_SECONDS = 1.0
+"""Until a run is looked at again that changed while it was decided on, or that is going with its namespace."""
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -83,10 +82,10 @@ async def _operate(
             try:
                 return await reconcile(cluster, key, datetime.now(UTC), settings)
             except ApiError as error:
-                if error.status != HTTPStatus.CONFLICT:
+                if not error.passing:
                     raise
-                log.info("%s changed while it was decided on; looked at again: %s", key, error)
-                return CONFLICT_SECONDS
+                log.info("%s is looked at again: %s", key, error)
+                return PASSING_SECONDS
 
         queue: WorkQueue[Key] = WorkQueue(work)
         own = [

@@ -25,6 +25,11 @@ def test_one_master_and_the_other_workers_none_of_which_is_restarted(scene) -> N
     assert {replica["restartPolicy"] for replica in replicas.values()} == {"Never"}
 
 
+def test_ended_pods_stay_to_be_read_and_running_ones_go(scene) -> None:
+    """With a backoffLimit the training operator removes failed pods before anyone has read why."""
+    assert manifest(scene)["spec"]["runPolicy"] == {"cleanPodPolicy": "Running"}
+
+
 def test_a_run_of_one_worker_has_no_worker_replica(make_scene) -> None:
     scene = make_scene()
     shape = scene.plan.phases[0].shape.model_copy(update={"workers": 1})

@@ -20,6 +20,9 @@ def manifest(run: BitNetRun, job: str, shape: Shape, trainer_image: str) -> dict
     A failed pod ends the job (restartPolicy Never): attempts are counted in the run's status, and a job that
     restarts pods by itself would leave ranks with a stale rendezvous. When the job has ended, pods that still
     run are removed with their GPUs, and those that ended stay for their logs.
+
+    A backoffLimit is not set, not even 0: on reaching it the training operator (1.9) removes pods by a phase
+    that lags behind their containers, and with them the only word of why the job failed.
     """
     template = pod_template(run, job, trainer_image)
     replicas = {"Master": _replica(template, 1)}
@@ -31,7 +34,7 @@ def manifest(run: BitNetRun, job: str, shape: Shape, trainer_image: str) -> dict
         "metadata": child_metadata(run, job, job),
         "spec": {
             "nprocPerNode": str(shape.processes_per_worker),
-            "runPolicy": {"cleanPodPolicy": "Running", "backoffLimit": 0},
+            "runPolicy": {"cleanPodPolicy": "Running"},
             "pytorchReplicaSpecs": replicas,
         },
     }
