@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 RESYNC_SECONDS = 300.0
 """Between two lists of all runs, which find what no event told of."""
 PASSING_SECONDS = 1.0
-"""Until a run is looked at again that changed while it was decided on, or that is going with its namespace."""
+"""Until a run is looked at again that changed while it was decided on, or that goes with its namespace."""
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
