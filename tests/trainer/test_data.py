@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitnet_trainer.data import Cursor, SourceText, open_corpus, open_source
+from bitnet_trainer.data import Corpus, Cursor, SourceText, StaticMixture, open_corpus, open_source
 from bitnet_trainer.data.packing import pack
 from bitnet_trainer.errors import DataUnavailable
 
@@ -143,6 +143,16 @@ def test_each_side_has_a_sequence(tokens, trained, held_out):
 def test_a_source_shorter_than_two_sequences_is_refused():
     with pytest.raises(DataUnavailable, match=r"'books' has 19 tokens, .* take 20\. Add text, or lower"):
         pack("books", np.zeros(19, np.uint32), 10, Fraction(1, 50))
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1 << 24])
+@pytest.mark.parametrize("place", [0, 13, 29])
+def test_the_largest_token_is_found_wherever_it_stands(monkeypatch, at_once, place):
+    monkeypatch.setattr("bitnet_trainer.data.packing._TOKENS_AT_ONCE", at_once)
+    tokens = np.zeros(30, np.uint32)
+    tokens[place] = 2**31
+    sources = tuple(pack(name, part, 4, Fraction(1, 5)) for name, part in (("a", tokens // 2), ("b", tokens)))
+    assert Corpus(sources, StaticMixture((1.0, 1.0)), 0).largest_token() == 2**31
 
 
 @pytest.fixture

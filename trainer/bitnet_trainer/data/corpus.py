@@ -61,6 +61,10 @@ class Corpus:
         rows = [self.sources[number].held_out(index) for index, number in islice(turns, limit)]
         return torch.from_numpy(np.stack(rows))
 
+    def largest_token(self) -> int:
+        """The largest token id of all sources; a model must have an embedding for it."""
+        return max(source.largest_token() for source in self.sources)
+
     def fingerprint(self) -> str:
         """Hex SHA-256 of the tokens, the cut, the weights and the seed: equal where the batches are."""
         digest = hashlib.sha256(f"{self.seed} {self.mixture.weights}".encode())

@@ -11,6 +11,8 @@ import numpy.typing as npt
 from bitnet_trainer.data.sources import Tokens
 from bitnet_trainer.errors import DataUnavailable
 
+_TOKENS_AT_ONCE = 1 << 24
+
 
 @dataclass(frozen=True)
 class PackedSource:
@@ -37,6 +39,11 @@ class PackedSource:
         if not 0 <= index < self.held_out_sequences:
             raise IndexError(f"source {self.name!r} has no held-out sequence {index}")
         return self._cut(self.training_sequences + index)
+
+    def largest_token(self) -> int:
+        """The largest token id of the whole stream; read in pieces, to bound the memory it takes."""
+        pieces = range(0, len(self.tokens), _TOKENS_AT_ONCE)
+        return max(int(self.tokens[begin : begin + _TOKENS_AT_ONCE].max()) for begin in pieces)
 
     def fingerprint(self) -> str:
         """Hex SHA-256 of the tokens and the cut."""
