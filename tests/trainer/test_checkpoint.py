@@ -1,6 +1,7 @@
 """Checkpoints on disk: whole or not at all, pruned, verified, and loaded as they were written."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -57,6 +58,29 @@ def test_what_a_killed_process_left_is_cleared(store):
     store.stage(10)
     store.prepare()
     assert [path.name for path in store.root.iterdir()] == ["step-00000005"]
+
+
+def test_what_lost_its_marker_is_cleared(store):
+    """Killed between rename and marker, or while pruning."""
+    write(store, 5)
+    (write(store, 10).path / MARKER).unlink()
+    (store.root / "step-notes").mkdir()
+    store.prepare()
+    assert sorted(path.name for path in store.root.iterdir()) == ["step-00000005", "step-notes"]
+
+
+def test_a_disk_that_the_run_itself_filled_is_cleared_before_it_is_probed(store, monkeypatch):
+    (store.stage(10) / "part").write_bytes(b"half")
+    real = os.fsync
+
+    def full(descriptor):
+        if store.staging(10).exists():
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr("os.fsync", full)
+    store.prepare()
+    assert not store.staging(10).exists()
 
 
 def test_the_newest_are_kept(store):

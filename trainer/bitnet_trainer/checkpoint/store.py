@@ -40,14 +40,15 @@ class CheckpointStore:
         Call it on one rank before anything costly begins. It makes no folder: a run that fails before it
         has something to keep leaves nothing behind. Raises CheckpointError.
         """
-        there = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
         try:
+            # First, since what was left may be what filled the disk.
+            for leftover in self._unmarked():
+                shutil.rmtree(leftover)
+            there = next(folder for folder in (self.root, *self.root.parents) if _is_there(folder))
             with tempfile.NamedTemporaryFile(dir=there, prefix=".probe-") as probe:
                 probe.write(b"\0")
                 probe.flush()
                 os.fsync(probe.fileno())
-            for leftover in self.root.glob(".step-*"):
-                shutil.rmtree(leftover)
         except OSError as error:
             raise _cannot_write(self.root, error) from error
 
@@ -90,15 +91,39 @@ class CheckpointStore:
         return Committed(step, final)
 
     def committed(self) -> tuple[Committed, ...]:
-        """Those with a marker, newest first; whether their files are sound is for `verify` to say."""
-        if not self.root.is_dir():
-            return ()
-        found = [
-            Committed(int(folder.name.removeprefix("step-")), folder)
-            for folder in self.root.glob("step-*")
-            if folder.name.removeprefix("step-").isdigit() and (folder / MARKER).is_file()
-        ]
+        """Those with a marker, newest first; whether their files are sound is for `verify` to say.
+
+        Raises CheckpointError where that cannot be seen: a run must not start over because of it.
+        """
+        try:
+            found = [
+                Committed(int(folder.name.removeprefix("step-")), folder)
+                for folder in self._folders()
+                if _is_there(folder / MARKER)
+            ]
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint.uri: {self.root} cannot be read ({error.strerror or error}). "
+                "Make it readable for the user that trains, or give another folder."
+            ) from error
         return tuple(sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True))
+
+    def _folders(self) -> list[Path]:
+        """Every checkpoint's folder, marked or not. Not by glob, which passes over what it may not read."""
+        if not _is_there(self.root):
+            return []
+        return [
+            entry
+            for entry in self.root.iterdir()
+            if entry.name.startswith("step-") and entry.name.removeprefix("step-").isdigit()
+        ]
+
+    def _unmarked(self) -> list[Path]:
+        """What a process left that was killed while it wrote, between rename and marker, or while pruning."""
+        if not _is_there(self.root):
+            return []
+        staged = [entry for entry in self.root.iterdir() if entry.name.startswith(".step-")]
+        return staged + [folder for folder in self._folders() if not _is_there(folder / MARKER)]
 
     def _prune(self) -> None:
         for old in self.committed()[self.keep :]:
@@ -122,6 +147,15 @@ def verify(checkpoint: Committed) -> str | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its marker or a file cannot be read ({error})"
     return None
+
+
+def _is_there(path: Path) -> bool:
+    """As Path.exists, but OSError where it cannot be seen, whatever Python's version."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _name(step: int) -> str:
