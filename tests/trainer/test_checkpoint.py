@@ -124,11 +124,31 @@ def test_a_damaged_checkpoint_is_passed_over(store, says, caplog):
     assert "step-00000010 is damaged and is passed over" in caplog.text
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_checkpoint_never_pushes_a_sound_one_out(store, keep):
+    store.keep = 3
+    for step in (10, 18, 20):
+        write(store, step)
+    for step in (18, 20):
+        (store.root / f"step-{step:08d}" / "part").unlink()
+    store = CheckpointStore(store.root, keep)
+    assert newest_sound(store).step == 10
+    store.prepare()
+    assert len(list(store.root.iterdir())) == 3, "damaged files stay while one may want to restore them"
+    write(store, 15)
+    assert [committed.step for committed in store.committed()] == [15, 10][:keep]
+    assert newest_sound(store).step == 15
+    assert len(list(store.root.iterdir())) == keep
+    assert write(store, 20).step == newest_sound(store).step == 20
+
+
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(store):
     """Trap 10: a failed run must not begin afresh over its old one."""
     (write(store, 5).path / "part").unlink()
     with pytest.raises(CheckpointError, match=r"no checkpoint .* is sound \(step-00000005: part is"):
         newest_sound(store)
+    store.prepare()
+    assert [committed.step for committed in store.committed()] == [5]
 
 
 def test_without_any_checkpoint_a_run_begins(store):

@@ -1,4 +1,4 @@
-"""Folders that the user that trains may not enter, list or read: an error with its mend, never a traceback."""
+"""Folders that the user that trains may not enter, list or read: an error with its mend, no traceback."""
 
 import os
 import shutil

@@ -41,18 +41,22 @@ def save(
 def newest_sound(store: CheckpointStore) -> Committed | None:
     """The newest committed checkpoint whose files are as written; None where none was ever committed.
 
-    Raises CheckpointError where there are some and none is sound: starting over would throw the run away.
+    Damaged ones that are newer are set aside, and removed when the next one is committed. Raises
+    CheckpointError where there are some and none is sound: starting over would throw the run away.
     """
-    faults = []
+    faults: dict[Committed, str] = {}
     for checkpoint in store.committed():
         fault = verify(checkpoint)
         if fault is None:
+            for damaged in faults:
+                store.set_aside(damaged)
             return checkpoint
         _log.warning("checkpoint %s is damaged and is passed over: %s", checkpoint.path, fault)
-        faults.append(f"{checkpoint.path.name}: {fault}")
+        faults[checkpoint] = fault
     if faults:
+        each = "; ".join(f"{damaged.path.name}: {fault}" for damaged, fault in faults.items())
         raise CheckpointError(
-            f"no checkpoint in {store.root} is sound ({'; '.join(faults)}). Restore one, or remove them all "
+            f"no checkpoint in {store.root} is sound ({each}). Restore one, or remove them all "
             "to begin this run again from its first step."
         )
     return None

@@ -13,6 +13,9 @@ from bitnet_trainer.errors import CheckpointError
 MARKER = "COMMITTED"
 """The file that is written last. It holds the size and SHA-256 of every other file of the checkpoint."""
 
+_DAMAGED = "DAMAGED"
+"""What the marker of a checkpoint is called once an older one was gone on from in its place."""
+
 
 @dataclass(frozen=True)
 class Committed:
@@ -76,7 +79,7 @@ class CheckpointStore:
                 _flush(file)
                 sums[file.relative_to(staging).as_posix()] = [file.stat().st_size, _sha256(file)]
             _flush(staging)
-            # Only one without a marker can be there: killed between the rename and the marker.
+            # Only one without a marker can be there: one set aside, or killed before the marker was made.
             shutil.rmtree(final, ignore_errors=True)
             staging.rename(final)
             _flush(self.root)
@@ -108,6 +111,16 @@ class CheckpointStore:
             ) from error
         return tuple(sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True))
 
+    def set_aside(self, damaged: Committed) -> None:
+        """Takes the marker off a damaged checkpoint that a sound older one takes the place of.
+
+        Else it would count as newest and push a sound one out. Its files stay until the next commit.
+        """
+        try:
+            (damaged.path / MARKER).rename(damaged.path / _DAMAGED)
+        except OSError as error:
+            raise _cannot_write(damaged.path, error) from error
+
     def _folders(self) -> list[Path]:
         """Every checkpoint's folder, marked or not. Not by glob, which passes over what it may not read."""
         if not _is_there(self.root):
@@ -123,13 +136,20 @@ class CheckpointStore:
         if not _is_there(self.root):
             return []
         staged = [entry for entry in self.root.iterdir() if entry.name.startswith(".step-")]
-        return staged + [folder for folder in self._folders() if not _is_there(folder / MARKER)]
+        return staged + [
+            folder
+            for folder in self._folders()
+            if not _is_there(folder / MARKER) and not _is_there(folder / _DAMAGED)
+        ]
 
     def _prune(self) -> None:
         for old in self.committed()[self.keep :]:
             # The marker goes first: half a removal must not look like a checkpoint.
             (old.path / MARKER).unlink()
             shutil.rmtree(old.path)
+        for folder in self._folders():
+            if _is_there(folder / _DAMAGED):
+                shutil.rmtree(folder)
 
 
 def verify(checkpoint: Committed) -> str | None:
