@@ -51,8 +51,9 @@ async def _ensure(
     """The job and its order exist afterwards. The order comes first, since the job's pods mount it."""
     namespace = run.metadata.namespace
     segment = next(segment for segment in reversed(status.segments) if segment.job == job)
+    child = pytorchjob.manifest(run, job, segment.shape, trainer_image)
     await _create(api, CONFIG_MAPS, order_config_map(run, plan, job))
-    await _create(api, pytorchjob.RESOURCE, pytorchjob.manifest(run, job, segment.shape, trainer_image))
+    await _create(api, pytorchjob.RESOURCE, child)
     log.info("%s/%s: job %s is there", namespace, run.metadata.name, job)
 
 

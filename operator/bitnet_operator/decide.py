@@ -8,6 +8,7 @@ from typing import Any
 from bitnet_crds import (
     BitNetRun,
     BitNetRunStatus,
+    ExitCode,
     InvalidRun,
     Plan,
     Progress,
@@ -43,8 +44,23 @@ def decide(
 
 
 def reject(observation: Observation, invalid: InvalidRun, now: datetime) -> Decision:
-    """What is to happen with a run that cannot be carried out as written: it fails, and nothing is made."""
-    return _fail(observation, "InvalidSpec", str(invalid), now, accepted=False)
+    """What is to happen with a run that cannot be carried out as written: it fails, and nothing is made.
+
+    One that trains already, accepted by an operator of another version, is stopped: nothing may train under
+    a run that is said to have failed.
+    """
+    decision = _fail(observation, "InvalidSpec", str(invalid), now, accepted=False)
+    *before, last = observation.status.segments or (None,)
+    if last is None or last.outcome is not SegmentOutcome.RUNNING or not decision.events:
+        return decision
+    ended = last.model_copy(
+        update={"outcome": SegmentOutcome.FAILED, "message": str(invalid), "ended_at": timestamp(now)}
+    )
+    return replace(
+        decision,
+        delete=tuple(job.name for job in observation.jobs if job.state is JobState.ACTIVE),
+        status=decision.status.model_copy(update={"segments": (*before, ended)}),
+    )
 
 
 def child_refused(observation: Observation, message: str, now: datetime) -> Decision:
@@ -54,7 +70,7 @@ def child_refused(observation: Observation, message: str, now: datetime) -> Deci
 
 def _fail(observation: Observation, reason: str, message: str, now: datetime, *, accepted: bool) -> Decision:
     status = observation.status
-    if status.phase is RunPhase.FAILED:
+    if status.phase.ended:
         return Decision(status=status)
     generation, at = _generation(observation.document), timestamp(now)
     conditions = status.conditions
@@ -163,6 +179,7 @@ class _Decider:
         status = status.model_copy(
             update={
                 "phase": RunPhase.RUNNING,
+                "step": first_step,
                 "retry_at": None,
                 "segment": _title(segment),
                 "segments": (*status.segments, segment),
@@ -212,17 +229,20 @@ class _Decider:
         """The status after what rank 0 said, and the segments that began in place meanwhile."""
         if progress is None:
             return status, ()
-        advanced = resize.advance(self.plan, current, progress.step, self.at)
+        # A trainer that is still loading does not know yet how far its checkpoint is.
+        step = max(progress.step, current.first_step)
+        advanced = resize.advance(self.plan, current, step, self.at)
         fresh = len(advanced) > 1 or status.progress_at is None
         if not fresh and status.progress_at is not None:
             age = (self.now - parse_timestamp(status.progress_at)).total_seconds()
             # Pods' events come in bursts; what they say of progress is not worth a write each.
-            if age < self.settings.progress_interval:
+            # A clock that went back says nothing of age.
+            if 0 <= age < self.settings.progress_interval:
                 return status, ()
         seen = {
             "progress_at": self.at,
             "training_phase": progress.phase,
-            "step": progress.step,
+            "step": step,
             "loss": None if progress.loss is None else f"{progress.loss:.4f}",
             "tokens": progress.tokens,
             "tokens_per_second": None
@@ -261,7 +281,7 @@ class _Decider:
         )
 
     def _failed(self, status: BitNetRunStatus, current: Segment, failure: Failure) -> Decision:
-        if self.observation.stop_requested and failure.preempted:
+        if self.observation.stop_requested and (failure.preempted or failure.exit_code == ExitCode.KILLED):
             return self._suspended(self._ended(status, current, failure, SegmentOutcome.SUSPENDED))
         verdict = retry.after_failure(
             failure, status.attempts, self.run.spec.retries, self.settings.first_retry_delay

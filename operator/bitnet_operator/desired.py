@@ -1,5 +1,7 @@
 """desired: what a child job is to look like, as Kubernetes manifests. Pure."""
 
+import hashlib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -68,7 +70,7 @@ def pod_template(run: BitNetRun, job: str, trainer_image: str) -> dict[str, Any]
     Pods hold no Kubernetes credentials: they are asked, and answer.
     """
     gpus = run.spec.workers.gpus_per_worker
-    claims = sorted(_claims(run.spec))
+    claims = {claim: _volume(claim) for claim in sorted(_claims(run.spec))}
     base = {
         "metadata": {"labels": labels(run, job)},
         "spec": {
@@ -87,8 +89,8 @@ def pod_template(run: BitNetRun, job: str, trainer_image: str) -> dict[str, Any]
                         {"name": "order", "mountPath": ORDER_FOLDER, "readOnly": True},
                         {"name": "shared-memory", "mountPath": "/dev/shm"},
                         *(
-                            {"name": f"claim-{claim}", "mountPath": f"{PVC_MOUNT_ROOT}/{claim}"}
-                            for claim in claims
+                            {"name": volume, "mountPath": f"{PVC_MOUNT_ROOT}/{claim}"}
+                            for claim, volume in claims.items()
                         ),
                     ],
                 }
@@ -98,13 +100,24 @@ def pod_template(run: BitNetRun, job: str, trainer_image: str) -> dict[str, Any]
                 # NCCL and data loading share memory through /dev/shm, of which a container has 64 MiB.
                 {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
                 *(
-                    {"name": f"claim-{claim}", "persistentVolumeClaim": {"claimName": claim}}
-                    for claim in claims
+                    {"name": volume, "persistentVolumeClaim": {"claimName": claim}}
+                    for claim, volume in claims.items()
                 ),
             ],
         },
     }
-    return merge(base, run.spec.workers.template or {})
+    # The labels once more: without them nobody would find the pods again.
+    found_by = {"metadata": {"labels": labels(run, job)}}
+    return merge(merge(base, run.spec.workers.template or {}), found_by)
+
+
+def _volume(claim: str) -> str:
+    """The name of a claim's volume: `claim-NAME` where a volume may be called so. A volume's name is a DNS
+    label, a claim's a DNS subdomain, with dots and up to 253 characters."""
+    name = f"claim-{claim}"
+    if re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name):
+        return name
+    return f"claim-{hashlib.sha256(claim.encode()).hexdigest()[:16]}"
 
 
 def _claims(spec: BitNetRunSpec) -> set[str]:

@@ -70,8 +70,12 @@ def _pod(pod: Mapping[str, Any]) -> Pod:
         disruption=_disruption(pod),
         exit_code=terminated.get("exitCode"),
         report=report,
-        message=None if report else message or terminated.get("reason"),
+        message=None if report else message or _evicted(pod) or terminated.get("reason"),
     )
+
+
+def _evicted(pod: Mapping[str, Any]) -> str | None:
+    return _sentence(pod["status"]) if pod["status"].get("reason") == "Evicted" else None
 
 
 def _report(message: str | None) -> TerminationReport | None:
@@ -94,11 +98,12 @@ def _waiting(pod: Mapping[str, Any], state: Mapping[str, Any]) -> str | None:
 
 
 def _disruption(pod: Mapping[str, Any]) -> str | None:
-    """Kubernetes' own word that it stopped the pod: drained, evicted, preempted, or its node lost."""
+    """Kubernetes' own word that it stopped the pod through no fault of it: drained, preempted, its node lost
+    or short of something. A pod evicted over a limit of its own has no such condition."""
     for condition in pod["status"].get("conditions", []):
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
             return _sentence(condition)
-    return _sentence(pod["status"]) if pod["status"].get("reason") == "Evicted" else None
+    return None
 
 
 def _sentence(said: Mapping[str, Any]) -> str:

@@ -80,7 +80,8 @@ class WorkQueue(Generic[K]):
             again = await self._work(key)
         except Exception:  # whatever one run meets, the work on the others goes on
             failures = self._failures[key] = self._failures.get(key, 0) + 1
-            again = min(FIRST_BACKOFF_SECONDS * 2 ** (failures - 1), LONGEST_BACKOFF_SECONDS)
+            # The exponent is bounded too: 2 to the power of a week's failures is no float any more.
+            again = min(FIRST_BACKOFF_SECONDS * 2 ** min(failures - 1, 16), LONGEST_BACKOFF_SECONDS)
             log.exception("%s failed %d times in a row; tried again in %.0f s", key, failures, again)
         else:
             self._failures.pop(key, None)

@@ -76,8 +76,10 @@ def sparkline(values: Sequence[float], width: int, *, ascii_only: bool = False) 
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(cuts)]
     low, high = min(means), max(means)
     blocks = _ASCII_BLOCKS if ascii_only else _BLOCKS
-    scale = (len(blocks) - 1) / (high - low) if high > low else 0.0
-    return "".join(blocks[round((mean - low) * scale)] for mean in means)
+    if high == low:
+        return blocks[0] * bars
+    # The ratio comes first: a factor out of a tiny difference would be infinite.
+    return "".join(blocks[round((mean - low) / (high - low) * (len(blocks) - 1))] for mean in means)
 
 
 def ending(segment: Segment) -> str:

@@ -242,6 +242,65 @@ def test_transition_times_move_only_when_a_condition_changes(scene) -> None:
     assert before.last_transition_time == after.last_transition_time
 
 
+def test_a_retry_that_dies_at_once_tells_nothing_of_a_phase_it_never_reached(scene) -> None:
+    scene.decide()
+    scene.decide(scene.active(step=9, checkpoint=4))
+    scene.decide(scene.failed(pod(ExitCode.CRASHED, checkpoint=4, step=9)))
+    scene.passes(1000)
+    scene.decide()
+    status = scene.decide(scene.failed(pod(ExitCode.CRASHED))).status
+    (retry,) = [segment for segment in status.segments if segment.job == "small-1"]
+    assert (retry.reason, retry.outcome, retry.first_step, retry.last_step) == ("Retry", "Failed", 4, 4)
+
+
+def test_a_retry_that_still_loads_does_not_fall_back_to_step_0(scene) -> None:
+    scene.decide()
+    scene.decide(scene.active(step=4, checkpoint=4))
+    scene.decide(scene.failed(pod(ExitCode.CRASHED, checkpoint=4, step=5)))
+    scene.passes(1000)
+    scene.decide()
+    scene.passes(1000)
+    status = scene.decide(scene.active(step=0)).status
+    assert (status.step, status.segments[-1].last_step) == (4, 4)
+
+
+def test_a_kill_that_a_person_asked_for_is_no_failure(scene) -> None:
+    scene.decide()
+    status = scene.decide(scene.failed(pod(ExitCode.KILLED)), stop=True).status
+    assert (status.phase, status.attempts) == (RunPhase.SUSPENDED, 0)
+
+
+def test_a_clock_that_went_back_does_not_freeze_progress(scene) -> None:
+    scene.decide()
+    scene.decide(scene.active(step=1))
+    scene.passes(-3600)
+    assert scene.decide(scene.active(step=5)).status.step == 5
+
+
+def stricter(scene) -> InvalidRun:
+    scene.document["spec"]["phases"][-1]["until"] = "90%"
+    with pytest.raises(InvalidRun) as invalid:
+        parse_run(scene.document)
+    return invalid.value
+
+
+def test_a_stricter_operator_leaves_runs_that_succeeded_alone(scene) -> None:
+    scene.decide()
+    status = scene.decide(scene.succeeded()).status
+    decision = reject(Observation(scene.document, status), stricter(scene), scene.now)
+    assert (decision.status, decision.events) == (status, ())
+
+
+def test_a_stricter_operator_stops_what_it_says_has_failed(scene) -> None:
+    scene.decide()
+    job = scene.active(step=1)
+    status = scene.decide(job).status
+    decision = reject(Observation(scene.document, status, (job,)), stricter(scene), scene.now)
+    assert decision.delete == ("small-0",)
+    assert decision.status.phase is RunPhase.FAILED
+    assert decision.status.segments[-1].outcome is SegmentOutcome.FAILED
+
+
 JOB_ENDS = st.sampled_from([1, 2, 4, 7, 137, 143, 200])
 MOVES = st.lists(
     st.one_of(st.tuples(st.just("step"), st.integers(0, 10)), st.tuples(st.just("end"), JOB_ENDS)),

@@ -1,7 +1,11 @@
 """The manifests of a child job."""
 
 import json
+import re
 from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from bitnet_crds import Order
 from bitnet_operator.backends import pytorchjob
@@ -85,3 +89,28 @@ def test_the_state_of_a_pytorchjob_is_its_last_word() -> None:
     assert pytorchjob.state(job(("Created", "True"), ("Running", "True")))[0] is JobState.ACTIVE
     assert pytorchjob.state(job(("Running", "False"), ("Failed", "True"))) == (JobState.FAILED, "Failed")
     assert pytorchjob.state(job(("Running", "False"), ("Succeeded", "True")))[0] is JobState.SUCCEEDED
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(claim=st.from_regex(r"[a-z0-9]([-a-z0-9.]{0,90}[a-z0-9])?", fullmatch=True))
+def test_every_claim_has_a_volume_that_kubernetes_takes(make_scene: Any, claim: str) -> None:
+    scene = make_scene()
+    uri = f"pvc://{claim}/runs"
+    checkpoint = scene.run.spec.checkpoint.model_copy(update={"uri": uri})
+    scene.run = scene.run.model_copy(
+        update={"spec": scene.run.spec.model_copy(update={"checkpoint": checkpoint})}
+    )
+    template = manifest(scene)["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    names = [volume["name"] for volume in template["volumes"]]
+    assert all(re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name) for name in names)
+    assert len(set(names)) == len(names)
+    mounts = {mount["mountPath"]: mount["name"] for mount in container(manifest(scene))["volumeMounts"]}
+    assert mounts[f"/mnt/pvc/{claim}"] in names
+
+
+def test_a_template_cannot_take_away_the_labels_that_pods_are_found_by(scene) -> None:
+    template = {"metadata": {"labels": {"bitnet.training/run": "other", "mine": "kept"}}}
+    workers = scene.run.spec.workers.model_copy(update={"template": template})
+    scene.run = scene.run.model_copy(update={"spec": scene.run.spec.model_copy(update={"workers": workers})})
+    labels = manifest(scene)["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["metadata"]["labels"]
+    assert (labels["bitnet.training/run"], labels["mine"]) == ("small", "kept")

@@ -3,6 +3,9 @@
 import copy
 from typing import Any
 
+import pytest
+
+from bitnet_operator.decision import ChildRefusedError
 from bitnet_operator.pod_template import merge
 
 BASE: dict[str, Any] = {
@@ -69,3 +72,9 @@ def test_tolerations_add_up_and_other_lists_are_replaced() -> None:
 
 def test_a_null_removes_a_key() -> None:
     assert "terminationGracePeriodSeconds" not in over(terminationGracePeriodSeconds=None)
+
+
+@pytest.mark.parametrize(("key", "item"), [("containers", "x"), ("volumes", None)])
+def test_an_item_that_is_no_block_is_refused_by_name(key: str, item: object) -> None:
+    with pytest.raises(ChildRefusedError, match=f"an item of `{key}` is {item!r}"):
+        over(**{key: [item]})

@@ -166,3 +166,20 @@ async def test_ten_thousand_keys_pass_through() -> None:
         for key in range(10_000):
             queue.wake(key)  # type: ignore[arg-type]
         await settle(lambda: len(seen) == 10_000)
+
+
+async def test_a_key_that_fails_for_weeks_hurts_no_other_key(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[str] = []
+
+    async def work(key: str) -> None:
+        if key == "bad":
+            raise RuntimeError("still no answer")
+        seen.append(key)
+
+    with caplog.at_level(logging.CRITICAL):
+        async with running(work) as queue:
+            queue._failures["bad"] = 5000
+            queue.wake("bad")
+            await settle(lambda: queue._failures["bad"] == 5001)
+            queue.wake("good")
+            await settle(lambda: seen == ["good"])

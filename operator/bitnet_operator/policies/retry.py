@@ -38,4 +38,4 @@ def after_failure(failure: Failure, attempts: int, limit: int, first_delay: floa
         return GiveUp(attempts, f"{failure.message} ({failure.reason}: trying again would end the same way)")
     if attempts > limit:
         return GiveUp(attempts, f"{failure.message} ({failure.reason}; all {limit} retries are used up)")
-    return TryAgain(min(first_delay * 2 ** (attempts - 1), LONGEST_DELAY_SECONDS), attempts)
+    return TryAgain(min(first_delay * 2 ** min(attempts - 1, 16), LONGEST_DELAY_SECONDS), attempts)
