@@ -68,7 +68,8 @@ def check_position(found: Position, checkpoint: Committed, ledger_hash: str, dat
     if found.ledger_hash != ledger_hash:
         raise BadInput(
             f"{checkpoint.path} was written under ledger {found.ledger_hash} and this run's is "
-            f"{ledger_hash}: budget, phases, schedule or lambda warmup changed since. "
+            f"{ledger_hash}: what it trains changed since (model, teacher, optimizer, quantization, budget, "
+            "phases, schedule or seed). "
             f"Undo that change. {mend}"
         )
     if found.data_fingerprint != data_fingerprint:
@@ -87,4 +88,5 @@ def load(
     group: dist.ProcessGroup,
 ) -> None:
     """Loads weights, optimiser and random state in place; every rank calls it."""
-    read_tensors(checkpoint.path, model, optimizer, group, position.world_size)
+    _log.info("going on from %s, which %d ranks wrote", checkpoint.path, position.world_size)
+    read_tensors(checkpoint.path, model, optimizer, group)

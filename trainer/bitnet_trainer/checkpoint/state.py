@@ -1,6 +1,7 @@
 """What a checkpoint holds: weights, optimiser, random number generators, and where training stands."""
 
 import json
+import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -37,8 +39,11 @@ class Position:
     """Ranks that wrote it."""
 
     def write(self, folder: Path) -> None:
-        """Writes it as JSON into a checkpoint's folder."""
-        (folder / _POSITION).write_text(json.dumps(asdict(self), indent=1))
+        """Writes it as JSON into a checkpoint's folder. Raises CheckpointError."""
+        try:
+            (folder / _POSITION).write_text(json.dumps(asdict(self), indent=1))
+        except OSError as error:
+            raise _cannot_write(folder, error.strerror or str(error)) from error
 
     @classmethod
     def read(cls, folder: Path) -> "Position":
@@ -67,10 +72,7 @@ def write_tensors(
             process_group=group,
         )
     except CheckpointException as error:
-        raise CheckpointError(
-            f"checkpoint.uri: {folder} could not be written ({_causes(error)}). "
-            "Free some space, or give another folder."
-        ) from error
+        raise _cannot_write(folder, _causes(error)) from error
 
 
 def read_tensors(
@@ -78,26 +80,20 @@ def read_tensors(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     group: dist.ProcessGroup,
-    written_by: int,
 ) -> None:
-    """Loads what `write_tensors` wrote, in place; every rank calls it, and their number may have changed.
+    """Loads what `write_tensors` wrote, in place; every rank calls it, and ranks or device may have changed.
 
-    A rank that did not exist among the `written_by` ranks that wrote it keeps its own random state.
+    A rank or a device that was not there when it was written keeps its own random state. Raises
+    CheckpointError.
     """
-    rank = dist.get_rank(group)
-    random_state = _random_state(group) if rank < written_by else {}
-    state = _tensors(model, optimizer, random_state)
+    reader = FileSystemReader(folder)
     try:
-        load(
-            state,
-            storage_reader=FileSystemReader(folder),
-            process_group=group,
-        )
+        state = _tensors(model, optimizer, _written(reader.read_metadata(), _random_state(group)))
+        load(state, storage_reader=reader, process_group=group)
     except CheckpointException as error:
-        raise CheckpointError(
-            f"{folder} cannot be loaded ({_causes(error)}). It was written by another model or version; "
-            "give the run another checkpoint.uri, or remove that folder."
-        ) from error
+        raise _cannot_load(folder, _causes(error)) from error
+    except (OSError, EOFError, pickle.UnpicklingError) as error:
+        raise _cannot_load(folder, f".metadata: {error}") from error
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     for name, value in state["random"].items():
         if name.startswith("cpu"):
@@ -120,6 +116,29 @@ def _random_state(group: dist.ProcessGroup) -> dict[str, torch.Tensor]:
     if torch.cuda.is_available():
         state[f"cuda-{rank}"] = torch.cuda.get_rng_state()
     return state
+
+
+def _written(metadata: Metadata, random_state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those of this rank's random states that the checkpoint holds, in the same size."""
+    held = {
+        key: entry.size
+        for key, entry in metadata.state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    return {name: value for name, value in random_state.items() if held.get(f"random.{name}") == value.size()}
+
+
+def _cannot_write(folder: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint.uri: {folder} could not be written ({why}). Free some space, or give another folder."
+    )
+
+
+def _cannot_load(folder: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{folder} cannot be loaded ({why}). It was written by another model or version; "
+        "give the run another checkpoint.uri, or remove that folder."
+    )
 
 
 def _causes(error: CheckpointException) -> str:
