@@ -100,6 +100,17 @@ def test_a_long_document_is_cut_after_a_newline_and_nothing_is_lost(tmp_path, re
         ("a.jsonl", b'{"text": "w2"}\n{"text": ', r"a\.jsonl, line 2 is not JSON"),
         ("a.jsonl", b'{"txt": "w2"}', "line 1 has no string `text`"),
         ("a.jsonl", b"[1]", "line 1 has no string `text`"),
+        (
+            "a.jsonl",
+            b'{"text": "w2"}\n{"text": "w\\ud83d"}',
+            r"a\.jsonl, line 2 has half a surrogate pair .*character 1 is \\ud83d\)\. Write both",
+        ),
+        (
+            "a.jsonl",
+            b'{"text": "w2", "n": ' + b"1" * 5000 + b"}",
+            r"a\.jsonl, line 1 is not JSON .*4300.*Write",
+        ),
+        ("a.jsonl", b"[" * 200_000, r"a\.jsonl, line 1 is not JSON .*recursion.*Write one object"),
     ],
 )
 def test_what_cannot_be_read_is_named_with_its_mend(tmp_path, read, name, content, says):
@@ -108,6 +119,12 @@ def test_what_cannot_be_read_is_named_with_its_mend(tmp_path, read, name, conten
     with pytest.raises(DataUnavailable, match=says):
         read(tmp_path / name)
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_whole_surrogate_pair_is_text(tmp_path, read):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "w2 \\ud83d\\ude00"}')
+    assert read(path)[0] == 2
 
 
 def test_a_folder_without_text_is_refused(tmp_path, read):

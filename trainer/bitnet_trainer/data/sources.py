@@ -123,9 +123,10 @@ def _documents(name: str, files: Sequence[Path]) -> Iterator[str]:
 def _record_text(name: str, file: Path, number: int, line: str) -> str:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # of long numbers and deep nesting too
         raise DataUnavailable(
-            f"source {name!r}: {file}, line {number} is not JSON ({error.msg}). Write one object a line."
+            f"source {name!r}: {file}, line {number} is not JSON that can be read "
+            f"({getattr(error, 'msg', error)}). Write one object a line."
         ) from error
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):
@@ -133,6 +134,13 @@ def _record_text(name: str, file: Path, number: int, line: str) -> str:
             f"source {name!r}: {file}, line {number} has no string `text`. Write lines such as "
             '{"text": "Once upon a time"}.'
         )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataUnavailable(
+            f"source {name!r}: {file}, line {number} has half a surrogate pair in its `text` (character "
+            f"{error.start} is \\u{ord(text[error.start]):04x}). Write both halves, or leave it out."
+        ) from error
     return text
 
 
