@@ -1,5 +1,6 @@
 """What operator and trainer say to each other: the order, progress, the termination report, exit codes."""
 
+import hashlib
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -167,14 +168,20 @@ class TerminationReport(Report):
     """Where what came out is, by kind: HuggingFace, LossPlot."""
 
     def to_message(self) -> str:
-        """The report as JSON that Kubernetes keeps whole: the message's end is cut where it would not fit."""
-        report = self
+        """The report as JSON that Kubernetes keeps whole.
+
+        A message that would not fit loses its middle: a sentence begins with what was wrong, and a traceback
+        ends with it.
+        """
+        report, kept = self, len(self.message)
         while len(encoded := report.model_dump_json(by_alias=True).encode()) > TERMINATION_MESSAGE_LIMIT:
-            if not report.message:
+            if not kept:
                 return report.model_copy(update={"artifacts": {}, "evaluation": None}).model_dump_json(
                     by_alias=True
                 )
-            report = report.model_copy(update={"message": report.message[: len(report.message) * 9 // 10]})
+            kept = kept * 9 // 10
+            begin, end = self.message[: kept // 3], self.message[len(self.message) - (kept - kept // 3) :]
+            report = report.model_copy(update={"message": f"{begin}…{end}" if kept else ""})
         return encoded.decode()
 
 
@@ -187,6 +194,25 @@ class Order(Record):
     """Name of the child job; it names this attempt in logs."""
     spec: BitNetRunSpec
     plan: Plan
+
+    @property
+    def training_hash(self) -> str:
+        """Names in checkpoints what is trained: the ledger, and what else in the spec decides a step.
+
+        A checkpoint is gone on from only under the hash that it was written under. Shapes, the checkpoints'
+        own cadence, retries and the pods' template are not in it; the text has a fingerprint of its own.
+        """
+        decisive = self.spec.model_dump_json(
+            include={
+                "model": True,
+                "quantization": True,
+                "optimizer": True,
+                "phases": True,
+                "teacher": {"from_", "revision"},
+                "seed": True,
+            }
+        )
+        return hashlib.sha256(f"{self.plan.ledger_hash} {decisive}".encode()).hexdigest()[:16]
 
     @property
     def folder(self) -> Path:

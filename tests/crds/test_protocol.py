@@ -36,7 +36,14 @@ def test_a_report_fits_whatever_its_message(text: str, times: int) -> None:
     assert len(sent.encode()) <= TERMINATION_MESSAGE_LIMIT
     received = TerminationReport.model_validate_json(sent)
     assert received.model_copy(update={"message": ""}) == report("")
-    assert (text * times).startswith(received.message)
+    assert received.message == text * times or "…" in received.message
+
+
+def test_a_long_message_keeps_its_beginning_and_its_end() -> None:
+    """A sentence says what was wrong at its beginning, and a traceback at its end."""
+    sent = TerminationReport.model_validate_json(report("first " + "é" * 9000 + " last").to_message())
+    assert sent.message.startswith("first ")
+    assert sent.message.endswith(" last")
 
 
 @pytest.mark.parametrize("character", ["a", "é", "漢", "🧊", "\x00", '"', "\\", "\n"])

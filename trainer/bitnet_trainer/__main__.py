@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
 from torch import distributed as dist
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -24,7 +23,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from bitnet_crds.protocol import ExitCode, Order, TerminationReport, exit_code_label
 from bitnet_trainer.errors import BadInput
-from bitnet_trainer.outcome import REPORTS, collect_reports, exit_code_of, publish, with_newest_checkpoint
+from bitnet_trainer.outcome import REPORTS, collect_reports, publish, with_newest_checkpoint
 from bitnet_trainer.stop import SIGNALS, STOP_SECONDS, at_once_on_signal
 
 PEER_LOST_SECONDS = 5
@@ -96,7 +95,8 @@ def _launch(path: Path, scratch: Path, worker: Sequence[str]) -> TerminationRepo
     try:
         order = Order.model_validate_json(path.read_text())
         place = find_place(order, os.environ)
-    except (OSError, ValidationError, BadInput) as error:
+    # A ValueError: the order is no order, or not even text, or one of PyTorchJob's variables is no number.
+    except (OSError, ValueError, BadInput) as error:
         return _refused(path, error)
     os.environ[REPORTS] = str(scratch)
     if "OMP_NUM_THREADS" not in os.environ:
@@ -187,8 +187,7 @@ def explain_stop(reports: Mapping[int, TerminationReport]) -> TerminationReport:
 
 
 def _refused(path: Path, error: Exception) -> TerminationReport:
-    code = ExitCode.BAD_INPUT if isinstance(error, OSError) else exit_code_of(error)
-    report = _report(code, f"{path}: {error}")
+    report = _report(ExitCode.BAD_INPUT, f"{path}: {error}")
     print(report.message, file=sys.stderr)
     return report
 

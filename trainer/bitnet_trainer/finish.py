@@ -1,5 +1,6 @@
 """After (and before) training: perplexity over all ranks, the export, the plot."""
 
+import logging
 import math
 from pathlib import Path
 
@@ -8,8 +9,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bitnet_crds.plan import Plan
-from bitnet_crds.protocol import Evaluation
+from bitnet_crds.protocol import Evaluation, TeacherState
 from bitnet_crds.spec import BitNetRunSpec
+from bitnet_trainer.errors import TeacherUnavailable
 from bitnet_trainer.evaluate import Perplexity, negative_log_likelihood, perplexity_of
 from bitnet_trainer.export.huggingface import export_huggingface
 from bitnet_trainer.models.convert import ConversionReport
@@ -18,6 +20,9 @@ from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.record import Baseline
 from bitnet_trainer.report import read_metrics
 from bitnet_trainer.step import autocast
+from bitnet_trainer.teacher import Teacher
+
+_log = logging.getLogger(__name__)
 
 _EVALUATED_TOKENS = {"cpu": 2_048, "cuda": 131_072}
 """Held-out tokens that perplexity is measured on, at most. A CPU takes seconds for a thousand."""
@@ -48,6 +53,19 @@ def measure_baseline(model: nn.Module, sequences: torch.Tensor, batch_size: int,
     return Baseline(
         tokens=original.tokens, original=_finite(original.value), quantized=_finite(quantized.value)
     )
+
+
+def measure_teacher(teacher: Teacher, sequences: torch.Tensor, batch_size: int, ranks: Ranks) -> float | None:
+    """The teacher's perplexity, for comparison; None where it cannot be had any more.
+
+    Training is over when it is asked for, so a teacher that is gone by then costs a figure and not the run.
+    """
+    try:
+        teacher.load()
+    except TeacherUnavailable as error:
+        _log.warning("the teacher's perplexity is left out: %s", error)
+    (missing,) = ranks.total(int(teacher.state is not TeacherState.READY))
+    return None if missing else measure(teacher.model, sequences, batch_size, ranks).value
 
 
 def evaluation(baseline: Baseline, after: Perplexity, teacher: float | None) -> Evaluation:

@@ -25,6 +25,7 @@ from bitnet_trainer.finish import (
     evaluation,
     measure,
     measure_baseline,
+    measure_teacher,
     write_artifacts,
 )
 from bitnet_trainer.guards import NonFiniteGuard, check_skips
@@ -38,7 +39,16 @@ from bitnet_trainer.quantization.warmup import set_lambda
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.readback import Readback, Speedometer
 from bitnet_trainer.report import MetricsLog, Reporter, StepRecord
-from bitnet_trainer.setup import check_world, known_baseline, open_run_corpus, wrapped, write_record
+from bitnet_trainer.setup import (
+    check_vocabulary,
+    check_world,
+    known_baseline,
+    open_run_corpus,
+    planned_teacher,
+    teacher_is_the_original,
+    wrapped,
+    write_record,
+)
 from bitnet_trainer.step import Stepper
 from bitnet_trainer.stop import StopRequest
 from bitnet_trainer.teacher import Teacher
@@ -83,9 +93,25 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
 
     reporter.update(state=TrainerState.PREPARING_DATA)
     corpus = open_run_corpus(order, loaded.tokenizer, ranks)
+    check_vocabulary(corpus, loaded)
     fingerprint = corpus.fingerprint()
     held_out = corpus.held_out(evaluated_sequences(ranks.device, plan.sequence_length))
     evaluation_batch = plan.phases[-1].shape.micro_batch_size
+
+    # A run that may not go on is refused before it costs anything, or writes over what the other one left.
+    start = Cursor.at_start(len(corpus.sources))
+    position = Position(0, start.consumed, 0, order.training_hash, fingerprint, 0)
+    found = ranks.from_first(checkpoint.newest_sound(store) if ranks.first else None)
+    if found is not None:
+        position = Position.read(found.path)
+        checkpoint.check_position(position, found, order.training_hash, fingerprint)
+        reporter.update(
+            checkpoint=reported(order, found),
+            step=position.step,
+            phase=plan.phase_at(position.step).name,
+            tokens=position.step * plan.tokens_per_step,
+            skipped_steps=position.skipped_steps,
+        )
 
     reporter.update(state=TrainerState.EVALUATING)
     baseline = known_baseline(order, fingerprint, ranks) or measure_baseline(
@@ -95,41 +121,34 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
         write_record(order, loaded, conversion, fingerprint, baseline)
 
     optimizer = build_adamw(student, weight_decay=spec.optimizer.weight_decay)
-    position = Position(0, Cursor.at_start(len(corpus.sources)).consumed, 0, plan.ledger_hash, fingerprint, 0)
-    found = ranks.from_first(checkpoint.newest_sound(store) if ranks.first else None)
     if found is not None:
-        position = Position.read(found.path)
-        checkpoint.check_position(position, found, plan.ledger_hash, fingerprint)
         checkpoint.load(found, position, student, optimizer, ranks.control)
-        reporter.update(checkpoint=reported(order, found))
         _log.info("going on from %s, step %d of %d", found.path, position.step, plan.total_steps)
 
-    teacher = None
-    if spec.teacher is not None:
-        vocabulary = loaded.model.config.vocab_size
-        teacher = Teacher(spec.teacher.from_, spec.teacher.revision, vocabulary, ranks.device)
+    teacher = planned_teacher(order, loaded, ranks.device)
     session = _Session(order, reporter, ranks, store, corpus, student, optimizer, teacher, position)
     with stop.deferred(), closing(session):
         finished = session.run(stop)
-    if not finished:
-        return Result(True, f"asked to stop; the checkpoint of step {session.step} was written")
+    (stops,) = ranks.total(int(stop.requested))
+    if not finished or stops:
+        return Result(True, f"asked to stop; it goes on from step {session.step}")
 
     reporter.update(state=TrainerState.EVALUATING)
     set_lambda(student, 1.0)
     after = measure(student, held_out, evaluation_batch, ranks)
-    teacher_perplexity: float | None = None
-    if teacher is not None and _teacher_is_the_original(order):
-        teacher_perplexity = baseline.original
-    elif teacher is not None:
-        teacher.load()
-        teacher_perplexity = measure(teacher.model, held_out, evaluation_batch, ranks).value
-    evaluated = evaluation(baseline, after, teacher_perplexity)
-
     reporter.update(state=TrainerState.EXPORTING)
     artifacts: dict[str, str] = {}
     if ranks.first:
         artifacts = write_artifacts(order.folder, spec, plan, loaded.model, loaded.tokenizer, conversion)
     ranks.wait()
+
+    reporter.update(state=TrainerState.EVALUATING)
+    teacher_perplexity: float | None = None
+    if teacher is not None and teacher_is_the_original(order):
+        teacher_perplexity = baseline.original
+    elif teacher is not None:
+        teacher_perplexity = measure_teacher(teacher, held_out, evaluation_batch, ranks)
+    evaluated = evaluation(baseline, after, teacher_perplexity)
     reporter.update(state=TrainerState.FINISHED)
     return Result(
         False,
@@ -315,8 +334,3 @@ class _Taken:
     learning_rate: float
     quantization_lambda: float
     tokens_per_second: float | None
-
-
-def _teacher_is_the_original(order: Order) -> bool:
-    teacher, model = order.spec.teacher, order.spec.model
-    return teacher is not None and (teacher.from_, teacher.revision) == (model.from_, model.revision)

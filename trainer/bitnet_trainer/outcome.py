@@ -1,5 +1,6 @@
 """How a rank ends: which error has which exit code, and the report it leaves for the launcher."""
 
+import errno
 import os
 import traceback
 from collections.abc import Mapping
@@ -40,6 +41,9 @@ TERMINATION_LOG = "BITNET_TERMINATION_LOG"
 """Environment variable: where the launcher writes the pod's last word."""
 _KUBERNETES_TERMINATION_LOG = Path("/dev/termination-log")
 
+# What keeps a run from writing into its own folder; reading models and text has errors of its own.
+_DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
 # Gloo raises a plain RuntimeError when the other end of a connection goes away.
 _PEER_LOST_SIGNS = ("Connection closed by peer", "Connection reset by peer", "gloo/transport/tcp")
 
@@ -51,6 +55,8 @@ def exit_code_of(error: BaseException) -> int:
     for kind in type(error).__mro__:
         if kind in EXIT_CODES:
             return EXIT_CODES[kind]
+    if isinstance(error, OSError) and error.errno in _DISK_FAULTS:
+        return ExitCode.CHECKPOINT_UNAVAILABLE
     if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _PEER_LOST_SIGNS):
         return ExitCode.PEER_LOST
     return ExitCode.CRASHED
@@ -63,6 +69,13 @@ def failure_report(error: BaseException, rank: int, progress: Progress) -> Termi
         message = "".join(traceback.format_exception(error))[-3000:]
     elif code == ExitCode.PEER_LOST:
         message = f"rank {rank} lost another rank at step {progress.step}: {str(error)[:200]}"
+    elif isinstance(error, SystemExit):
+        message = f"asked to stop while {progress.state}; nothing was to be saved since step {progress.step}"
+    elif isinstance(error, OSError) and code == ExitCode.CHECKPOINT_UNAVAILABLE:
+        message = (
+            f"checkpoint.uri: {error.filename or 'a file of the run'} cannot be written ({error.strerror}). "
+            "Make it writable for the user that trains, free some space, or give another folder."
+        )
     elif code == ExitCode.OUT_OF_MEMORY:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         message = (
@@ -99,7 +112,10 @@ def collect_reports(folder: Path) -> dict[int, TerminationReport]:
 def with_newest_checkpoint(report: TerminationReport, order: Order) -> TerminationReport:
     """The report with the newest committed checkpoint in it, as the disk knows it: a rank that died without
     a word could not say which one that is."""
-    committed = CheckpointStore(order.folder / "checkpoints", order.spec.checkpoint.keep).committed()
+    try:
+        committed = CheckpointStore(order.folder / "checkpoints", order.spec.checkpoint.keep).committed()
+    except (OSError, errors.CheckpointError):
+        return report  # which then says what is wrong with that folder, or is about something else
     if not committed:
         return report
     newest = reported(order, committed[0])

@@ -4,6 +4,7 @@ import inspect
 from fractions import Fraction
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -11,11 +12,12 @@ from bitnet_crds.locations import parse_location
 from bitnet_crds.plan import PlannedPhase
 from bitnet_crds.protocol import Order
 from bitnet_trainer.data import Corpus, SourceText, Tokenizer, open_corpus
-from bitnet_trainer.errors import BadInput
+from bitnet_trainer.errors import BadInput, ModelUnavailable
 from bitnet_trainer.models.convert import ConversionReport
 from bitnet_trainer.models.load import LoadedModel
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.record import Baseline, RunRecord, now, versions
+from bitnet_trainer.teacher import Teacher
 
 
 def check_world(phases: tuple[PlannedPhase, ...], world: int) -> None:
@@ -89,3 +91,32 @@ def write_record(
         versions=versions(),
         baseline=baseline,
     ).write(path)
+
+
+def check_vocabulary(corpus: Corpus, loaded: LoadedModel) -> None:
+    """Raises ModelUnavailable where the text has tokens that the model has no embedding for.
+
+    Embedding such a token would end the run at the step that first draws it, on CUDA with all that ran there.
+    """
+    known = len(loaded.model.get_input_embeddings().get_parameter("weight"))
+    largest = corpus.largest_token()
+    if largest >= known:
+        raise ModelUnavailable(
+            f"the tokenizer of {loaded.source} makes token {largest} of the text, and the model knows "
+            f"{known} tokens. Use the tokenizer that the model was trained with."
+        )
+
+
+def planned_teacher(order: Order, loaded: LoadedModel, device: torch.device) -> Teacher | None:
+    """The run's teacher, not loaded yet; None where it has none."""
+    asked = order.spec.teacher
+    if asked is None:
+        return None
+    tokens = None if teacher_is_the_original(order) else loaded.tokenizer.get_vocab()
+    return Teacher(asked.from_, asked.revision, loaded.model.config.vocab_size, device, tokens)
+
+
+def teacher_is_the_original(order: Order) -> bool:
+    """Whether the teacher is the very model that the student began as."""
+    teacher, model = order.spec.teacher, order.spec.model
+    return teacher is not None and (teacher.from_, teacher.revision) == (model.from_, model.revision)

@@ -3,20 +3,27 @@
 A teacher that cannot be loaded raises; there is no path on which training goes on without it.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from bitnet_crds.protocol import TeacherState
 from bitnet_trainer.errors import ModelUnavailable, TeacherUnavailable
-from bitnet_trainer.models.load import load_weights
+from bitnet_trainer.models.load import load_vocabulary, load_weights
 
 
 class Teacher:
     """The model distilled from, of the student's vocabulary."""
 
     def __init__(
-        self, address: str, revision: str | None, student_vocabulary: int, device: torch.device
+        self,
+        address: str,
+        revision: str | None,
+        student_vocabulary: int,
+        device: torch.device,
+        student_tokens: Mapping[str, int] | None = None,
     ) -> None:
         """Loads nothing yet.
 
@@ -25,11 +32,14 @@ class Teacher:
             revision: branch, tag or commit of a hub repository.
             student_vocabulary: V, the width of the student's logits.
             device: where the teacher will live; in bfloat16 on CUDA, in float32 elsewhere.
+            student_tokens: the student's token ids by token, for the teacher's to be compared with; None
+                where the teacher is the very model that the student began as.
         """
         self._address = address
         self._revision = revision
         self._student_vocabulary = student_vocabulary
         self._device = device
+        self._student_tokens = student_tokens
         self._model: PreTrainedModel | None = None
         self._state = TeacherState.ABSENT
 
@@ -86,6 +96,7 @@ class Teacher:
                 f"{self._student_vocabulary}, so their logits cannot be compared; "
                 "name a teacher of the student's own family"
             )
+        self._compare_tokens()
         try:
             torch.nn.Module.to(model, device=self._device)
         except torch.OutOfMemoryError as error:
@@ -95,3 +106,16 @@ class Teacher:
             ) from error
         model.requires_grad_(False)
         return model
+
+    def _compare_tokens(self) -> None:
+        """Two vocabularies of one size may still mean other things by the same number."""
+        if self._student_tokens is None:
+            return
+        tokens = load_vocabulary(self._address, self._revision)
+        for token, number in (tokens or {}).items():
+            if self._student_tokens.get(token) != number:
+                raise TeacherUnavailable(
+                    f"the teacher {self._address} has token {token!r} at {number} and the student at "
+                    f"{self._student_tokens.get(token, 'none')}, so their logits speak of other tokens; "
+                    "name a teacher of the student's own family"
+                )

@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from bitnet_crds.locations import parse_location
+from bitnet_crds.locations import Location, parse_location
 from bitnet_trainer.errors import ModelUnavailable
 
 Loaded = TypeVar("Loaded")
@@ -79,6 +79,16 @@ def load_model(address: str, revision: str | None = None) -> LoadedModel:
     return LoadedModel(model, tokenizer, str(source))
 
 
+def load_vocabulary(address: str, revision: str | None = None) -> dict[str, int] | None:
+    """Token ids by token at an address; None where there are weights and no tokenizer to tell."""
+    source = _resolve(address, revision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.name, **source.arguments())
+    except (OSError, ValueError):
+        return None
+    return dict(tokenizer.get_vocab())
+
+
 def load_weights(
     address: str, revision: str | None = None, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
@@ -118,6 +128,15 @@ def _resolve(address: str, revision: str | None) -> _Source:
         raise ModelUnavailable(str(error)) from None
     if location.scheme == "hf":
         return _Source(location.rest, revision)
+    try:
+        return _local(location, address)
+    except OSError as error:
+        raise ModelUnavailable(
+            f"{location.path} cannot be looked at ({error.strerror}); let the user that trains read it"
+        ) from error
+
+
+def _local(location: Location, address: str) -> _Source:
     path = location.path
     if path.is_file():
         if path.suffix != ".gguf":
