@@ -65,6 +65,32 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path, read):
     assert read(folder) == [2, EOS, 3, EOS, 4, EOS]
 
 
+def test_hidden_files_and_the_runs_own_are_not_text(tmp_path, tokenizer):
+    for name in (
+        "a.txt",
+        ".hidden.txt",
+        ".ipynb_checkpoints/b.txt",
+        "deeper/.git/c.txt",
+        "runs/mine/metrics.jsonl",
+        "runs/mine/checkpoints/step-00000005/d.txt",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("w2")
+    (tmp_path / "linked.txt").symlink_to(tmp_path / ".hidden.txt")
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
+    cache = tmp_path / "runs" / "mine" / "tokens"
+    assert open_source("books", tmp_path, tokenizer, cache).tolist() == [2, EOS, 2, EOS]
+    with pytest.raises(DataUnavailable, match=r"this run's own folder .*mine left out"):
+        open_source("books", tmp_path / "runs", tokenizer, cache)
+
+
+def test_a_source_in_a_hidden_folder_or_below_the_runs_own_is_read(tmp_path, read):
+    folder = tmp_path / ".cache" / "texts"
+    folder.mkdir(parents=True)
+    (folder / "a.txt").write_text("w2")
+    assert read(folder) == [2, EOS]
+
+
 def test_tokens_are_kept_until_text_or_tokenizer_change(tmp_path, read, tokenizer, monkeypatch):
     path = tmp_path / "a.txt"
     path.write_text("w2 w3")
@@ -105,12 +131,18 @@ def test_a_long_document_is_cut_after_a_newline_and_nothing_is_lost(tmp_path, re
             b'{"text": "w2"}\n{"text": "w\\ud83d"}',
             r"a\.jsonl, line 2 has half a surrogate pair .*character 1 is \\ud83d\)\. Write both",
         ),
-        (
+        pytest.param(
             "a.jsonl",
             b'{"text": "w2", "n": ' + b"1" * 5000 + b"}",
-            r"a\.jsonl, line 1 is not JSON .*4300.*Write",
+            r"a\.jsonl, line 1 is not JSON .*4300.*Write one object",
+            id="a number of 5,000 digits",
         ),
-        ("a.jsonl", b"[" * 200_000, r"a\.jsonl, line 1 is not JSON .*recursion.*Write one object"),
+        pytest.param(
+            "a.jsonl",
+            b"[" * 200_000,
+            r"a\.jsonl, line 1 is not JSON .*recursion.*Write one object",
+            id="deep nesting",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_named_with_its_mend(tmp_path, read, name, content, says):

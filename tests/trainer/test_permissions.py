@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bitnet_trainer.checkpoint import CheckpointStore
-from bitnet_trainer.errors import CheckpointError
+from bitnet_trainer.data import open_source
+from bitnet_trainer.errors import CheckpointError, DataUnavailable
 
 NOBODY = 65534
 
@@ -50,3 +51,26 @@ def test_checkpoints_that_may_not_be_listed_are_not_taken_for_none(unprivileged,
     (unprivileged / locked).chmod(0o000)
     with pytest.raises(CheckpointError, match=r"cannot be read \(Permission denied\)"):
         CheckpointStore(unprivileged / "run", 1).committed()
+
+
+@pytest.mark.parametrize(
+    ("locked", "mode", "source"),
+    [
+        ("texts", 0o000, "texts"),
+        ("texts", 0o400, "texts"),
+        ("texts", 0o000, "texts/a.txt"),
+        ("texts/deeper", 0o000, "texts"),
+        ("texts/deeper", 0o400, "texts"),
+        ("texts/deeper/b.txt", 0o000, "texts"),
+        ("texts/a.txt", 0o000, "texts/a.txt"),
+    ],
+)
+def test_text_that_may_not_be_read_is_named_and_not_skipped(unprivileged, tokenizer, locked, mode, source):
+    (unprivileged / "texts" / "deeper").mkdir(parents=True)
+    for name in ("texts/a.txt", "texts/deeper/b.txt"):
+        (unprivileged / name).write_text("w2")
+    (unprivileged / locked).chmod(mode)
+    with pytest.raises(
+        DataUnavailable, match=rf"'books': .*{locked}.* cannot be read \(Permission .*Make it"
+    ):
+        open_source("books", unprivileged / source, tokenizer, unprivileged / "run" / "tokens")

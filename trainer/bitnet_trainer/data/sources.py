@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,11 +40,15 @@ def open_source(name: str, path: Path, tokenizer: Tokenizer, cache: Path) -> Tok
     """The tokens of one source, (N,), each document followed by the tokenizer's end-of-text token.
 
     `path` is a .txt file (one document), a .jsonl file (a document a line, in its `text` field) or a folder
-    of them, read in the order of their names. The result lies in `cache` under a name made of the content
-    and the tokenizer, so that another start only maps it, and an edited file is tokenised again.
+    of them, read in the order of their names; hidden files and folders in it are left out, and the run's
+    own folder, which is the one that holds `cache`. The result lies in `cache` under a name made of the
+    content and the tokenizer, so that another start only maps it, and an edited file is tokenised again.
     Raises DataUnavailable for a source that is missing, empty, or not readable as text.
     """
-    files = _text_files(name, path)
+    try:
+        files = _text_files(name, path, cache.parent)
+    except OSError as error:
+        raise _unreadable(name, Path(error.filename or path), error) from error
     end = tokenizer.eos_token_id
     if end is None:
         raise DataUnavailable(
@@ -67,19 +72,21 @@ def open_source(name: str, path: Path, tokenizer: Tokenizer, cache: Path) -> Tok
     return tokens
 
 
-def _text_files(name: str, path: Path) -> list[Path]:
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
-        if not files:
-            raise DataUnavailable(
-                f"source {name!r}: the folder {path} holds no .txt or .jsonl file. "
-                "Put one there, or mend its uri."
-            )
-        return files
-    if not path.exists():
+def _text_files(name: str, path: Path, own: Path) -> list[Path]:
+    """The files to read, none of them in the folder `own`. Raises OSError where that cannot be seen."""
+    mode = _mode(path)
+    if mode is None:
         raise DataUnavailable(
             f"source {name!r}: {path} does not exist. Mend its uri, or mount the volume that holds it."
         )
+    if stat.S_ISDIR(mode):
+        files = sorted(file for file in _walk(path, own) if stat.S_ISREG(_mode(file) or 0))
+        if not files:
+            raise DataUnavailable(
+                f"source {name!r}: the folder {path} holds no .txt or .jsonl file, hidden ones and those in "
+                f"this run's own folder {own} left out. Put one there, or mend its uri."
+            )
+        return files
     if path.suffix not in _SUFFIXES:
         raise DataUnavailable(
             f"source {name!r}: {path} ends in {path.suffix!r}, which is not read. Give a .txt or .jsonl file."
@@ -87,14 +94,44 @@ def _text_files(name: str, path: Path) -> list[Path]:
     return [path]
 
 
+def _walk(folder: Path, own: Path) -> Iterator[Path]:
+    """Text files at any depth. Not by rglob, which passes over a folder that it may not list."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    own = own.resolve()
+    for root, folders, names in os.walk(folder, onerror=fail):
+        here = Path(root)
+        if here.resolve() == own:
+            folders.clear()
+            continue
+        folders[:] = [inner for inner in folders if not inner.startswith(".")]
+        yield from (
+            here / inner for inner in names if not inner.startswith(".") and inner.endswith(_SUFFIXES)
+        )
+
+
+def _mode(path: Path) -> int | None:
+    """What kind of file is there, None where there is none; OSError where that cannot be seen."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _unreadable(name: str, path: Path, error: OSError) -> DataUnavailable:
+    return DataUnavailable(
+        f"source {name!r}: {path} cannot be read ({error.strerror or error}). "
+        "Make it readable for the user that trains."
+    )
+
+
 def _read(name: str, file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise DataUnavailable(
-            f"source {name!r}: {file} cannot be read ({error.strerror}). "
-            "Make it readable for the user that trains."
-        ) from error
+        raise _unreadable(name, file, error) from error
 
 
 def _documents(name: str, files: Sequence[Path]) -> Iterator[str]:
