@@ -107,6 +107,23 @@ def test_tokens_are_kept_until_text_or_tokenizer_change(tmp_path, read, tokenize
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [(OSError(28, "No space left on device"), DataUnavailable), (KeyboardInterrupt(), KeyboardInterrupt)],
+)
+@pytest.mark.parametrize("fails", ["numpy.save", "os.fsync", "pathlib.Path.replace"])
+def test_tokens_that_cannot_be_kept_leave_nothing_behind(
+    tmp_path, read, words, monkeypatch, fails, error, raised
+):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(fails, fail)
+    with pytest.raises(raised, match="No space left on device" if raised is DataUnavailable else None):
+        read(words("a.txt", 5))
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
 def test_a_long_document_is_cut_after_a_newline_and_nothing_is_lost(tmp_path, read, monkeypatch):
     monkeypatch.setattr("bitnet_trainer.data.sources._LONGEST_PIECE", 40)
     path = tmp_path / "a.txt"

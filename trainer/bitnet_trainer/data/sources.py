@@ -6,6 +6,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -208,13 +209,15 @@ def _keep(tokens: Tokens, path: Path) -> None:
     """Writes the cache whole or not at all: a process that dies here must not leave half a corpus."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}-", delete=False) as file:
-            np.save(file, tokens)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(file.name).replace(path)
+        with ExitStack() as cleanup:
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}-", delete=False) as file:
+                cleanup.callback(Path(file.name).unlink, missing_ok=True)
+                np.save(file, tokens)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(file.name).replace(path)
     except OSError as error:
         raise DataUnavailable(
-            f"tokens cannot be kept in {path.parent} ({error.strerror}). "
+            f"tokens cannot be kept in {path.parent} ({error.strerror or error}). "
             "Make that folder writable, or free some space."
         ) from error
