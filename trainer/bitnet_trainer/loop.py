@@ -123,7 +123,6 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
     optimizer = build_adamw(student, weight_decay=spec.optimizer.weight_decay)
     if found is not None:
         checkpoint.load(found, position, student, optimizer, ranks.control)
-        _log.info("going on from %s, step %d of %d", found.path, position.step, plan.total_steps)
 
     teacher = planned_teacher(order, loaded, ranks.device)
     session = _Session(order, reporter, ranks, store, corpus, student, optimizer, teacher, position)
