@@ -18,7 +18,13 @@ from bitnet_crds.advice import advise
 from bitnet_crds.protocol import run_folder
 from bitnet_crds.status import RunPhase
 from bitnet_operator.api import RUNS, ApiError, connect
-from bitnet_operator.backends.local import STATUS_FILE, LocalMachine, RunInUseError, only_driver
+from bitnet_operator.backends.local import (
+    STATUS_FILE,
+    LocalMachine,
+    RunInUseError,
+    check_unchanged,
+    only_driver,
+)
 from bitnet_operator.decide import Settings, reopened
 from bitnet_operator.documents import check_local_files, read_document
 from bitnet_operator.live import LiveView
@@ -65,6 +71,7 @@ def run_command(file: RunFile) -> None:
     if importlib.util.find_spec("bitnet_trainer") is None or importlib.util.find_spec("torch") is None:
         _exit_with("the trainer is not installed here. Install bitnet-operator[operator,trainer].")
     _or_exit(lambda: check_local_files(run.spec, run.metadata.namespace, run.metadata.name))
+    _or_exit(lambda: check_unchanged(run))
     folder = run_folder(run.spec, run.metadata.namespace, run.metadata.name)
     begun = datetime.now(UTC)
     try:

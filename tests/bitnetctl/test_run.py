@@ -37,6 +37,25 @@ def test_a_run_is_trained_to_its_end_and_says_what_came_out(make_bitnetctl: Make
     assert (bitnetctl.run_folder / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_changed_run_is_never_given_the_old_ones_result(make_bitnetctl: MakeBitnetctl) -> None:
+    bitnetctl = make_bitnetctl(steps=4)
+    code, output = bitnetctl("run", str(bitnetctl.file))
+    assert code == 0, output
+    spec = bitnetctl.document["spec"]
+
+    # What decides nothing of the result may change.
+    spec |= {"retries": 1, "checkpoint": {**spec["checkpoint"], "everySteps": 2, "keep": 1}}
+    code, output = bitnetctl("run", str(bitnetctl.file))
+    assert code == 0, output
+
+    spec["budget"]["tokens"] *= 2
+    spec["seed"] = 5
+    code, output = bitnetctl("run", str(bitnetctl.file))
+    assert code == 2, output
+    mend = f"changed since this run began. Give the run another name, or remove {bitnetctl.run_folder}."
+    assert output.splitlines() == [f"spec.budget: {mend}", f"spec.seed: {mend}"]
+
+
 def test_ctrl_c_checkpoints_and_a_second_run_goes_on_from_there(make_bitnetctl: MakeBitnetctl) -> None:
     bitnetctl = make_bitnetctl(steps=400)
     process = bitnetctl.start("run", str(bitnetctl.file))

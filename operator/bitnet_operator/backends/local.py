@@ -21,7 +21,19 @@ from typing import Any
 import aiohttp
 from pydantic import ValidationError
 
-from bitnet_crds import BitNetRunStatus, ExitCode, Order, Plan, Progress, TerminationReport, parse_run
+from bitnet_crds import (
+    BitNetRun,
+    BitNetRunSpec,
+    BitNetRunStatus,
+    ExitCode,
+    InvalidRun,
+    Order,
+    Plan,
+    Problem,
+    Progress,
+    TerminationReport,
+    parse_run,
+)
 from bitnet_crds.protocol import run_folder
 from bitnet_operator.decision import Decision
 from bitnet_operator.observation import Job, JobState, Key, Observation, Pod
@@ -204,6 +216,34 @@ class LocalMachine:
             return 128 - code if code < 0 else code
         # Another bitnetctl started it, so its exit code is known from its last word alone.
         return report.exit_code if report is not None else int(ExitCode.CRASHED)
+
+
+def check_unchanged(run: BitNetRun) -> None:
+    """Raises InvalidRun where the run began with another spec, whose result would pass for this one's.
+
+    Retries, the pods' template and how checkpoints are kept may change; where they are kept led here.
+    """
+    folder = run_folder(run.spec, run.metadata.namespace, run.metadata.name)
+    orders = sorted(folder.glob("jobs/*/order.json"), key=lambda path: path.stat().st_mtime_ns)
+    if not orders:
+        return
+    try:
+        begun = Order.model_validate_json(orders[-1].read_bytes()).spec
+    except (OSError, ValidationError):
+        raise InvalidRun(
+            [Problem(str(orders[-1]), "not an order that can be read", f"Remove {folder}")]
+        ) from None
+    before, now = _decisive(begun), _decisive(run.spec)
+    mend = f"Give the run another name, or remove {folder}"
+    changed = [field for field in now if now[field] != before[field]]
+    if changed:
+        raise InvalidRun(Problem(f"spec.{field}", "changed since this run began", mend) for field in changed)
+
+
+def _decisive(spec: BitNetRunSpec) -> dict[str, Any]:
+    """What may not change while a run exists, by top-level field as one writes it."""
+    left_aside = {"retries": True, "checkpoint": True, "workers": {"template"}}
+    return spec.model_dump(by_alias=True, exclude=left_aside)
 
 
 @contextlib.contextmanager
