@@ -242,8 +242,9 @@ def check_unchanged(run: BitNetRun) -> None:
 
 def _decisive(spec: BitNetRunSpec) -> dict[str, Any]:
     """What may not change while a run exists, by top-level field as one writes it."""
-    left_aside = {"retries": True, "checkpoint": True, "workers": {"template"}}
-    return spec.model_dump(by_alias=True, exclude=left_aside)
+    return spec.model_dump(
+        by_alias=True, exclude={"retries": True, "checkpoint": True, "workers": {"template"}}
+    )
 
 
 @contextlib.contextmanager
