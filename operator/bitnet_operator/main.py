@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -71,9 +73,9 @@ async def _operate(
 ) -> None:
     liveness = health.Liveness(limit_seconds=3 * RESYNC_SECONDS)
     async with (
+        _healthz(liveness, health_port),
         connect() as api,
         aiohttp.ClientSession() as http,
-        health.serve(liveness, health_port),
         asyncio.TaskGroup() as group,
     ):
         cluster = Cluster(api, http, trainer_image, metrics)
@@ -103,6 +105,16 @@ async def _operate(
         )
         for task in own:
             task.cancel()
+
+
+@asynccontextmanager
+async def _healthz(liveness: health.Liveness, port: int) -> AsyncIterator[None]:
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(health.serve(liveness, port))
+        except OSError as error:
+            raise typer.BadParameter(f"port {port}: {error.strerror}", param_hint="--health-port") from None
+        yield
 
 
 async def _resync(
