@@ -148,11 +148,7 @@ class LiveView:
         for index, segment in enumerate(status.segments):
             before = self._said[index] if index < len(self._said) else None
             if before is None:
-                yield Text(
-                    f"segment {segment.index} ({segment.reason}): steps {count(segment.first_step)} to "
-                    f"{count(segment.end_step - 1)}, micro batch {segment.shape.micro_batch_size} x "
-                    f"accumulation {segment.shape.accumulation}"
-                )
+                yield Text(f"segment {segment.index} ({segment.reason}): {_work(segment)}")
             if (before is None or before.outcome != segment.outcome) and segment.outcome in _BAD_ENDS:
                 why = segment.message or "no reason given"
                 yield Text(
@@ -174,6 +170,16 @@ class LiveView:
 
 
 _BAD_ENDS = (SegmentOutcome.FAILED, SegmentOutcome.PREEMPTED, SegmentOutcome.SUSPENDED)
+
+
+def _work(segment: Segment) -> str:
+    """What a segment is to do. One after the last step's checkpoint has no step left."""
+    if segment.first_step >= segment.end_step:
+        return "evaluation and export alone"
+    return (
+        f"steps {count(segment.first_step)} to {count(segment.end_step - 1)}, micro batch "
+        f"{segment.shape.micro_batch_size} x accumulation {segment.shape.accumulation}"
+    )
 
 
 def _segment_title(status: BitNetRunStatus) -> str:

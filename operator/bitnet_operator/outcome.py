@@ -72,10 +72,10 @@ def _places(run: BitNetRun, status: BitNetRunStatus) -> Table:
     table.add_column("what came out", no_wrap=True)
     table.add_column("where", overflow="fold")
     for kind, address in status.artifacts.items():
-        table.add_row(_ARTIFACTS.get(kind, kind), place(address))
+        table.add_row(_ARTIFACTS.get(kind, kind), Text(place(address)))
     if status.checkpoint_step is not None:
         folder = f"{place(run.spec.checkpoint.uri).rstrip('/')}/{run.metadata.namespace}/{run.metadata.name}"
-        table.add_row(f"checkpoint of step {count(status.checkpoint_step)}", folder)
+        table.add_row(f"checkpoint of step {count(status.checkpoint_step)}", Text(folder))
     if not table.row_count:
         table.add_row("nothing yet", "-")
     return table

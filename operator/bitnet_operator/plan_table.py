@@ -36,15 +36,18 @@ def _ledger(run: BitNetRun, plan: Plan) -> Table:
         f"= {plural(plan.tokens_per_step, 'token')}",
     )
     table.add_row("global batch", _global_batch(plan.phases[0].shape))
-    table.add_row("model", place(spec.model.from_))
+    table.add_row("model", Text(place(spec.model.from_)))
     if spec.teacher is not None and plan.teacher_start is not None:
-        table.add_row("teacher", f"{place(spec.teacher.from_)}, loaded at step {count(plan.teacher_start)}")
+        loaded = f", loaded at step {count(plan.teacher_start)}"
+        table.add_row("teacher", Text(place(spec.teacher.from_) + loaded))
     table.add_row("learning rate", _learning_rate(plan))
     table.add_row("lambda", _lambda(plan))
     table.add_row(
         "checkpoints",
-        f"every {plural(spec.checkpoint.every_steps, 'step')} in {place(spec.checkpoint.uri)}, "
-        f"the newest {count(spec.checkpoint.keep)} kept",
+        Text(
+            f"every {plural(spec.checkpoint.every_steps, 'step')} in {place(spec.checkpoint.uri)}, "
+            f"the newest {count(spec.checkpoint.keep)} kept"
+        ),
     )
     return table
 
