@@ -24,6 +24,7 @@ from bitnet_operator.backends.local import (
     RunInUseError,
     check_unchanged,
     only_driver,
+    read_status,
 )
 from bitnet_operator.decide import Settings, reopened
 from bitnet_operator.documents import check_local_files, read_document
@@ -45,8 +46,9 @@ T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 # Piped output is wrapped by whoever reads it, and must not cut paths.
-out = Console(width=None if sys.stdout.isatty() else 160)
-err = Console(stderr=True)
+# Brackets and colons of a path are no markup.
+out = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)
+err = Console(stderr=True, markup=False, emoji=False)
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.YAML", help="A BitNetRun.", show_default=False)]
 
@@ -59,20 +61,20 @@ def _bitnetctl() -> None:
 @app.command("plan")
 def plan_command(file: RunFile) -> None:
     """Prints the ledger: steps, phases, shapes, learning rate, teacher. Nothing is trained."""
-    run, ledger = _read(file)
+    _, run, ledger = _read(file)
     out.print(render_plan(run, ledger, advise(run.spec, ledger)))
 
 
 @app.command("run")
 def run_command(file: RunFile) -> None:
     """Trains on this machine. Ctrl-C checkpoints and stops; the same command again goes on from there."""
-    document = _or_exit(lambda: read_document(file))
-    run, ledger = _read(file)
+    document, run, ledger = _read(file)
     if importlib.util.find_spec("bitnet_trainer") is None or importlib.util.find_spec("torch") is None:
         _exit_with("the trainer is not installed here. Install bitnet-operator[operator,trainer].")
     _or_exit(lambda: check_local_files(run.spec, run.metadata.namespace, run.metadata.name))
-    _or_exit(lambda: check_unchanged(run))
     folder = run_folder(run.spec, run.metadata.namespace, run.metadata.name)
+    _or_exit(lambda: check_unchanged(run))
+    _or_exit(lambda: read_status(folder))
     begun = datetime.now(UTC)
     try:
         with only_driver(folder):
@@ -91,17 +93,35 @@ def status_command(
     namespace: Annotated[str, typer.Option("--namespace", "-n", help="Of a run in the cluster.")] = "default",
 ) -> None:
     """Prints how a run stands: one of this machine, by its file, or one in the cluster, by its name."""
-    if Path(run).is_file():
-        parsed, _ = _read(Path(run))
-        path = run_folder(parsed.spec, parsed.metadata.namespace, parsed.metadata.name) / STATUS_FILE
-        if not path.exists():
-            _exit_with(f"{run} was never run here: there is no {path}. Start it with `bitnetctl run {run}`.")
-        status = BitNetRunStatus.model_validate_json(path.read_bytes())
+    if _names_file(run):
+        _, parsed, _ = _read(Path(run))
+        folder = run_folder(parsed.spec, parsed.metadata.namespace, parsed.metadata.name)
+        known = _or_exit(lambda: read_status(folder))
+        if known is None:
+            _exit_with(
+                f"{run} was never run here: there is no {folder / STATUS_FILE}. "
+                f"Start it with `bitnetctl run {run}`."
+            )
+        status = known
     else:
         document = asyncio.run(_from_cluster(Key(namespace, run)))
         parsed = _or_exit(lambda: parse_run(document))
         status = BitNetRunStatus.model_validate(document.get("status") or {})
     out.print(render_outcome(parsed, status))
+
+
+def _names_file(words: str) -> bool:
+    """Whether a file of this machine is meant, be it a pipe. Exits where it is not there."""
+    try:
+        there = Path(words).exists()
+    except OSError:
+        # A name too long, or a folder that cannot be read: no file.
+        there = False
+    if "/" not in words and not words.endswith((".yaml", ".yml")):
+        return there and Path(words).is_file()
+    if not there:
+        _exit_with(f"there is no {words}. Name a file that can be read, or a run in the cluster.")
+    return True
 
 
 async def _from_cluster(key: Key) -> dict[str, Any]:
@@ -160,10 +180,13 @@ def _exit_status(status: BitNetRunStatus) -> int:
     return EXIT_USER_MISTAKE if status.segments and status.segments[-1].exit_code in mistakes else EXIT_FAILED
 
 
-def _read(file: Path) -> tuple[BitNetRun, Plan]:
-    def read() -> tuple[BitNetRun, Plan]:
-        run = parse_run(read_document(file))
-        return run, plan(run.spec)
+def _read(file: Path) -> tuple[dict[str, Any], BitNetRun, Plan]:
+    """The run as written, parsed, and planned. The file is read once: a pipe says nothing twice."""
+
+    def read() -> tuple[dict[str, Any], BitNetRun, Plan]:
+        document = read_document(file)
+        run = parse_run(document)
+        return document, run, plan(run.spec)
 
     return _or_exit(read)
 
@@ -176,7 +199,7 @@ def _or_exit(action: Callable[[], T]) -> T:
 
 
 def _exit_with(message: str) -> NoReturn:
-    err.print(message, style="red", highlight=False, markup=False, soft_wrap=True)
+    err.print(message, style="red", highlight=False, soft_wrap=True)
     raise typer.Exit(EXIT_USER_MISTAKE)
 
 

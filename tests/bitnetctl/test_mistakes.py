@@ -1,5 +1,9 @@
 """A person's mistakes: one paragraph that names field and mend, exit code 2, nothing half-made."""
 
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,3 +151,61 @@ def test_a_run_that_was_never_run_here(make_bitnetctl: MakeBitnetctl) -> None:
     bitnetctl = make_bitnetctl()
     code, output = bitnetctl("status", str(bitnetctl.file))
     assert (code, "was never run here" in output) == (2, True)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+@pytest.mark.parametrize("command", ["run", "status"])
+def test_a_damaged_status_is_named_with_its_mend(
+    make_bitnetctl: MakeBitnetctl, command: str, text: str
+) -> None:
+    bitnetctl = make_bitnetctl()
+    bitnetctl.run_folder.mkdir(parents=True)
+    path = bitnetctl.run_folder / "status.json"
+    path.write_text(text)
+    code, output = bitnetctl(command, str(bitnetctl.file))
+    mend = f"Remove it, or all of {bitnetctl.run_folder} to train anew."
+    assert (code, output) == (2, f"{path}: holds no status of a run. {mend}\n")
+
+
+def test_brackets_and_colons_in_a_path_are_printed(make_bitnetctl: MakeBitnetctl, tmp_path: Path) -> None:
+    bitnetctl = make_bitnetctl()
+    bitnetctl.document["spec"]["model"]["from"] = f"file://{tmp_path}/model[v1]:smile:"
+    for command, expected in (("plan", 0), ("run", 2)):
+        code, output = bitnetctl(command, str(bitnetctl.file))
+        assert (code, "/model[v1]:smile:" in output) == (expected, True), output
+
+
+@pytest.mark.parametrize("name", ["none", "folder/none", f"./{'n' * 256}"])
+def test_the_status_of_a_file_that_is_not_there(make_bitnetctl: MakeBitnetctl, name: str) -> None:
+    path = name if "/" in name else f"{name}.yaml"
+    code, output = make_bitnetctl()("status", path)
+    assert (code, output.startswith(f"there is no {path}. ")) == (2, True), output
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "status"])
+def test_a_pipe_is_read_once(make_bitnetctl: MakeBitnetctl, tmp_path: Path, command: str) -> None:
+    bitnetctl = make_bitnetctl()
+    missing_model(bitnetctl.document["spec"])
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    process = bitnetctl.start(command, str(pipe))
+    pipe.write_text(bitnetctl.file.read_text())
+    output, _ = process.communicate(timeout=60)
+    words = {"plan": "12 steps", "run": "there is no /nowhere/model", "status": "was never run here"}
+    assert words[command] in output
+
+
+@pytest.mark.parametrize("option", ["--metrics-port", "--health-port"])
+def test_a_port_of_the_operator_that_is_taken(option: str) -> None:
+    other = "--health-port" if option == "--metrics-port" else "--metrics-port"
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        ports = [other, "0", option, str(taken.getsockname()[1])]
+        process = subprocess.run(
+            [Path(sys.prefix) / "bin/bitnet-operator", "--trainer-image", "x", *ports],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (process.returncode, "Traceback" in process.stderr) == (2, False), process.stderr
+    assert option in process.stderr

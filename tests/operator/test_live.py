@@ -2,7 +2,9 @@
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
 
+import aiohttp
 import pytest
 from rich.console import Console, RenderableType
 
@@ -20,8 +22,11 @@ from bitnet_crds import (
 )
 from bitnet_crds.protocol import Evaluation, TeacherState, TrainerState
 from bitnet_crds.status import RunPhase, SegmentOutcome
+from bitnet_operator.backends.local import LocalMachine
 from bitnet_operator.live import LiveView
+from bitnet_operator.observation import Key
 from bitnet_operator.outcome import render_outcome
+from bitnet_operator.plan_table import render_plan
 
 
 @pytest.fixture
@@ -191,6 +196,45 @@ def test_what_happens_once_is_said_once(lines: Screen, ledger: Plan) -> None:
         "segment 0 ended: OutOfMemory: killed by the kernel",
         "segment 1 (Retry): steps 20 to 41, micro batch 4 x accumulation 1",
     ]
+
+
+def test_a_retry_with_no_step_left_says_what_it_does(lines: Screen, ledger: Plan) -> None:
+    retry = segment(ledger, reason=SegmentReason.RETRY, first_step=60, end_step=60)
+    lines.view.update(status(retry), None)
+    assert lines.text.splitlines() == ["segment 0 (Retry): evaluation and export alone"]
+
+
+async def test_a_dead_trainers_last_answer_is_not_shown(run: BitNetRun, ledger: Plan, tmp_path: Path) -> None:
+    document = run.model_dump(mode="json", by_alias=True, exclude_none=True)
+    document["spec"]["checkpoint"]["uri"] = f"file://{tmp_path}"
+    async with aiohttp.ClientSession() as http:
+        machine = LocalMachine(document, http)
+        job = machine.job_folder("small-0")
+        job.path.mkdir(parents=True)
+        job.alive.write_text("1 1\n")
+        machine.status = status(segment(ledger), retry_at="2026-01-01T00:01:00Z", step=15)
+        machine.progress = progress(15)
+        await machine.observe(Key("default", "small"))
+    text = shown(LiveView(run, ledger, Console()).panel(machine.status, machine.progress))
+    assert "waiting until 2026-01-01T00:01:00Z" in text
+    assert "left" not in text
+
+
+def test_brackets_in_a_path_stay(run: BitNetRun, ledger: Plan) -> None:
+    spec = run.spec
+    spec = spec.model_copy(
+        update={
+            "model": spec.model.model_copy(update={"from_": "file:///model[red]"}),
+            "teacher": spec.teacher and spec.teacher.model_copy(update={"from_": "file:///teacher[red]"}),
+            "checkpoint": spec.checkpoint.model_copy(update={"uri": "file:///runs[red]"}),
+        }
+    )
+    bracketed = run.model_copy(update={"spec": spec})
+    text = shown(render_plan(bracketed, ledger), 120)
+    assert all(path in text for path in ("/model[red]", "/teacher[red]", "/runs[red]"))
+    ended = status(checkpoint_step=60, artifacts={"HuggingFace": "file:///export[red]"})
+    text = shown(render_outcome(bracketed, ended), 120)
+    assert all(path in text for path in ("/export[red]", "/runs[red]/default/small"))
 
 
 def test_skipped_steps_are_not_hidden(run: BitNetRun, ledger: Plan) -> None:

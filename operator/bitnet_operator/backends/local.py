@@ -110,15 +110,14 @@ class LocalMachine:
     stop_requested: bool = False
     """Set where a person wants the run to checkpoint and stop."""
     progress: Progress | None = None
-    """What the trainer answered last."""
+    """What the trainer answers; None where none is alive to answer."""
     status: BitNetRunStatus = field(default_factory=BitNetRunStatus)
     _children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         run = parse_run(self.document)
         self.folder = run_folder(run.spec, run.metadata.namespace, run.metadata.name)
-        if self._status_file.exists():
-            self.status = BitNetRunStatus.model_validate_json(self._status_file.read_bytes())
+        self.status = read_status(self.folder) or self.status
 
     @property
     def _status_file(self) -> Path:
@@ -133,6 +132,7 @@ class LocalMachine:
         begun = list(dict.fromkeys(segment.job for segment in self.status.segments))
         # The job after the last one is there when bitnetctl died between starting it and writing that down.
         unwritten = f"{self.document['metadata']['name']}-{len(begun)}"
+        self.progress = None
         jobs = [await self._job(name) for name in (*begun[-1:], unwritten) if self.job_folder(name).exists()]
         return Observation(self.document, self.status, tuple(jobs), self.stop_requested)
 
@@ -216,6 +216,23 @@ class LocalMachine:
             return 128 - code if code < 0 else code
         # Another bitnetctl started it, so its exit code is known from its last word alone.
         return report.exit_code if report is not None else int(ExitCode.CRASHED)
+
+
+def read_status(folder: Path) -> BitNetRunStatus | None:
+    """What was decided so far of the run that is kept there; None where nothing was.
+
+    Raises InvalidRun where the file holds no status, as after a full disk.
+    """
+    path = folder / STATUS_FILE
+    try:
+        return BitNetRunStatus.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        why = error.strerror if isinstance(error, OSError) else "holds no status of a run"
+        raise InvalidRun(
+            [Problem(str(path), str(why), f"Remove it, or all of {folder} to train anew")]
+        ) from None
 
 
 def check_unchanged(run: BitNetRun) -> None:
