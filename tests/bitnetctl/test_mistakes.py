@@ -209,3 +209,17 @@ def test_a_port_of_the_operator_that_is_taken(option: str) -> None:
         )
     assert (process.returncode, "Traceback" in process.stderr) == (2, False), process.stderr
     assert option in process.stderr
+
+
+def test_a_mistake_mended_in_the_file_before_anything_was_trained(
+    make_bitnetctl: MakeBitnetctl, tmp_path: Path, inputs: Path
+) -> None:
+    bitnetctl = make_bitnetctl()
+    (tmp_path / "no-model").mkdir()
+    (tmp_path / "no-model/readme.txt").write_text("nothing here")
+    bitnetctl.document["spec"]["model"]["from"] = f"file://{tmp_path}/no-model"
+    code, output = bitnetctl("run", str(bitnetctl.file))
+    assert (code, "ModelUnavailable" in output) == (2, True), output
+    bitnetctl.document["spec"]["model"]["from"] = f"file://{inputs}/model"
+    code, output = bitnetctl("run", str(bitnetctl.file))
+    assert code == 0, output

@@ -35,6 +35,7 @@ from bitnet_crds import (
     parse_run,
 )
 from bitnet_crds.protocol import run_folder
+from bitnet_crds.status import RunPhase
 from bitnet_operator.decision import Decision
 from bitnet_operator.observation import Job, JobState, Key, Observation, Pod
 from bitnet_operator.progress import ask
@@ -238,9 +239,13 @@ def read_status(folder: Path) -> BitNetRunStatus | None:
 def check_unchanged(run: BitNetRun) -> None:
     """Raises InvalidRun where the run began with another spec, whose result would pass for this one's.
 
-    Retries, the pods' template and how checkpoints are kept may change; where they are kept led here.
+    Retries, the pods' template and how checkpoints are kept may change; where they are kept led here. All
+    may, where the run failed before it had a checkpoint: then nothing of it is left to go on from.
     """
     folder = run_folder(run.spec, run.metadata.namespace, run.metadata.name)
+    status = read_status(folder)
+    if status is not None and status.phase is RunPhase.FAILED and status.checkpoint_step is None:
+        return
     orders = sorted(folder.glob("jobs/*/order.json"), key=lambda path: path.stat().st_mtime_ns)
     if not orders:
         return
