@@ -74,7 +74,6 @@ def run_command(file: RunFile) -> None:
     _or_exit(lambda: check_local_files(run.spec, run.metadata.namespace, run.metadata.name))
     folder = run_folder(run.spec, run.metadata.namespace, run.metadata.name)
     _or_exit(lambda: check_unchanged(run))
-    _or_exit(lambda: read_status(folder))
     begun = datetime.now(UTC)
     try:
         with only_driver(folder):

@@ -292,8 +292,7 @@ class _Decider:
         )
         if isinstance(verdict, retry.GiveUp):
             observation = replace(self.observation, status=status)
-            decision = _fail(observation, failure.reason, verdict.message, self.now, accepted=True)
-            return replace(decision, delete=(), stop=None)
+            return _fail(observation, failure.reason, verdict.message, self.now, accepted=True)
         retry_at = self.now + timedelta(seconds=verdict.after_seconds)
         status = status.model_copy(update={"retry_at": timestamp(retry_at)})
         message = f"{failure.message}; goes on from step {status.checkpoint_step or 0}"

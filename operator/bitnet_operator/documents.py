@@ -68,9 +68,11 @@ def read_document(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         words = " ".join(str(error).split())
         raise InvalidRun([Problem(str(path), f"not YAML: {words}", "Mend it there")]) from None
-    runs = [document for document in documents if isinstance(document, dict) and document.get("kind") == KIND]
-    # A lone document is taken for a run whatever it says, so that its mistakes are named one by one.
-    runs = runs or [document for document in documents if isinstance(document, dict)][: len(documents) == 1]
+    mappings = [document for document in documents if isinstance(document, dict)]
+    runs = [document for document in mappings if document.get("kind") == KIND]
+    if not runs and len(documents) == 1:
+        # A lone document is taken for a run whatever it says, so that its mistakes are named one by one.
+        runs = mappings
     if len(runs) != 1:
         raise InvalidRun(
             [Problem(str(path), f"holds {len(runs)} runs", f"Write one document of kind {KIND}")]

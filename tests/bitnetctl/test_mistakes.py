@@ -91,13 +91,19 @@ def test_a_file_that_is_not_there_or_no_yaml(make_bitnetctl: MakeBitnetctl, tmp_
     assert (code, "broken.yaml" in output, "Traceback" in output) == (2, True, False)
 
 
+def no_model(folder: Path) -> Path:
+    """A folder with something in it that is no model."""
+    path = folder / "no-model"
+    path.mkdir()
+    (path / "readme.txt").write_text("nothing here")
+    return path
+
+
 def test_a_teacher_that_is_no_model_ends_the_run_in_the_trainers_words_until_it_is_one(
     make_bitnetctl: MakeBitnetctl, tmp_path: Path, inputs: Path
 ) -> None:
     bitnetctl = make_bitnetctl()
-    (tmp_path / "no-model").mkdir()
-    (tmp_path / "no-model/readme.txt").write_text("nothing here")
-    bitnetctl.document["spec"]["teacher"]["from"] = f"file://{tmp_path}/no-model"
+    bitnetctl.document["spec"]["teacher"]["from"] = f"file://{no_model(tmp_path)}"
     code, output = bitnetctl("run", str(bitnetctl.file))
     assert (code, "Traceback" in output) == (2, False), output
     assert "TeacherUnavailable" in output
@@ -215,9 +221,7 @@ def test_a_mistake_mended_in_the_file_before_anything_was_trained(
     make_bitnetctl: MakeBitnetctl, tmp_path: Path, inputs: Path
 ) -> None:
     bitnetctl = make_bitnetctl()
-    (tmp_path / "no-model").mkdir()
-    (tmp_path / "no-model/readme.txt").write_text("nothing here")
-    bitnetctl.document["spec"]["model"]["from"] = f"file://{tmp_path}/no-model"
+    bitnetctl.document["spec"]["model"]["from"] = f"file://{no_model(tmp_path)}"
     code, output = bitnetctl("run", str(bitnetctl.file))
     assert (code, "ModelUnavailable" in output) == (2, True), output
     bitnetctl.document["spec"]["model"]["from"] = f"file://{inputs}/model"

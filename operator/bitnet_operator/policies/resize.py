@@ -23,6 +23,7 @@ def advance(plan: Plan, current: Segment, step: int, now: str) -> tuple[Segment,
     ]
     while step >= segments[-1].end_step and segments[-1].end_step < plan.total_steps:
         ended = segments.pop()
+        end_step = stretch_end(plan, ended.end_step)
         segments += [
             ended.model_copy(
                 update={"outcome": SegmentOutcome.COMPLETED, "ended_at": now, "last_step": ended.end_step}
@@ -32,10 +33,10 @@ def advance(plan: Plan, current: Segment, step: int, now: str) -> tuple[Segment,
                 reason=SegmentReason.TEACHER_PHASE,
                 job=ended.job,
                 first_step=ended.end_step,
-                end_step=stretch_end(plan, ended.end_step),
+                end_step=end_step,
                 shape=plan.phase_at(ended.end_step).shape,
                 started_at=now,
-                last_step=min(step, stretch_end(plan, ended.end_step)),
+                last_step=min(step, end_step),
             ),
         ]
     return tuple(segments)
