@@ -1,12 +1,15 @@
 """What a person writes: BitNetRun and the parts of its spec, one frozen model a concept."""
 
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, StringConstraints, WithJsonSchema, field_validator, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from bitnet_crds.data import Data
 from bitnet_crds.errors import WrongValueError
-from bitnet_crds.locations import CheckpointAddress, DataAddress, ModelAddress
+from bitnet_crds.fields import Label, PositiveInt, refuse_duplicates
+from bitnet_crds.locations import CheckpointAddress, ModelAddress
+from bitnet_crds.objectives import TEACHER_OBJECTIVES, Objectives
 from bitnet_crds.quantities import Percentage, Quantity, format_percentage
 from bitnet_crds.record import Record
 
@@ -19,39 +22,61 @@ MAX_NAME_LENGTH = 40
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 """A DNS-1035 label: a run's name becomes a Service's name, which may not begin with a digit."""
 
-Label = Annotated[
-    str,
-    StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63),
-    WithJsonSchema(
-        {
-            "type": "string",
-            "pattern": r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
-            "maxLength": 63,
-            "x-mend": "not a name: write lower-case letters, digits and hyphens, no hyphen first or last",
-        }
-    ),
+Preset = Literal[
+    "BitNetLlama-1M", "BitNetLlama-135M", "BitNetLlama-350M", "BitNetLlama-0.6B", "BitNetLlama-1.7B"
 ]
-PositiveInt = Annotated[int, Field(ge=1, le=1_000_000_000)]
+"""Sizes of BitNetLlama, by their parameters; the first is for tests and first tries."""
 
 
-class Model(Record):
-    """A pretrained model. As spec.model it becomes the student."""
+class Pretrained(Record):
+    """A pretrained model."""
 
     from_: Annotated[ModelAddress, Field(alias="from")]
-    """Where the model is: hf://organisation/name, file:///path or pvc://claim/path, the last two naming a
-    Hugging Face folder or one .gguf file."""
+    """Where the model is: hf://organisation/name, file:///path, pvc://claim/path or gs://bucket/path, the
+    last three naming a Hugging Face folder or one .gguf file."""
     revision: str | None = Field(default=None, max_length=128)
     """Branch, tag or commit of a hub repository. Only with hf://."""
 
     @model_validator(mode="after")
-    def _revision_only_of_a_hub(self) -> "Model":
-        if self.revision is not None and not self.from_.startswith("hf://"):
+    def _revision_only_of_a_hub(self) -> "Pretrained":
+        return _checked_revision(self, self.from_, self.revision)
+
+
+class Model(Record):
+    """What becomes the student: a pretrained model, or a preset that is trained from scratch."""
+
+    from_: Annotated[ModelAddress | None, Field(alias="from")] = None
+    """A pretrained model: hf://organisation/name, file:///path, pvc://claim/path or gs://bucket/path, the
+    last three naming a Hugging Face folder or one .gguf file."""
+    revision: str | None = Field(default=None, max_length=128)
+    """Branch, tag or commit of a hub repository. Only with hf://."""
+    preset: Preset | None = None
+    """Instead of `from`: the size of a BitNetLlama with random weights: grouped-query attention, squared-ReLU
+    gates, SubLN before the output projections."""
+    tokenizer: ModelAddress | None = None
+    """With preset: where the tokenizer is; its vocabulary is the model's."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Model":
+        if (self.from_ is None) == (self.preset is None):
             raise WrongValueError(
-                f"revision {self.revision!r} has no meaning for {self.from_!r}",
-                "Remove it, or use an hf:// address",
-                field="revision",
+                "a student is either pretrained or made from a preset, and "
+                + ("neither `from` nor `preset` is named" if self.from_ is None else "both are named"),
+                "Write one of `from` and `preset`",
+            )
+        if (self.preset is None) != (self.tokenizer is None):
+            raise WrongValueError(
+                f"preset {self.preset} has no tokenizer"
+                if self.preset
+                else "the model brings its own tokenizer",
+                "Write the address of one" if self.preset else "Remove it",
+                field="tokenizer",
             )
         return self
+
+    @model_validator(mode="after")
+    def _revision_only_of_a_hub(self) -> "Model":
+        return _checked_revision(self, self.from_ or "", self.revision)
 
 
 class LambdaWarmup(Record):
@@ -63,51 +88,49 @@ class LambdaWarmup(Record):
     """Linear: step/steps. Cosine: (1 - cos(pi * step/steps)) / 2."""
 
 
-class Quantization(Record):
-    """How the student's projections become ternary.
+class LowRankCorrection(Record):
+    """A trained low-rank matrix beside each frozen ternary one: y = Wq Q(x) + lambda * U (V^T x).
 
-    Weights: one absmean scale a matrix. Activations: 8 bits a token.
+    Only U and V train; the rest of the model is frozen. Source: arXiv 2412.07902.
     """
 
+    ratio: float = Field(gt=0, le=1)
+    """Rank as a share of the smaller of a matrix's sides, at least 1."""
+    init: Literal["Residual", "Kaiming"] = "Residual"
+    """Residual: the best approximation of W - Wq of that rank. Kaiming: V random and U zero, so that the
+    correction begins as nothing."""
+
+
+class Quantization(Record):
+    """How the student's projections become ternary. Activations have 8 bits a token."""
+
+    weights: Literal["AbsMean", "Haar"] = "AbsMean"
+    """AbsMean: one scale a matrix, the mean of its absolute values. Haar: each row is split into the low and
+    high band of a Haar transform, each band with a scale of its own; rows must have an even length (arXiv
+    2512.00862)."""
     lambda_warmup: LambdaWarmup | None = None
     """Blends quantisation in over the first steps. Without it lambda is 1 from the first step."""
+    sub_ln: Annotated[Literal["None", "OutputProjections", "AllProjections"], Field(alias="subLN")] = "None"
+    """Where an RMSNorm is put before a projection. OutputProjections: attention output and MLP down
+    projection, as BitDistill does. AllProjections: all seven. It changes what a pretrained model computes,
+    which distillation has to mend."""
+    low_rank_correction: LowRankCorrection | None = None
+    """Trains a low-rank correction instead of the weights."""
 
 
-class Source(Record):
-    """One source of training text."""
+class Classification(Record):
+    """A head that gives each sequence one of a few labels, instead of predicting its next token."""
 
-    name: Label
-    """Names the source in metrics and errors."""
-    uri: DataAddress
-    """A .txt or .jsonl file (its `text` field), or a folder of them."""
-    weight: float = Field(default=1.0, gt=0, le=1_000_000)
-    """Share of the sequences that come from this source, relative to the others' weights."""
+    labels: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=256)], ...], Field(min_length=2, max_length=1000)
+    ]
+    """The labels as the text's `label` field has them. Their order numbers the head's outputs."""
 
-
-class Data(Record):
-    """The text, and how it is cut into sequences."""
-
-    sequence_length: int = Field(ge=8, le=1_048_576)
-    """Tokens in one training sequence."""
-    sources: tuple[Source, ...] = Field(min_length=1, max_length=64)
-    """The sources, mixed by weight."""
-    held_out: Percentage = Field(default="2%", validate_default=True)
-    """The part of every source that is never trained on; perplexity is measured there before and after."""
-
-    @field_validator("sources")
+    @field_validator("labels")
     @classmethod
-    def _names_are_unique(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
-        _refuse_duplicates("source", [source.name for source in sources])
-        return sources
-
-    @field_validator("held_out")
-    @classmethod
-    def _something_is_trained_on(cls, held_out: Fraction) -> Fraction:
-        if not 0 < held_out < 1:
-            raise WrongValueError(
-                f"{float(held_out):.0%} of the text held out", "Write more than 0% and less than 100%"
-            )
-        return held_out
+    def _labels_are_unique(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        refuse_duplicates("label", labels)
+        return labels
 
 
 class Budget(Record):
@@ -139,47 +162,13 @@ class Schedule(Record):
     """Share of all steps, at the end, in which it falls linearly to 0."""
 
 
-class CrossEntropy(Record):
-    """Next-token cross-entropy, shifted, mean over the step's tokens."""
+class Transition(Record):
+    """How the objectives' weights go from the phase before to this one. Without it they step."""
 
-    weight: float = Field(ge=0, le=1_000_000)
-    """Factor in the total loss."""
-
-
-class TeacherLogits(Record):
-    """Distillation: T^2 * KL(teacher || student) over the vocabulary, mean over the step's tokens.
-
-    Source: arXiv 1503.02531.
-    """
-
-    weight: float = Field(ge=0, le=1_000_000)
-    """Factor in the total loss. Above 0 the teacher is loaded for this phase."""
-    temperature: float = Field(default=1.0, gt=0, le=1000)
-    """T, by which both sides' logits are divided. The loss grows with its square: 5 makes it 25 times as
-    large."""
-
-
-class Objectives(Record):
-    """What is minimised in a phase: the sum of weight * loss. An objective that is not named does not run."""
-
-    cross_entropy: CrossEntropy | None = None
-    teacher_logits: TeacherLogits | None = None
-
-    @model_validator(mode="after")
-    def _something_is_minimised(self) -> "Objectives":
-        if not any(self.weights().values()):
-            raise WrongValueError(
-                "no objective has a weight above 0", "Name crossEntropy or teacherLogits with one"
-            )
-        return self
-
-    def weights(self) -> dict[str, float]:
-        """Weight by objective name as in YAML, for those that are named."""
-        return {
-            type(self).model_fields[name].alias or name: objective.weight
-            for name in type(self).model_fields
-            if (objective := getattr(self, name)) is not None
-        }
+    steps: PositiveInt
+    """Steps, from the phase's first on, over which they go; in the last of them they are this phase's own."""
+    curve: Literal["Linear", "Cosine"] = "Linear"
+    """Linear: by p = 1/steps to 1. Cosine: by (1 - cos(pi * p)) / 2."""
 
 
 class Phase(Record):
@@ -190,15 +179,28 @@ class Phase(Record):
     until: Percentage
     """Share of all steps at which the phase ends. The last phase ends at 100%."""
     objectives: Objectives
+    transition: Transition | None = None
+    """Blends the weights over from the phase before. Not in the first phase."""
+    mixture: (
+        Annotated[dict[str, Annotated[float, Field(ge=0, le=1_000_000)]], Field(max_length=64)] | None
+    ) = None
+    """Weights of the sources in this phase, by name, instead of those in spec.data; a source that is not
+    named has none."""
 
 
-class Teacher(Model):
+class Teacher(Pretrained):
     """The model distilled from, of the student's vocabulary. It is loaded when the first phase begins that
-    gives teacherLogits weight."""
+    gives an objective weight that asks it."""
 
     batch_size_factor: float = Field(default=0.5, gt=0, le=1)
     """The micro batch is multiplied by this while the teacher is in memory; accumulation rises so that
     globalBatchSize holds."""
+    precision: Literal["Auto", "Float32", "BFloat16", "Int8"] = "Auto"
+    """Its weights in memory. Auto: BFloat16 on a GPU, Float32 elsewhere. Int8: its linears have 8 bits a
+    weight and a scale a row, the rest as Auto."""
+    cache_logits: bool = False
+    """Keeps its top-K logits of each sequence on disk, in the run's folder, and reads them when the sequence
+    comes again instead of asking it. With topK in each teacherLogits; 8 bytes x topK a token."""
 
 
 class Workers(Record):
@@ -232,6 +234,9 @@ class CheckpointPolicy(Record):
     """Steps between checkpoints. One is always written at the end and when a pod is asked to stop."""
     keep: int = Field(default=3, ge=1, le=1000)
     """Newest checkpoints that stay."""
+    inference_weights: bool = False
+    """Puts the weights into each checkpoint once more, as a model to run: ternary matrices packed, 2 bits a
+    weight."""
 
 
 class NonFinite(Record):
@@ -250,8 +255,9 @@ class Health(Record):
 class Export(Record):
     """What is written when training has ended."""
 
-    formats: tuple[Literal["HuggingFace"], ...] = Field(default=("HuggingFace",), max_length=8)
-    """HuggingFace: a folder that stock transformers loads. An empty list writes nothing."""
+    formats: tuple[Literal["HuggingFace", "Packed"], ...] = Field(default=("HuggingFace",), max_length=8)
+    """HuggingFace: a folder that stock transformers loads and runs quantised. Packed: a folder with the
+    ternary matrices packed, 2 bits a weight, for any quantization. An empty list writes nothing."""
 
 
 class BitNetRunSpec(Record):
@@ -259,6 +265,8 @@ class BitNetRunSpec(Record):
 
     model: Model
     quantization: Quantization = Quantization()
+    classification: Classification | None = None
+    """Makes the student a classifier of sequences, trained by the objective `classification`."""
     data: Data
     budget: Budget
     optimizer: Optimizer = Optimizer()
@@ -278,7 +286,7 @@ class BitNetRunSpec(Record):
     @field_validator("phases")
     @classmethod
     def _phases_are_in_order(cls, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
-        _refuse_duplicates("phase", [phase.name for phase in phases])
+        refuse_duplicates("phase", [phase.name for phase in phases])
         ends = [Fraction(0), *(phase.until for phase in phases)]
         for phase, begin in zip(phases, ends, strict=False):
             if phase.until <= begin:
@@ -297,19 +305,22 @@ class BitNetRunSpec(Record):
     @model_validator(mode="after")
     def _teacher_exactly_when_distilling(self) -> "BitNetRunSpec":
         distilling = [
-            phase.name for phase in self.phases if phase.objectives.weights().get("teacherLogits", 0) > 0
+            (phase.name, name)
+            for phase in self.phases
+            for name, weight in phase.objectives.weights().items()
+            if weight > 0 and name in TEACHER_OBJECTIVES
         ]
         if self.teacher is None and distilling:
             raise WrongValueError(
-                f"phase {distilling[0]!r} gives teacherLogits weight but no teacher is named",
+                f"phase {distilling[0][0]!r} gives {distilling[0][1]} weight but no teacher is named",
                 "Add spec.teacher, or set that weight to 0",
                 field="teacher",
             )
         if self.teacher is not None and not distilling:
             raise WrongValueError(
-                f"{self.teacher.from_!r} would never be used, since no phase gives teacherLogits a weight "
-                "above 0",
-                "Give it one, or remove spec.teacher",
+                f"{self.teacher.from_!r} would never be used, since no phase gives "
+                f"{_or(sorted(TEACHER_OBJECTIVES))} a weight above 0",
+                "Give one of them a weight, or remove spec.teacher",
                 field="teacher",
             )
         return self
@@ -336,7 +347,18 @@ class BitNetRun(Record):
     spec: BitNetRunSpec
 
 
-def _refuse_duplicates(what: str, names: list[str]) -> None:
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            raise WrongValueError(f"two {what}s are named {name!r}", f"Give each {what} a name of its own")
+Origin = TypeVar("Origin", Pretrained, Model)
+
+
+def _checked_revision(model: Origin, address: str, revision: str | None) -> Origin:
+    if revision is not None and not address.startswith("hf://"):
+        raise WrongValueError(
+            f"revision {revision!r} has no meaning for {address!r}",
+            "Remove it, or use an hf:// address",
+            field="revision",
+        )
+    return model
+
+
+def _or(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"

@@ -2,40 +2,113 @@
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Protocol
 
+import torch
 from torch import Tensor
+
+from bitnet_trainer.answer import Answer, Capture
+from bitnet_trainer.batch import Rows
+from bitnet_trainer.errors import TeacherUnavailable
+from bitnet_trainer.objectives.masking import Masking
+from bitnet_trainer.objectives.top_k import TopK
+
+
+class LanguageModel(Protocol):
+    """A model that objectives can ask: a wrapped student, or a teacher."""
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor | None, capture: Capture) -> Answer:
+        """input_ids (B, S) and attention_mask (B, S) or none, both on the model's device."""
+
+
+class AskedTeacher(Protocol):
+    """What a micro batch asks of a loaded teacher."""
+
+    @property
+    def layers(self) -> int:
+        """How many it has."""
+
+    def answer(self, rows: Rows, capture: Capture) -> Answer:
+        """One forward pass, without gradient."""
+
+    def top_k(self, rows: Rows, answer: Callable[[], Answer], k: int, temperature: float) -> TopK:
+        """Its K likeliest tokens at each position; `answer` is called where they have to be computed."""
 
 
 class MicroBatch:
-    """What objectives see of one forward pass. An objective that nobody weighs costs no forward pass."""
+    """What objectives see. An objective that nobody weighs costs no forward pass."""
 
     def __init__(
         self,
-        student: Callable[..., Any],
-        input_ids: Tensor,
-        labels: Tensor | None = None,
-        teacher: Callable[[Tensor], Tensor] | None = None,
+        student: LanguageModel,
+        rows: Rows,
+        device: torch.device,
+        *,
+        layers: int = 0,
+        teacher: AskedTeacher | None = None,
+        capture: Capture = Capture(),
     ) -> None:
         """
         Args:
-            student: a causal LM like transformers', wrapped or not; its answer has `logits` (B, S, V).
-            input_ids: (B, S) int64.
-            labels: (B, S), not shifted, -100 where nothing is to be learned; the input itself if not given.
-            teacher: input_ids (B, S) -> logits (B, S, V), where a teacher is loaded.
+            student: the model that is trained, wrapped or not.
+            rows: on the CPU.
+            device: where student and teacher are.
+            layers: how many the student has.
+            teacher: where one is loaded.
+            capture: what all objectives of the step together want kept of the forward pass on clean text.
         """
-        self.student = student
-        self.input_ids = input_ids
-        self.labels = input_ids if labels is None else labels
-        self.teacher = teacher
+        self.cpu_rows = rows
+        self.rows = rows.to(device)
+        self.layers = layers
+        self._device = device
+        self._student = student
+        self._teacher = teacher
+        self._capture = capture
+        self._masked: dict[Masking, Answer] = {}
 
     @cached_property
-    def student_logits(self) -> Tensor:
-        """(B, S, V), with gradient, of the input as it is."""
-        logits: Tensor = self.student(input_ids=self.input_ids, use_cache=False).logits
-        return logits
+    def student(self) -> Answer:
+        """Of the text as it is, with gradient."""
+        return self._student(self.rows.input_ids, self.rows.attention_mask, self._capture)
+
+    def masked(self, masking: Masking) -> tuple[Rows, Answer]:
+        """The masked rows, on the device, and the student's answer to them, with gradient."""
+        masked = masking(self.cpu_rows).to(self._device)
+        if masking not in self._masked:
+            self._masked[masking] = self._student(masked.input_ids, masked.attention_mask, Capture())
+        return masked, self._masked[masking]
+
+    @property
+    def teacher_layers(self) -> int:
+        """How many layers the teacher has."""
+        return self._loaded_teacher.layers
 
     @cached_property
-    def teacher_logits(self) -> Tensor | None:
-        """(B, S, V) of the same input, without gradient; None where there is no teacher."""
-        return None if self.teacher is None else self.teacher(self.input_ids)
+    def teacher(self) -> Answer:
+        """The teacher's of the text as it is. Raises TeacherUnavailable where there is none."""
+        capture = Capture(
+            self._capture.hidden_states,
+            frozenset(
+                corresponding_layer(layer, self.layers, self.teacher_layers)
+                for layer in self._capture.projections
+            ),
+        )
+        return self._loaded_teacher.answer(self.rows, capture)
+
+    def teacher_top_k(self, k: int, temperature: float) -> TopK:
+        """The teacher's K likeliest tokens at each position of the text as it is, perhaps from its cache."""
+        return self._loaded_teacher.top_k(self.rows, lambda: self.teacher, k, temperature)
+
+    @property
+    def _loaded_teacher(self) -> AskedTeacher:
+        if self._teacher is None:
+            raise TeacherUnavailable(
+                "an objective that asks the teacher has weight in this phase but no teacher is loaded; "
+                "load the one of spec.teacher before the phase begins"
+            )
+        return self._teacher
+
+
+def corresponding_layer(layer: int, layers: int, others: int) -> int:
+    """The layer at the same relative depth, from 0, of a model of `others` layers: the last for the last."""
+    return max(0, -(-(layer + 1) * others // layers) - 1)

@@ -1,0 +1,92 @@
+"""The text a run trains on: its sources, how they are mixed, and how they are cut."""
+
+from fractions import Fraction
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from bitnet_crds.errors import WrongValueError
+from bitnet_crds.fields import Label, PositiveInt, refuse_duplicates
+from bitnet_crds.locations import DataAddress
+from bitnet_crds.quantities import Percentage
+from bitnet_crds.record import Record
+
+
+class Source(Record):
+    """One source of training text."""
+
+    name: Label
+    """Names the source in metrics and errors."""
+    uri: DataAddress
+    """A .txt or .jsonl file (its `text` field; with spec.classification its `label` too), or a folder of
+    them."""
+    weight: float = Field(default=1.0, gt=0, le=1_000_000)
+    """Share of the sequences that come from this source, relative to the others' weights."""
+
+
+class Mixture(Record):
+    """Whether the sources' shares stay as written, or follow what helps."""
+
+    policy: Literal["Static", "Influence"] = "Static"
+    """Static: the weights as written. Influence: a source whose gradient points the way of the held-out
+    text's gains weight (after DataInf, arXiv 2310.00902, on embedding and head), each share staying within 1%
+    and 90%. The weights as written are where it begins."""
+    every_steps: PositiveInt | None = None
+    """With Influence: steps between measurements; 100 where it is not said."""
+    smoothing: Annotated[float, Field(gt=0, le=1)] | None = None
+    """With Influence: how far the shares go from the old to the newly measured each time; 0.1 where it is not
+    said."""
+    target: Label | None = None
+    """With Influence: the source whose held-out text is to be predicted well. Without it all sources', by
+    their weights as written."""
+
+    @model_validator(mode="after")
+    def _static_has_no_settings(self) -> "Mixture":
+        if self.policy == "Static":
+            for name in ("every_steps", "smoothing", "target"):
+                if getattr(self, name) is not None:
+                    key = type(self).model_fields[name].alias or name
+                    raise WrongValueError(
+                        f"{key} has no meaning with policy Static",
+                        "Remove it, or write `policy: Influence`",
+                        field=key,
+                    )
+        return self
+
+
+class Data(Record):
+    """The text, and how it is cut into sequences."""
+
+    sequence_length: int = Field(ge=8, le=1_048_576)
+    """Tokens in one training sequence."""
+    sources: tuple[Source, ...] = Field(min_length=1, max_length=64)
+    """The sources, mixed by weight."""
+    mixture: Mixture = Mixture()
+    held_out: Percentage = Field(default="2%", validate_default=True)
+    """The part of every source that is never trained on; perplexity is measured there before and after."""
+
+    @field_validator("sources")
+    @classmethod
+    def _names_are_unique(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        refuse_duplicates("source", [source.name for source in sources])
+        return sources
+
+    @field_validator("held_out")
+    @classmethod
+    def _something_is_trained_on(cls, held_out: Fraction) -> Fraction:
+        if not 0 < held_out < 1:
+            raise WrongValueError(
+                f"{float(held_out):.0%} of the text held out", "Write more than 0% and less than 100%"
+            )
+        return held_out
+
+    @model_validator(mode="after")
+    def _target_is_a_source(self) -> "Data":
+        names = [source.name for source in self.sources]
+        if self.mixture.target is not None and self.mixture.target not in names:
+            raise WrongValueError(
+                f"no source is named {self.mixture.target!r}",
+                f"Write one of {', '.join(names)}",
+                field="mixture.target",
+            )
+        return self

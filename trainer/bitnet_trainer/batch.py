@@ -1,0 +1,71 @@
+"""What a micro batch is made of: rows of tokens on the CPU, and which sequences they are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+"""Label of a position or row that nothing is learned from, as in transformers and torch."""
+
+
+@dataclass(frozen=True)
+class SequenceId:
+    """One training sequence."""
+
+    source: int
+    """Index of the source."""
+    epoch: int
+    """How often the source had been read to its end before."""
+    index: int
+    """Index of the sequence in its source."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """B sequences of S tokens, padded on the right where they are shorter."""
+
+    input_ids: Tensor
+    """(B, S) int64."""
+    labels: Tensor
+    """(B, S) int64, not shifted; IGNORED where a token is not to be predicted, as on padding."""
+    attention_mask: Tensor | None = None
+    """(B, S) int64: 1 for a token, 0 for padding; none where there is no padding."""
+    classes: Tensor | None = None
+    """(B,) int64: the label of each row, for classification."""
+    ids: tuple[SequenceId, ...] = ()
+    """Which sequence each row is; what is drawn at random for a row, or kept of it, goes by this."""
+
+    @classmethod
+    def of(cls, input_ids: Tensor, ids: Sequence[SequenceId] = ()) -> "Rows":
+        """Rows without padding, every token of which is to be predicted."""
+        return cls(input_ids=input_ids, labels=input_ids, ids=tuple(ids))
+
+    @property
+    def tokens(self) -> Tensor:
+        """(B, S) bool: where there is a token, and not padding."""
+        if self.attention_mask is None:
+            return torch.ones_like(self.input_ids, dtype=torch.bool)
+        return self.attention_mask.bool()
+
+    def to(self, device: torch.device) -> "Rows":
+        """The same rows on a device, without the host waiting for it."""
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            if tensor is None or device.type != "cuda":
+                return tensor
+            # From memory that is not pinned the host would wait for all kernels before the copy, and for
+            # ever for a collective whose other rank has died.
+            return tensor.pin_memory().to(device, non_blocking=True)
+
+        ids, labels = moved(self.input_ids), moved(self.labels)
+        assert ids is not None
+        assert labels is not None
+        return replace(
+            self,
+            input_ids=ids,
+            labels=labels,
+            attention_mask=moved(self.attention_mask),
+            classes=moved(self.classes),
+        )
