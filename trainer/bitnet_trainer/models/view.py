@@ -1,0 +1,97 @@
+"""A transformers-like model as objectives see it: hidden states, the head apart, and what is captured."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from bitnet_trainer.answer import Answer, Capture, Projections
+
+_NOTHING = Capture()
+
+
+class LanguageModel(nn.Module):
+    """Wraps a decoder-only model: a causal LM, or a classifier of sequences.
+
+    It holds the very modules of the model, so that an optimiser, a checkpoint or an export of the one is that
+    of the other. DDP is put around this: its forward is the whole forward pass, less the head.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def layers(self) -> int:
+        """How many decoder layers it has."""
+        return len(self._layers)
+
+    @property
+    def key_heads(self) -> int:
+        """How many heads its keys and values have."""
+        config = self.model.config
+        return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, capture: Capture = _NOTHING
+    ) -> Answer:
+        """One forward pass of input_ids (B, S) with attention_mask (B, S) or none."""
+        hidden_states: dict[int, Tensor] = {}
+        outputs: dict[tuple[int, str], Tensor] = {}
+        with ExitStack() as hooks:
+            if capture.hidden_states:
+                for number, layer in enumerate(self._layers):
+                    hooks.enter_context(_output(layer, hidden_states, number))
+            for number in capture.projections:
+                attention = self._layers[number].self_attn
+                for name in ("q_proj", "k_proj", "v_proj"):
+                    hooks.enter_context(_output(getattr(attention, name), outputs, (number, name)))
+            hidden = self._base(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+            ).last_hidden_state
+        return Answer(
+            hidden=hidden,
+            head=self.head,
+            hidden_states=tuple(hidden_states[number] for number in sorted(hidden_states)),
+            projections={
+                number: Projections(*(outputs[number, name] for name in ("q_proj", "k_proj", "v_proj")))
+                for number in capture.projections
+            },
+        )
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> logits (..., V), or (..., labels) for a classifier."""
+        # The module is called, not its weight used: whatever shards it gathers it so.
+        logits: Tensor = self._head(hidden)
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    @property
+    def _head(self) -> Any:
+        model: Any = self.model
+        return getattr(model, "score", None) or model.get_output_embeddings()
+
+    @property
+    def _base(self) -> Any:
+        return self.model.base_model
+
+    @property
+    def _layers(self) -> Any:
+        return self._base.layers
+
+
+@contextmanager
+def _output(module: nn.Module, kept: dict[Any, Tensor], key: object) -> Iterator[None]:
+    """Inside, what `module` puts out is kept under `key`."""
+
+    def keep(_module: nn.Module, _inputs: object, output: Any) -> None:
+        kept[key] = output[0] if isinstance(output, tuple) else output
+
+    handle = module.register_forward_hook(keep)
+    try:
+        yield
+    finally:
+        handle.remove()
