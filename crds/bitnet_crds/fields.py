@@ -33,7 +33,7 @@ def _no_word(weight: Any) -> Any:
     return weight
 
 
-Weight = Annotated[float, BeforeValidator(_no_word), Field(ge=0, le=1_000_000)]
+Weight = Annotated[float, Field(ge=0, le=1_000_000), BeforeValidator(_no_word)]
 
 
 def refuse_duplicates(what: str, names: Sequence[str]) -> None:

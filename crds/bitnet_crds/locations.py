@@ -1,4 +1,4 @@
-"""Where models, text and checkpoints live: `file://`, `pvc://` and `hf://` addresses."""
+"""Where models, text and checkpoints live: `file://`, `pvc://`, `hf://` and `gs://` addresses."""
 
 import re
 from dataclasses import dataclass
@@ -14,10 +14,16 @@ PVC_MOUNT_ROOT = PurePosixPath("/mnt/pvc")
 
 _LONGEST = 1024
 """Characters in an address: few enough for the one in a termination report to leave room for the rest."""
+_BUCKET_PART = "[a-z0-9]([-_a-z0-9]{0,61}[a-z0-9])?"
+"""What stands between the dots of a bucket's name, which has 3 to 222 characters in all.
+
+Source: cloud.google.com/storage/docs/buckets, "Bucket naming requirements".
+"""
 _SHAPES = {
     "file": (r"file://(/.*)", "file:///absolute/path"),
     "pvc": (r"pvc://([a-z0-9]([-a-z0-9.]*[a-z0-9])?(/.*)?)", "pvc://claim/path"),
     "hf": (r"hf://([A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+)", "hf://organisation/name"),
+    "gs": (rf"gs://({_BUCKET_PART}(\.{_BUCKET_PART})*/.+)", "gs://bucket/path"),
 }
 
 
@@ -26,9 +32,9 @@ class Location:
     """An address, taken apart."""
 
     scheme: str
-    """`file`, `pvc` or `hf`."""
+    """`file`, `pvc`, `hf` or `gs`."""
     rest: str
-    """What stands after `://`: an absolute path, `claim/path`, or a hub repository."""
+    """What stands after `://`: an absolute path, `claim/path`, a hub repository, or `bucket/path`."""
 
     @property
     def claim(self) -> str | None:
@@ -36,13 +42,25 @@ class Location:
         return self.rest.split("/", 1)[0] if self.scheme == "pvc" else None
 
     @property
+    def bucket(self) -> str | None:
+        """The Cloud Storage bucket, where the scheme is `gs`."""
+        return self.rest.split("/", 1)[0] if self.scheme == "gs" else None
+
+    @property
+    def object(self) -> str | None:
+        """The path in that bucket: an object's name, or what the names of a folder's objects begin with
+        before a slash."""
+        return self.rest.split("/", 1)[1].rstrip("/") if self.scheme == "gs" else None
+
+    @property
     def path(self) -> Path:
-        """The path inside the process that trains. Raises ValueError for a hub repository."""
+        """The path inside the process that trains. Raises ValueError for what is fetched first: a hub
+        repository, and what is in a bucket."""
         if self.scheme == "file":
             return Path(self.rest)
         if self.scheme == "pvc":
             return Path(str(PVC_MOUNT_ROOT)) / self.rest
-        raise ValueError(f"hf://{self.rest} is a hub repository and has no path")
+        raise ValueError(f"{self.scheme}://{self.rest} has no path before it is fetched")
 
 
 def parse_location(address: str, schemes: tuple[str, ...] = tuple(_SHAPES)) -> Location:
@@ -53,7 +71,13 @@ def parse_location(address: str, schemes: tuple[str, ...] = tuple(_SHAPES)) -> L
     for scheme in schemes:
         match = re.fullmatch(_SHAPES[scheme][0], address)
         if match is not None and ".." not in PurePosixPath(match[1]).parts:
-            return Location(scheme, match[1])
+            location = Location(scheme, match[1])
+            if location.bucket is not None and not 3 <= len(location.bucket) <= 222:
+                raise WrongValueError(
+                    f"{address!r} names a bucket of {len(location.bucket)} characters",
+                    "Name one of 3 to 222, as all buckets have",
+                )
+            return location
     raise WrongValueError(f"{address!r} is not an address that this field takes", f"Write {_forms(schemes)}")
 
 
@@ -78,6 +102,6 @@ def _address(*schemes: str) -> tuple[AfterValidator, WithJsonSchema]:
     )
 
 
-ModelAddress = Annotated[str, *_address("hf", "file", "pvc")]
+ModelAddress = Annotated[str, *_address("hf", "file", "pvc", "gs")]
 DataAddress = Annotated[str, *_address("file", "pvc")]
 CheckpointAddress = Annotated[str, *_address("file", "pvc")]

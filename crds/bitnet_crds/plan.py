@@ -6,8 +6,11 @@ from fractions import Fraction
 from typing import Literal
 
 from bitnet_crds.errors import InvalidRun, Problem
+from bitnet_crds.objectives import TEACHER_OBJECTIVES
 from bitnet_crds.record import Record
 from bitnet_crds.spec import BitNetRunSpec, Phase
+
+Curve = Literal["Linear", "Cosine"]
 
 
 class Shape(Record):
@@ -41,10 +44,25 @@ class PlannedPhase(Record):
     first_step: int
     end_step: int
     weights: dict[str, float]
-    """Weight by objective, for every objective that the phase names."""
+    """Weight by objective, for every objective that the phase names; from its transition's last step on."""
+    transition_steps: int
+    """Steps, from the first on, in which the weights come over from the phase before; 0 where they step."""
+    curve: Curve
+    """How they come over."""
+    mixture: dict[str, float]
+    """Weight by source of text, for every source; with the policy Influence, where the shares begin."""
     teacher: bool
-    """Whether the teacher is in memory in this phase."""
+    """Whether the teacher is in memory in this phase: where some step of it gives weight to an objective that
+    asks it, so also while one fades out. It stays for the whole phase, which has one shape."""
     shape: Shape
+
+    def blended(self, step: int) -> float:
+        """How far the weights have come over in step `step` of the phase: above 0, and exactly 1 from the
+        transition's last step on."""
+        done = step - self.first_step + 1
+        if done >= self.transition_steps:
+            return 1.0
+        return _along(self.curve, done / self.transition_steps)
 
 
 class LearningRateSchedule(Record):
@@ -78,12 +96,11 @@ class LambdaSchedule(Record):
 
     steps: int
     """Steps until lambda is 1; 0 where it is 1 throughout."""
-    curve: Literal["Linear", "Cosine"]
+    curve: Curve
 
     def at(self, step: int) -> float:
         """lambda in step `step` (from 0): 0 in the first, 1 from step `steps` on."""
-        progress = min(1.0, step / self.steps) if self.steps else 1.0
-        return progress if self.curve == "Linear" else (1 - math.cos(math.pi * progress)) / 2
+        return _along(self.curve, min(1.0, step / self.steps) if self.steps else 1.0)
 
 
 class Plan(Record):
@@ -107,6 +124,13 @@ class Plan(Record):
         return self.global_batch_size * self.sequence_length
 
     @property
+    def teacher_loading(self) -> Literal["Never", "AtStart", "Deferred"]:
+        """When the teacher is loaded first; Deferred: at step `teacher_start`."""
+        if self.teacher_start is None:
+            return "Never"
+        return "Deferred" if self.teacher_start else "AtStart"
+
+    @property
     def ledger_hash(self) -> str:
         """Names the ledger in checkpoints: a checkpoint is resumed only under the ledger that wrote it.
 
@@ -121,13 +145,32 @@ class Plan(Record):
             raise ValueError(f"step {step} is before the run begins; steps count from 0")
         return next((phase for phase in self.phases if step < phase.end_step), self.phases[-1])
 
+    def weights_at(self, step: int) -> dict[str, float]:
+        """Weight by objective in step `step` (from 0), for every objective named in its phase and, while the
+        transition lasts, in the phase before.
+
+        before + (own - before) * p, p being as far as the phase is `blended`; an objective that one of the
+        two does not name has 0 there. In the transition's last step they are the phase's own, to the bit.
+        """
+        phase = self.phase_at(step)
+        if step - phase.first_step >= phase.transition_steps:
+            return dict(phase.weights)
+        before, own = self.phases[self.phases.index(phase) - 1].weights, phase.weights
+        share = phase.blended(step)
+        return {
+            name: own.get(name, 0.0)
+            if share == 1
+            else before.get(name, 0.0) + (own.get(name, 0.0) - before.get(name, 0.0)) * share
+            for name in (*before, *(name for name in own if name not in before))
+        }
+
 
 def plan(spec: BitNetRunSpec) -> Plan:
     """Works out the ledger of a run.
 
     Steps are whole: the budget is cut down to whole steps, and a phase that ends at p of the run ends at
-    floor(p * steps). Raises InvalidRun where the budget holds no step, a phase gets none, or a phase's
-    processes and micro batch do not divide the global batch.
+    floor(p * steps). Raises InvalidRun where the budget holds no step, a phase gets none or fewer than its
+    transition lasts, or a phase's processes and micro batch do not divide the global batch.
     """
     tokens_per_step = spec.data.sequence_length * spec.budget.global_batch_size
     total_steps = spec.budget.tokens // tokens_per_step
@@ -179,8 +222,17 @@ def _phases(spec: BitNetRunSpec, total_steps: int) -> tuple[PlannedPhase, ...]:
                     "Give it a larger share, or the run more tokens",
                 )
             )
-        weights = phase.objectives.weights()
-        teacher = weights.get("teacherLogits", 0.0) > 0
+        transition = phase.transition
+        if transition is not None and transition.steps > end_step - first_step > 0:
+            problems.append(
+                Problem(
+                    f"spec.phases[{index}].transition.steps",
+                    f"{transition.steps} steps are more than the {end_step - first_step} of phase "
+                    f"{phase.name!r}",
+                    f"Write at most {end_step - first_step}",
+                )
+            )
+        teacher = _teacher_is_asked(phase, spec.phases[index - 1] if index else None)
         shape = _shape(spec, phase, teacher)
         if isinstance(shape, Problem):
             problems.append(shape)
@@ -190,7 +242,10 @@ def _phases(spec: BitNetRunSpec, total_steps: int) -> tuple[PlannedPhase, ...]:
                     name=phase.name,
                     first_step=first_step,
                     end_step=end_step,
-                    weights=weights,
+                    weights=phase.objectives.weights(),
+                    transition_steps=transition.steps if transition else 0,
+                    curve=transition.curve if transition else "Linear",
+                    mixture=_mixture(spec, phase),
                     teacher=teacher,
                     shape=shape,
                 )
@@ -199,6 +254,30 @@ def _phases(spec: BitNetRunSpec, total_steps: int) -> tuple[PlannedPhase, ...]:
     if problems:
         raise InvalidRun(dict.fromkeys(problems))
     return tuple(phases)
+
+
+def _along(curve: Curve, progress: float) -> float:
+    """A way from 0 to 1, by how much of it in time has gone."""
+    return progress if curve == "Linear" else (1 - math.cos(math.pi * progress)) / 2
+
+
+def _teacher_is_asked(phase: Phase, before: Phase | None) -> bool:
+    """Whether some step of the phase gives weight to an objective that asks the teacher."""
+    # A transition of one step is over in that step: nothing of the phase before is left in it.
+    fading = before if phase.transition is not None and phase.transition.steps > 1 else None
+    return any(
+        weight > 0 and name in TEACHER_OBJECTIVES
+        for asking in (phase, fading)
+        if asking is not None
+        for name, weight in asking.objectives.weights().items()
+    )
+
+
+def _mixture(spec: BitNetRunSpec, phase: Phase) -> dict[str, float]:
+    return {
+        source.name: source.weight if phase.mixture is None else phase.mixture.get(source.name, 0.0)
+        for source in spec.data.sources
+    }
 
 
 def _shape(spec: BitNetRunSpec, phase: Phase, teacher: bool) -> Shape | Problem:

@@ -116,6 +116,8 @@ class Progress(Report):
     loss: float | None = None
     """Total loss of the last step that was finite."""
     objectives: dict[str, ObjectiveProgress] = {}
+    mixture: dict[str, float] = {}
+    """Share of the sequences by source of text, as in effect."""
     tokens: int = 0
     tokens_per_second: float | None = None
     learning_rate: float = 0.0
@@ -132,17 +134,28 @@ class Progress(Report):
 
 
 class Evaluation(Report):
-    """Perplexity on the held-out text, each as a decimal string (API conventions forbid floats)."""
+    """How good the model is on the held-out text: a language model's perplexity, or a classifier's accuracy.
 
-    tokens: int
-    """Tokens it was measured on."""
-    perplexity_original: str
+    Each is a decimal string (API conventions forbid floats), and the others are left out.
+    """
+
+    tokens: int | None = None
+    """Tokens that perplexity was measured on."""
+    examples: int | None = None
+    """Labelled sequences that accuracy was measured on."""
+    perplexity_original: str | None = None
     """Of the model before training, not quantised."""
-    perplexity_before: str
+    perplexity_before: str | None = None
     """Of the model before training, fully quantised."""
-    perplexity_after: str
+    perplexity_after: str | None = None
     """Of the trained model, fully quantised."""
     perplexity_teacher: str | None = None
+    accuracy_original: str | None = None
+    """Share of right labels, from 0 to 1, of the model before training, not quantised."""
+    accuracy_before: str | None = None
+    """Of the model before training, fully quantised."""
+    accuracy_after: str | None = None
+    """Of the trained model, fully quantised."""
 
 
 def _encodable(message: Any) -> Any:
@@ -199,16 +212,19 @@ class Order(Record):
     def training_hash(self) -> str:
         """Names in checkpoints what is trained: the ledger, and what else in the spec decides a step.
 
-        A checkpoint is gone on from only under the hash that it was written under. Shapes, the checkpoints'
-        own cadence, retries and the pods' template are not in it; the text has a fingerprint of its own.
+        A checkpoint is gone on from only under the hash that it was written under. Shapes, what checkpoints
+        hold and when, the teacher's cache, retries and the pods' template are not in it; the text has a
+        fingerprint of its own.
         """
         decisive = self.spec.model_dump_json(
             include={
                 "model": True,
                 "quantization": True,
+                "classification": True,
+                "data": {"mixture"},
                 "optimizer": True,
                 "phases": True,
-                "teacher": {"from_", "revision"},
+                "teacher": {"from_", "revision", "precision"},
                 "seed": True,
             }
         )

@@ -35,7 +35,7 @@ _LIST_KEYS = {"status.segments": "index", "status.conditions": "type"}
 """Lists whose entries have an identity; server-side apply merges them by it."""
 _KEPT = (
     *("description", "type", "format", "enum", "default", "pattern", "minLength", "maxLength"),
-    *("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "minItems", "maxItems"),
+    *("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "minItems", "maxItems", "maxProperties"),
     *("x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields", "additionalProperties"),
     *("required", "properties", "items"),
 )

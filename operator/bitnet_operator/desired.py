@@ -126,8 +126,7 @@ def _claims(spec: BitNetRunSpec) -> set[str]:
 
 
 def _addresses(spec: BitNetRunSpec) -> Iterable[str]:
-    yield spec.model.from_
+    teacher = spec.teacher.from_ if spec.teacher else None
+    yield from filter(None, (spec.model.from_, spec.model.tokenizer, teacher))
     yield spec.checkpoint.uri
     yield from (source.uri for source in spec.data.sources)
-    if spec.teacher is not None:
-        yield spec.teacher.from_

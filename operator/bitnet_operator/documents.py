@@ -113,11 +113,14 @@ def check_local_files(spec: BitNetRunSpec, namespace: str, name: str) -> None:
 def _local_problems(spec: BitNetRunSpec, folder: Path) -> Iterator[Problem]:
     addresses = {
         "spec.model.from": spec.model.from_,
-        **({"spec.teacher.from": spec.teacher.from_} if spec.teacher else {}),
+        "spec.model.tokenizer": spec.model.tokenizer,
+        "spec.teacher.from": spec.teacher.from_ if spec.teacher else None,
         **{f"spec.data.sources[{i}].uri": source.uri for i, source in enumerate(spec.data.sources)},
         "spec.checkpoint.uri": spec.checkpoint.uri,
     }
     for field, address in addresses.items():
+        if address is None:
+            continue
         if address.startswith("pvc://"):
             yield Problem(
                 field,

@@ -1,5 +1,6 @@
 """What `bitnetctl run` prints when it ends: what came out, and where. Pure."""
 
+from collections.abc import Sequence
 from itertools import chain
 
 from rich.box import SIMPLE_HEAD
@@ -10,10 +11,30 @@ from rich.text import Text
 from bitnet_crds import BitNetRun, BitNetRunStatus
 from bitnet_crds.protocol import Evaluation
 from bitnet_crds.status import RunPhase
-from bitnet_operator.wording import count, decimal_words, duration, ending, place, plural, seconds_between
+from bitnet_operator.wording import (
+    count,
+    decimal_words,
+    duration,
+    ending,
+    percent_words,
+    place,
+    plural,
+    seconds_between,
+)
 
 _STYLES = {RunPhase.SUCCEEDED: "bold green", RunPhase.FAILED: "bold red"}
-_ARTIFACTS = {"HuggingFace": "model (Hugging Face folder)", "LossPlot": "loss plot"}
+_ARTIFACTS = {
+    "HuggingFace": "model (Hugging Face folder)",
+    "Packed": "model (2 bits a weight)",
+    "LossPlot": "loss plot",
+}
+_MODELS = (
+    ("the original, in full precision", ""),
+    ("the original, ternary, before training", ""),
+    ("ternary, after training", "bold green"),
+    ("the teacher", ""),
+)
+"""What is measured, in the order of reading, and in which style it is shown."""
 
 
 def render_outcome(run: BitNetRun, status: BitNetRunStatus) -> RenderableType:
@@ -22,7 +43,7 @@ def render_outcome(run: BitNetRun, status: BitNetRunStatus) -> RenderableType:
     if reason := _reason(status):
         parts.append(Text(reason))
     if status.evaluation is not None:
-        parts.append(_perplexities(status.evaluation))
+        parts += _qualities(status.evaluation)
     parts.append(_places(run, status))
     if status.segments:
         parts.append(_history(status))
@@ -51,19 +72,32 @@ def _reason(status: BitNetRunStatus) -> str:
     return ""
 
 
-def _perplexities(evaluation: Evaluation) -> Table:
+def _qualities(evaluation: Evaluation) -> list[RenderableType]:
+    """A table of what was measured: perplexities, or accuracies."""
+    tables: list[RenderableType] = []
+    if evaluation.tokens is not None:
+        perplexities = (
+            evaluation.perplexity_original,
+            evaluation.perplexity_before,
+            evaluation.perplexity_after,
+            evaluation.perplexity_teacher,
+        )
+        heading = f"perplexity on {plural(evaluation.tokens, 'token')} held out"
+        tables.append(_quality(heading, [value and decimal_words(value) for value in perplexities]))
+    if evaluation.examples is not None:
+        accuracies = (evaluation.accuracy_original, evaluation.accuracy_before, evaluation.accuracy_after)
+        heading = f"accuracy on {plural(evaluation.examples, 'example')} held out"
+        tables.append(_quality(heading, [value and percent_words(value) for value in accuracies]))
+    return tables
+
+
+def _quality(heading: str, values: Sequence[str | None]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-    table.add_column(f"perplexity on {plural(evaluation.tokens, 'token')} held out")
+    table.add_column(heading)
     table.add_column("", justify="right")
-    for words, value in (
-        ("the original, in full precision", evaluation.perplexity_original),
-        ("the original, ternary, before training", evaluation.perplexity_before),
-        ("ternary, after training", evaluation.perplexity_after),
-        ("the teacher", evaluation.perplexity_teacher),
-    ):
+    for (words, style), value in zip(_MODELS, values, strict=False):
         if value is not None:
-            style = "bold green" if value is evaluation.perplexity_after else ""
-            table.add_row(words, decimal_words(value), style=style)
+            table.add_row(words, value, style=style)
     return table
 
 

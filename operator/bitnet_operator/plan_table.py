@@ -10,6 +10,7 @@ from rich.text import Text
 
 from bitnet_crds import BitNetRun, Plan, PlannedPhase, Shape
 from bitnet_crds.advice import Advice
+from bitnet_crds.spec import Model
 from bitnet_operator.wording import count, place, plural, significant
 
 
@@ -36,7 +37,7 @@ def _ledger(run: BitNetRun, plan: Plan) -> Table:
         f"= {plural(plan.tokens_per_step, 'token')}",
     )
     table.add_row("global batch", _global_batch(plan.phases[0].shape))
-    table.add_row("model", Text(place(spec.model.from_)))
+    table.add_row("model", Text(_model(spec.model)))
     if spec.teacher is not None and plan.teacher_start is not None:
         loaded = f", loaded at step {count(plan.teacher_start)}"
         table.add_row("teacher", Text(place(spec.teacher.from_) + loaded))
@@ -50,6 +51,12 @@ def _ledger(run: BitNetRun, plan: Plan) -> Table:
         ),
     )
     return table
+
+
+def _model(model: Model) -> str:
+    if model.from_ is not None:
+        return place(model.from_)
+    return f"{model.preset}, from random weights, tokenizer of {place(model.tokenizer or '')}"
 
 
 def _left_out(tokens: int) -> str:

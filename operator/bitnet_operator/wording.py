@@ -44,6 +44,15 @@ def decimal_words(decimal: str) -> str:
     return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:,.2f}"
 
 
+def percent_words(decimal: str) -> str:
+    """A share from a status, for reading: `0.91275` is 91.28%."""
+    try:
+        number = Decimal(decimal)
+    except InvalidOperation:
+        return decimal
+    return f"{number * 100:.2f}%" if number.is_finite() else decimal
+
+
 def duration(seconds: float) -> str:
     """`8s`, `4m 05s`, `3h 20m`, `12d 4h`."""
     whole = max(0, round(seconds))

@@ -40,7 +40,7 @@ WRONG: list[tuple[str, Any, str, str, str]] = [
     ("spec.data.sources.1.name", "web", "spec.data.sources", "'web'", "name of its own"),
     ("spec.data.sources", [], "spec.data.sources", "block", "at least 1 item"),
     ("spec.data.heldOut", "0%", "spec.data.heldOut", "0%", "more than 0%"),
-    ("spec.data", None, "spec.data", "None", "heldOut, sequenceLength, sources"),
+    ("spec.data", None, "spec.data", "None", "heldOut, mixture, sequenceLength, sources"),
     ("spec.optimizer.adamLearningRate", 0, "spec.optimizer.adamLearningRate", "0 found", "greater than 0"),
     ("spec.optimizer.adamLearningRate", float("nan"), "spec.optimizer.adamLearningRate", "nan", "finite"),
     ("spec.phases", {"a": 1}, "spec.phases", "block", "a list"),
