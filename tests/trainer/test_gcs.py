@@ -71,7 +71,9 @@ def test_a_copy_is_not_fetched_again_and_a_replaced_model_is(bucket):
 def test_a_gguf_file_is_copied_alone(bucket):
     upload(bucket, {"m/tiny.gguf": b"GGUF", "m/tiny.gguf.sha256": b"..", "m/other.gguf": b".."})
     copy = local_copy(bucket, "m/tiny.gguf")
-    assert [file.name for file in copy.iterdir()] == ["tiny.gguf"]
+    assert copy.read_bytes() == b"GGUF"
+    assert list(copy.parent.iterdir()) == [copy]
+    assert copy.name == "tiny.gguf"
 
 
 def test_what_a_killed_process_left_behind_is_not_taken_for_a_copy(bucket):
@@ -164,9 +166,11 @@ class _Answers(BaseHTTPRequestHandler):
                 "crc32c": self.server.crc32c,
             }
             self._send(self.server.listing_status, json.dumps({"items": [item]}).encode())
-        else:
+        elif "/o/" in url.path:
             self.server.fetched.append(parse_qs(url.query)["generation"][0])
             self._send(self.server.content_status, self.server.content)
+        else:
+            self._send(404, b"")  # of the bucket itself, which the client would like to know more about
 
     def _send(self, status: int, body: bytes) -> None:
         self.send_response(status)

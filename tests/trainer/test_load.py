@@ -7,8 +7,10 @@ from gguf import GGUFWriter
 from safetensors.torch import load_file, save_file
 
 from bitnet_trainer.errors import BadInput, ModelUnavailable
+from bitnet_trainer.models import load
 from bitnet_trainer.models.convert import convert
 from bitnet_trainer.models.load import load_model, load_weights
+from gcs_server import gcs_server, upload
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ def test_a_folder_in_bfloat16_gives_float32_master_weights(make_model, tokenizer
     assert load_model(f"file://{tmp_path}").model.dtype == torch.float32
 
 
-def test_a_gguf_file_gives_an_ordinary_model(gguf, make_model, sequences, tmp_path):
+def test_a_gguf_file_gives_an_ordinary_model(gguf, make_model, sequences):
     loaded = load_model(f"file://{gguf}")
     assert loaded.source == str(gguf)
     assert loaded.tokenizer("w2", add_special_tokens=False).input_ids == [2, 3]
@@ -92,6 +94,32 @@ def test_a_gguf_file_gives_an_ordinary_model(gguf, make_model, sequences, tmp_pa
     # Nothing of the GGUF stays behind that would make a saved copy look quantised.
     loaded.model.save_pretrained(tmp_path / "copy")
     assert "quantization_config" not in (tmp_path / "copy" / "config.json").read_text()
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    monkeypatch.setenv("BITNET_MODEL_CACHE", str(tmp_path / "cache"))
+    with gcs_server() as url:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        yield "models"
+
+
+def test_a_bucket_gives_what_was_put_there(bucket, folder, gguf, make_model, sequences):
+    upload(bucket, {f"qwen/{file.name}": file.read_bytes() for file in folder.iterdir()})
+    loaded = load_model(f"gs://{bucket}/qwen")
+    assert loaded.source == f"gs://{bucket}/qwen"
+    assert loaded.tokenizer("w2 w5").input_ids == [2, 5]
+    assert torch.equal(loaded.model(sequences).logits, make_model("qwen3")(sequences).logits)
+
+    upload(bucket, {"tiny.gguf": gguf.read_bytes()})
+    here, there = load_weights(f"file://{gguf}"), load_weights(f"gs://{bucket}/tiny.gguf")
+    assert torch.equal(there(sequences).logits, here(sequences).logits)
+
+    upload(bucket, {"broken/config.json": b"{}"})
+    with pytest.raises(
+        ModelUnavailable, match=rf"model of gs://{bucket}/broken cannot be loaded.*files are whole"
+    ):
+        load_model(f"gs://{bucket}/broken")
 
 
 def test_nothing_there(tmp_path):
@@ -110,6 +138,28 @@ def test_the_hub_out_of_reach(monkeypatch):
         load_model("hf://no-such-organisation/no-such-model", revision="v1")
     assert "no-such-organisation/no-such-model@v1" in str(error.value)
     assert "HF_TOKEN" in str(error.value)
+    assert "out of reach" in str(error.value)
+
+
+def test_a_silent_hub_is_known_in_half_a_minute_and_then_not_asked_for_each_file(monkeypatch):
+    assert sum(load.HUB_PAUSES) + load.HUB_TIMEOUT * (len(load.HUB_PAUSES) + 1) < 30
+    tries = []
+
+    class Session:
+        def head(self, url: str, timeout: float) -> None:
+            tries.append((url, timeout))
+            raise load.httpx.ConnectTimeout("timed out")
+
+    def from_pretrained(*_: object, **arguments: object) -> None:
+        assert arguments["local_files_only"]
+        raise OSError("not in the cache")
+
+    monkeypatch.setattr(load, "HUB_PAUSES", (0, 0))
+    monkeypatch.setattr(load, "get_session", Session)
+    monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    with pytest.raises(ModelUnavailable, match=r"is out of reach.*not in the cache"):
+        load_model("hf://organisation/name")
+    assert tries == [(load.constants.ENDPOINT, load.HUB_TIMEOUT)] * 3
 
 
 def test_an_unknown_scheme_names_the_known_ones():

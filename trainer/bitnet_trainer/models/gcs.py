@@ -63,7 +63,7 @@ class _Place:
 
 
 def local_copy(bucket: str, path: str) -> Path:
-    """The folder on this machine that holds a copy of a model, fetched now unless it is there already.
+    """A copy of a model on this machine, fetched now unless it is there already.
 
     A copy is named by the generations of its objects: a model that was replaced in the bucket is fetched
     anew, and one that is replaced while it is fetched is an error, never a mixture. Processes of one machine
@@ -75,7 +75,7 @@ def local_copy(bucket: str, path: str) -> Path:
             folder itself are fetched, without those in folders below it.
 
     Returns:
-        A folder that holds the files; it is to be read only.
+        The folder, or the .gguf file; it is to be read only.
 
     Raises:
         ModelUnavailable: no such bucket, nothing there that is a model, no permission, no way to storage, or
@@ -85,12 +85,13 @@ def local_copy(bucket: str, path: str) -> Path:
     try:
         # The project plays no part in reading; without one given the client insists on finding it.
         with _said_plainly(place), storage.Client(project="-") as client:
-            return _fetched_once(place, _objects(client, place))
+            folder = _fetched_once(place, _objects(client, place))
     except OSError as error:
         raise ModelUnavailable(
             f"the copy of {place} cannot be kept in {_root()} ({error.strerror or error}); "
             f"make room there, or name another folder in {CACHE_VARIABLE}"
         ) from error
+    return folder / place.path.rsplit("/", 1)[-1] if place.is_file else folder
 
 
 def _root() -> Path:

@@ -1,11 +1,15 @@
-"""Loading a pretrained causal LM and its tokenizer from a folder, a GGUF file or the Hugging Face hub."""
+"""Loading a pretrained causal LM and its tokenizer: from a folder, a GGUF file, a bucket or the hub."""
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.utils import get_session, httpx  # type: ignore[attr-defined]  # exported lazily
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -16,6 +20,13 @@ from transformers import (
 
 from bitnet_crds.locations import Location, parse_location
 from bitnet_trainer.errors import ModelUnavailable
+from bitnet_trainer.models.folder import check_model_folder
+from bitnet_trainer.models.gcs import local_copy
+
+HUB_TIMEOUT = 5.0
+"""Seconds that the hub may take to answer at all."""
+HUB_PAUSES = (2.0, 4.0)
+"""Seconds between tries to reach it."""
 
 Loaded = TypeVar("Loaded")
 
@@ -28,7 +39,8 @@ class LoadedModel:
     """In float32 (the master weights), on the CPU, in evaluation mode."""
     tokenizer: PreTrainedTokenizerBase
     source: str
-    """Where it came from: a path, or `organisation/name` with `@revision` where one was asked for."""
+    """Where it came from: a path, gs://bucket/path, or `organisation/name` with `@revision` where one was
+    asked for."""
 
 
 class _Missing(TypedDict):
@@ -46,14 +58,24 @@ class _Source:
     """A folder or a hub repository."""
     revision: str | None = None
     gguf_file: str | None = None
+    copy_of: str | None = None
+    """The address in a bucket of what the folder is a copy of."""
+    only_local: bool = False
+    """Whether the hub is out of reach, so that only what was fetched from it before can be had."""
 
     def __str__(self) -> str:
+        if self.copy_of is not None:
+            return self.copy_of
         if self.gguf_file is not None:
             return str(Path(self.name, self.gguf_file))
         return f"{self.name}@{self.revision}" if self.revision else self.name
 
     def arguments(self) -> dict[str, Any]:
-        arguments = {"revision": self.revision, "gguf_file": self.gguf_file}
+        arguments = {
+            "revision": self.revision,
+            "gguf_file": self.gguf_file,
+            "local_files_only": self.only_local or None,
+        }
         return {name: value for name, value in arguments.items() if value is not None}
 
 
@@ -61,15 +83,16 @@ def load_model(address: str, revision: str | None = None) -> LoadedModel:
     """Loads the model and tokenizer at an address of the run.
 
     Args:
-        address: `file:///path`, `pvc://claim/path` (each a Hugging Face folder or one .gguf file) or
-            `hf://organisation/name`.
+        address: `file:///path`, `pvc://claim/path`, `gs://bucket/path` (each a Hugging Face folder or one
+            .gguf file) or `hf://organisation/name`.
         revision: branch, tag or commit of a hub repository.
 
     Raises:
         ModelUnavailable: nothing is there, it cannot be read, or weights or tokenizer are missing in it.
+            What cannot be reached is known within a minute.
     """
-    model = load_weights(address, revision)
     source = _resolve(address, revision)
+    model = _weights(source, torch.float32)
     tokenizer: PreTrainedTokenizerBase = _load(
         source,
         "tokenizer",
@@ -93,7 +116,10 @@ def load_weights(
     address: str, revision: str | None = None, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
     """Loads the model alone, on the CPU and in evaluation mode. Arguments and errors as in `load_model`."""
-    source = _resolve(address, revision)
+    return _weights(_resolve(address, revision), dtype)
+
+
+def _weights(source: _Source, dtype: torch.dtype) -> PreTrainedModel:
     arguments = source.arguments()
     if source.gguf_file is not None:
         # Without it a GGUF's weights may stay in blocks, which nothing can train.
@@ -127,7 +153,9 @@ def _resolve(address: str, revision: str | None) -> _Source:
     except ValueError as error:
         raise ModelUnavailable(str(error)) from None
     if location.scheme == "hf":
-        return _Source(location.rest, revision)
+        return _Source(location.rest, revision, only_local=not _hub_answers())
+    if location.bucket is not None and location.object is not None:
+        return replace(_named(local_copy(location.bucket, location.object)), copy_of=address)
     try:
         return _local(location, address)
     except OSError as error:
@@ -144,7 +172,7 @@ def _local(location: Location, address: str) -> _Source:
                 f"{path} is not a model: a single file must be a .gguf file; "
                 "for safetensors name the folder that holds them and config.json"
             )
-        return _Source(str(path.parent), gguf_file=path.name)
+        return _named(path)
     if not path.exists():
         mend = (
             f"check that the claim {location.claim} is mounted and holds it"
@@ -152,15 +180,31 @@ def _local(location: Location, address: str) -> _Source:
             else "correct the path"
         )
         raise ModelUnavailable(f"there is no model at {path} ({address}); {mend}")
-    if not (path / "config.json").is_file():
-        ggufs = sorted(file.name for file in path.glob("*.gguf"))
-        mend = (
-            f"name the file itself: {address.rstrip('/')}/{ggufs[0]}"
-            if ggufs
-            else "name the folder that holds config.json and the safetensors, or a .gguf file"
-        )
-        raise ModelUnavailable(f"the folder {path} has no config.json, so it is not a model; {mend}")
-    return _Source(str(path))
+    check_model_folder(str(path), address, {file.name for file in path.iterdir()})
+    return _named(path)
+
+
+def _named(path: Path) -> _Source:
+    return _Source(str(path.parent), gguf_file=path.name) if path.is_file() else _Source(str(path))
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached.
+
+    huggingface_hub asks for each file anew and waits minutes for a hub that is silent; here that is known
+    first, within half a minute.
+    """
+    for pause in (*HUB_PAUSES, None):
+        try:
+            get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
+        except OfflineModeIsEnabled:
+            return False
+        except httpx.TransportError:
+            if pause is not None:
+                time.sleep(pause)
+        else:
+            return True
+    return False
 
 
 def _load(source: _Source, what: str, mend: str, load: Callable[[], Loaded]) -> Loaded:
@@ -170,6 +214,8 @@ def _load(source: _Source, what: str, mend: str, load: Callable[[], Loaded]) -> 
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         if source.gguf_file is None and not Path(source.name).is_dir():
+            if source.only_local:
+                reason = f"{constants.ENDPOINT} is out of reach, and it was not fetched before ({reason})"
             mend = (
                 "check its name and revision, this machine's way to the hub, and HF_TOKEN for a gated model; "
                 "or put the model in a folder and name it with file:// or pvc://"
