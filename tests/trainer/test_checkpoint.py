@@ -1,6 +1,7 @@
 """Checkpoints on disk: whole or not at all, pruned, verified, and loaded as they were written."""
 
 import json
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -18,7 +19,15 @@ from bitnet_trainer.errors import BadInput, CheckpointError
 from bitnet_trainer.optim import build_adamw, set_learning_rate
 
 POSITION = Position(
-    step=10, consumed=(50, 30), skipped_steps=2, ledger_hash="a" * 16, data_fingerprint="b" * 64, world_size=1
+    step=10,
+    consumed=(50, 30),
+    origin=(20, 10),
+    mixture=(0.1, 0.7),
+    skipped_steps=2,
+    ledger_hash="a" * 16,
+    data_fingerprint="b" * 64,
+    world_size=1,
+    balance={"maskedDiffusion": 1 / 3},
 )
 
 
@@ -292,6 +301,32 @@ def test_a_position_that_cannot_be_read_says_so(store):
     committed = write(store, 5)
     with pytest.raises(CheckpointError, match=r"position\.json cannot be read .*Remove"):
         Position.read(committed.path)
+
+
+LEFT_OUT = object()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("origin", LEFT_OUT, "origin: Field required"),
+        ("mixture", LEFT_OUT, "mixture: Field required"),
+        ("origin", [20, "10"], r"origin\.1: Input should be a valid integer"),
+        ("origin", [20], r"origin \(20,\) and mixture .* one number a source each"),
+        ("mixture", [0.1, math.nan], r"mixture\.1: Input should be a finite number"),
+        ("balance", {"maskedDiffusion": None}, r"balance\.maskedDiffusion: Input should be a valid number"),
+        ("weights", [1], "weights: Unexpected keyword"),
+    ],
+)
+def test_a_position_is_read_strictly(tmp_path, field, value, says):
+    """One of an older version too: it does not say where its weights began."""
+    POSITION.write(tmp_path)
+    assert Position.read(tmp_path) == POSITION
+    written = json.loads((tmp_path / "position.json").read_text())
+    changed = {name: held for name, held in {**written, field: value}.items() if held is not LEFT_OUT}
+    (tmp_path / "position.json").write_text(json.dumps(changed))
+    with pytest.raises(CheckpointError, match=rf"position\.json cannot be read \(.*{says}.*\)\. Remove"):
+        Position.read(tmp_path)
 
 
 @pytest.mark.parametrize(

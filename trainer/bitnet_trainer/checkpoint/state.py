@@ -2,12 +2,14 @@
 
 import json
 import pickle
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
@@ -25,10 +27,16 @@ _POSITION = "position.json"
 class Position:
     """Where training stands, less the tensors. Learning rate and lambda follow from `step` and the ledger."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
     step: int
     """Optimiser steps completed, skipped ones included."""
     consumed: tuple[int, ...]
     """Sequences taken from each source: the data cursor."""
+    origin: tuple[int, ...]
+    """What was consumed of each when the weights in effect began: the data cursor."""
+    mixture: tuple[float, ...]
+    """The weights in effect, one a source."""
     skipped_steps: int
     """Steps left out because loss or gradient was not finite."""
     ledger_hash: str
@@ -37,6 +45,15 @@ class Position:
     """`Corpus.fingerprint()` of the text it was trained on."""
     world_size: int
     """Ranks that wrote it."""
+    balance: Mapping[str, float] = field(default_factory=dict)
+    """Measured factors of objectives, by name."""
+
+    def __post_init__(self) -> None:
+        if not len(self.consumed) == len(self.origin) == len(self.mixture):
+            raise ValueError(
+                f"consumed {self.consumed}, origin {self.origin} and mixture {self.mixture} must have one "
+                "number a source each"
+            )
 
     def write(self, folder: Path) -> None:
         """Writes it as JSON into a checkpoint's folder. Raises CheckpointError."""
@@ -48,14 +65,16 @@ class Position:
     @classmethod
     def read(cls, folder: Path) -> "Position":
         """Reads it back. Raises CheckpointError where it is not there or not whole."""
+        path = folder / _POSITION
         try:
-            fields = json.loads((folder / _POSITION).read_text())
-            return cls(**{**fields, "consumed": tuple(fields["consumed"])})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return _READER.validate_json(path.read_bytes(), strict=True)
+        except (OSError, ValidationError) as error:
             raise CheckpointError(
-                f"{folder / _POSITION} cannot be read ({error}). "
-                f"Remove {folder} to go on from an older checkpoint."
+                f"{path} cannot be read ({_why(error)}). Remove {folder} to go on from an older checkpoint."
             ) from error
+
+
+_READER = TypeAdapter(Position)
 
 
 def write_tensors(
@@ -126,6 +145,14 @@ def _written(metadata: Metadata, random_state: dict[str, torch.Tensor]) -> dict[
         if isinstance(entry, TensorStorageMetadata)
     }
     return {name: value for name, value in random_state.items() if held.get(f"random.{name}") == value.size()}
+
+
+def _why(error: OSError | ValidationError) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return "; ".join(
+        f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ") for fault in error.errors()
+    )
 
 
 def _cannot_write(folder: Path, why: str) -> CheckpointError:

@@ -1,19 +1,26 @@
-"""Training text: tokenised once, packed into sequences, mixed by weight, and found again after a stop."""
+"""Training text: tokenised once, cut into sequences, mixed by weight, and found again after a stop."""
 
-from bitnet_trainer.data.corpus import Corpus, SourceText, open_corpus
-from bitnet_trainer.data.cursor import Cursor, SequenceId
-from bitnet_trainer.data.mixture import StaticMixture
+from bitnet_trainer.batch import SequenceId
+from bitnet_trainer.data.corpus import Corpus, MixedSources, SourceText, open_corpus
+from bitnet_trainer.data.cursor import Cursor
+from bitnet_trainer.data.labelled import LabelledCorpus, LabelledSource, open_labelled
+from bitnet_trainer.data.mixture import Shares, influenced
 from bitnet_trainer.data.packing import PackedSource
 from bitnet_trainer.data.sources import Tokenizer, open_source
 
 __all__ = [
     "Corpus",
     "Cursor",
+    "LabelledCorpus",
+    "LabelledSource",
+    "MixedSources",
     "PackedSource",
     "SequenceId",
+    "Shares",
     "SourceText",
-    "StaticMixture",
     "Tokenizer",
+    "influenced",
     "open_corpus",
+    "open_labelled",
     "open_source",
 ]

@@ -1,18 +1,21 @@
 """All the sources of a run together: the batch at a cursor, and the sequences held out."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from bitnet_trainer.data.cursor import Cursor, SequenceId, rank_slice
-from bitnet_trainer.data.mixture import StaticMixture
-from bitnet_trainer.data.packing import PackedSource, pack
+from bitnet_trainer.batch import Rows, SequenceId
+from bitnet_trainer.data.cursor import Cursor, rank_slice
+from bitnet_trainer.data.packing import pack
 from bitnet_trainer.data.sources import Tokenizer, open_source
 
 
@@ -25,52 +28,108 @@ class SourceText:
     weight: float
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """The packed sources and how they are mixed."""
+class Sequences(Protocol):
+    """A source cut into sequences, whatever a sequence has besides its tokens."""
 
-    sources: tuple[PackedSource, ...]
-    mixture: StaticMixture
+    @property
+    def name(self) -> str:
+        """As the run names it."""
+
+    @property
+    def training_sequences(self) -> int:
+        """How many are trained on, at least 1."""
+
+    @property
+    def held_out_sequences(self) -> int:
+        """How many are never trained on, at least 1."""
+
+    def training(self, index: int) -> npt.NDArray[np.int64]:
+        """Training sequence `index`. Raises IndexError outside [0, training_sequences)."""
+
+    def held_out(self, index: int) -> npt.NDArray[np.int64]:
+        """Held-out sequence `index`. Raises IndexError outside [0, held_out_sequences)."""
+
+    def largest_token(self) -> int:
+        """The largest token id of them all."""
+
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of all that its sequences depend on."""
+
+
+@dataclass(frozen=True)
+class MixedSources(ABC):
+    """The sources and how they are mixed, whatever their sequences are."""
+
+    sources: tuple[Sequences, ...]
+    weights: tuple[float, ...]
+    """As the run has them where it begins, one a source."""
     seed: int
 
-    def take(self, cursor: Cursor, count: int) -> tuple[tuple[SequenceId, ...], Cursor]:
-        """The next `count` sequences of the whole run, the same on every rank, and the cursor after them."""
-        sizes = [source.training_sequences for source in self.sources]
-        return cursor.take(count, self.mixture, sizes, self.seed)
+    def take(
+        self, cursor: Cursor, count: int, weights: Sequence[float]
+    ) -> tuple[tuple[SequenceId, ...], Cursor]:
+        """The next `count` sequences of the whole run, the same on every rank, and the cursor after them.
 
-    def micro_batches(
-        self, batch: Sequence[SequenceId], rank: int, world: int, size: int
-    ) -> Iterator[torch.Tensor]:
-        """One rank's part of a global batch as int64 token ids, (B, S) each with B = `size`, on the CPU."""
+        `weights` are those in effect, since `cursor.origin`: where they change, take from `cursor.rebased()`.
+        A source with weight 0 is not touched.
+        """
+        return cursor.take(count, weights, [source.training_sequences for source in self.sources], self.seed)
+
+    def take_held_out(self, cursor: Cursor, count: int, weights: Sequence[float]) -> tuple[SequenceId, ...]:
+        """`count` held-out sequences, mixed by weight: others as training goes on, all of them in turn."""
+        sizes = [source.held_out_sequences for source in self.sources]
+        return cursor.rebased().take(count, weights, sizes, f"{self.seed}/held out")[0]
+
+    def micro_batches(self, batch: Sequence[SequenceId], rank: int, world: int, size: int) -> Iterator[Rows]:
+        """One rank's part of a global batch, `size` rows each, on the CPU."""
         own = iter(rank_slice(batch, rank, world))
         while ids := tuple(islice(own, size)):
-            rows = [self.sources[id_.source].training(id_.index) for id_ in ids]
-            yield torch.from_numpy(np.stack(rows))
+            yield self.rows(ids)
 
-    def held_out(self, limit: int | None = None) -> torch.Tensor:
-        """Token ids that are never trained on, (N, S) int64, N at most `limit`.
+    def rows(self, ids: Sequence[SequenceId]) -> Rows:
+        """These training sequences, on the CPU."""
+        return self._rows(np.stack([self.sources[id_.source].training(id_.index) for id_ in ids]), ids)
 
-        Sources take turns, so that a limit leaves none of them out before another has two.
-        """
-        turns = (
-            (index, number)
-            for index in range(max(source.held_out_sequences for source in self.sources))
-            for number, source in enumerate(self.sources)
-            if index < source.held_out_sequences
-        )
-        rows = [self.sources[number].held_out(index) for index, number in islice(turns, limit)]
-        return torch.from_numpy(np.stack(rows))
+    def held_out_rows(self, ids: Sequence[SequenceId]) -> Rows:
+        """These held-out sequences, on the CPU."""
+        return self._rows(np.stack([self.sources[id_.source].held_out(id_.index) for id_ in ids]), ids)
 
     def largest_token(self) -> int:
         """The largest token id of all sources; a model must have an embedding for it."""
         return max(source.largest_token() for source in self.sources)
 
     def fingerprint(self) -> str:
-        """Hex SHA-256 of the tokens, the cut, the weights and the seed: equal where the batches are."""
-        digest = hashlib.sha256(f"{self.seed} {self.mixture.weights}".encode())
+        """Hex SHA-256 of the tokens, the cut, the first weights and the seed: equal where the batches are."""
+        digest = hashlib.sha256(f"{self.seed} {self.weights}".encode())
         for source in self.sources:
             digest.update(f"{source.name} {source.fingerprint()}".encode())
         return digest.hexdigest()
+
+    def _held_out_in_turn(self, limit: int | None) -> tuple[SequenceId, ...]:
+        """At most `limit`. Sources take turns, so that none is left out before another has two."""
+        turns = (
+            SequenceId(number, 0, index)
+            for index in range(max(source.held_out_sequences for source in self.sources))
+            for number, source in enumerate(self.sources)
+            if index < source.held_out_sequences
+        )
+        return tuple(islice(turns, limit))
+
+    @abstractmethod
+    def _rows(self, sequences: npt.NDArray[np.int64], ids: Sequence[SequenceId]) -> Rows:
+        """Rows of sequences that are stacked as their sources gave them."""
+
+
+@dataclass(frozen=True)
+class Corpus(MixedSources):
+    """Running text, packed: every position of a row is a token to predict."""
+
+    def held_out(self, limit: int | None = None) -> torch.Tensor:
+        """Token ids that are never trained on, (N, S) int64, N at most `limit`, the sources in turn."""
+        return self.held_out_rows(self._held_out_in_turn(limit)).input_ids
+
+    def _rows(self, sequences: npt.NDArray[np.int64], ids: Sequence[SequenceId]) -> Rows:
+        return Rows.of(torch.from_numpy(sequences), ids)
 
 
 def open_corpus(
@@ -90,4 +149,4 @@ def open_corpus(
         pack(text.name, open_source(text.name, text.path, tokenizer, cache), sequence_length, held_out)
         for text in texts
     )
-    return Corpus(packed, StaticMixture(tuple(text.weight for text in texts)), seed)
+    return Corpus(packed, tuple(text.weight for text in texts), seed)

@@ -4,58 +4,57 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bitnet_trainer.data.mixture import StaticMixture
-
-
-@dataclass(frozen=True)
-class SequenceId:
-    """One training sequence."""
-
-    source: int
-    """Index of the source."""
-    epoch: int
-    """How often the source had been read to its end before."""
-    index: int
-    """Index of the sequence in its source."""
+from bitnet_trainer.batch import SequenceId
+from bitnet_trainer.data.mixture import Shares
 
 
 @dataclass(frozen=True)
 class Cursor:
     """How much of each source has been consumed, by all ranks together.
 
-    The next sequences follow from this alone, whatever the number of ranks was or will be.
+    The next sequences follow from this and the weights alone, whatever the number of ranks was or will be.
     """
 
     consumed: tuple[int, ...]
     """Sequences taken from each source, over all epochs."""
+    origin: tuple[int, ...]
+    """What was consumed when the weights in effect began. Shares count from there: a source is not made to
+    catch up with a share that it did not have before."""
 
     @classmethod
     def at_start(cls, sources: int) -> "Cursor":
         """Nothing consumed yet."""
-        return cls((0,) * sources)
+        return cls((0,) * sources, (0,) * sources)
 
     @property
     def sequences(self) -> int:
         """Sequences consumed in all."""
         return sum(self.consumed)
 
+    def rebased(self) -> "Cursor":
+        """The same place in every source, where other weights begin."""
+        return Cursor(self.consumed, self.consumed)
+
     def take(
-        self, count: int, mixture: StaticMixture, sizes: Sequence[int], seed: int
+        self, count: int, weights: Sequence[float], sizes: Sequence[int], seed: int | str
     ) -> tuple[tuple[SequenceId, ...], "Cursor"]:
         """The next `count` sequences of the whole run, and the cursor after them.
 
-        `sizes` are the sources' numbers of training sequences, each at least 1. A source that ends begins
-        again in another order, so a corpus smaller than a batch is repeated within it.
+        `weights` are at least 0, one of them above. `sizes` are the sources' numbers of training sequences,
+        each at least 1. A source that ends begins again in another order, so a corpus smaller than a batch is
+        repeated within it.
         """
-        consumed = list(self.consumed)
+        shares = Shares(tuple(weights))
+        had = [now - then for now, then in zip(self.consumed, self.origin, strict=True)]
         taken = []
         for _ in range(count):
-            source = mixture.next_source(consumed)
-            epoch, place = divmod(consumed[source], sizes[source])
+            source = shares.next_source(had)
+            epoch, place = divmod(self.origin[source] + had[source], sizes[source])
             index = shuffled(place, sizes[source], f"{seed}/{source}/{epoch}")
             taken.append(SequenceId(source, epoch, index))
-            consumed[source] += 1
-        return tuple(taken), Cursor(tuple(consumed))
+            had[source] += 1
+        consumed = tuple(then + more for then, more in zip(self.origin, had, strict=True))
+        return tuple(taken), Cursor(consumed, self.origin)
 
 
 def rank_slice(batch: Sequence[SequenceId], rank: int, world: int) -> Sequence[SequenceId]:

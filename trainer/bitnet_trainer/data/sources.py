@@ -5,10 +5,10 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -46,35 +46,62 @@ def open_source(name: str, path: Path, tokenizer: Tokenizer, cache: Path) -> Tok
     content and the tokenizer, so that another start only maps it, and an edited file is tokenised again.
     Raises DataUnavailable for a source that is missing, empty, or not readable as text.
     """
-    try:
-        files = _text_files(name, path, cache.parent)
-    except OSError as error:
-        raise _unreadable(name, Path(error.filename or path), error) from error
+    files = text_files(name, path, cache.parent)
+    end = end_of_text(name, tokenizer)
+
+    def tokens() -> Tokens:
+        pieces: list[Tokens] = []
+        for document in _documents(name, files):
+            pieces.extend(encoded_pieces(document, tokenizer))
+            pieces.append(np.asarray([end], dtype=np.uint32))
+        if not pieces:
+            raise no_text(name, path)
+        return np.concatenate(pieces)
+
+    return kept(cache / f"{name}-{fingerprint(name, files, tokenizer)[:16]}.npy", tokens)
+
+
+def kept(path: Path, make: Callable[[], Tokens]) -> Tokens:
+    """The array that lies at `path`, mapped; it is made and put there where there is none yet."""
+    if not path.exists():
+        _keep(make(), path)
+    tokens: Tokens = np.load(path, mmap_mode="r")
+    return tokens
+
+
+def end_of_text(name: str, tokenizer: Tokenizer) -> int:
+    """The token that ends a document. Raises DataUnavailable where the tokenizer has none."""
     end = tokenizer.eos_token_id
     if end is None:
         raise DataUnavailable(
             f"source {name!r}: the model's tokenizer names no end-of-text token, so documents cannot be told "
             "apart. Set eos_token in its tokenizer_config.json."
         )
-    kept = cache / f"{name}-{_fingerprint(name, files, tokenizer)[:16]}.npy"
-    if not kept.exists():
-        pieces: list[Tokens] = []
-        for document in _documents(name, files):
-            for piece in _pieces(document):
-                encoded = tokenizer([piece], add_special_tokens=False, return_attention_mask=False)
-                pieces.append(np.asarray(encoded["input_ids"][0], dtype=np.uint32))
-            pieces.append(np.asarray([end], dtype=np.uint32))
-        if not pieces:
-            raise DataUnavailable(
-                f"source {name!r}: {path} holds no text. Put text in it, or remove the source."
-            )
-        _keep(np.concatenate(pieces), kept)
-    tokens: Tokens = np.load(kept, mmap_mode="r")
-    return tokens
+    return end
+
+
+def encoded_pieces(document: str, tokenizer: Tokenizer) -> Iterator[Tokens]:
+    """The tokens of a document, a piece at a time."""
+    for piece in _pieces(document):
+        encoded = tokenizer([piece], add_special_tokens=False, return_attention_mask=False)
+        yield np.asarray(encoded["input_ids"][0], dtype=np.uint32)
+
+
+def no_text(name: str, path: Path) -> DataUnavailable:
+    """What to raise where a source turns out to be empty."""
+    return DataUnavailable(f"source {name!r}: {path} holds no text. Put text in it, or remove the source.")
+
+
+def text_files(name: str, path: Path, own: Path) -> list[Path]:
+    """The files of a source, none of them in the folder `own`. Raises DataUnavailable."""
+    try:
+        return _text_files(name, path, own)
+    except OSError as error:
+        raise _unreadable(name, Path(error.filename or path), error) from error
 
 
 def _text_files(name: str, path: Path, own: Path) -> list[Path]:
-    """The files to read, none of them in the folder `own`. Raises OSError where that cannot be seen."""
+    """The same, but raises OSError for what cannot be seen."""
     mode = _mode(path)
     if mode is None:
         raise DataUnavailable(
@@ -138,27 +165,43 @@ def _read(name: str, file: Path) -> bytes:
 def _documents(name: str, files: Sequence[Path]) -> Iterator[str]:
     """Every document that is not blank."""
     for file in files:
-        try:
-            text = _read(name, file).decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise DataUnavailable(
-                f"source {name!r}: {file} is not UTF-8 (byte {error.start} is "
-                f"0x{error.object[error.start]:02x}). "
-                f"Convert it, as in `iconv -f latin1 -t utf-8 {file.name}`."
-            ) from error
         if file.suffix == ".txt":
-            documents: Iterator[str] = iter([text])
+            documents: Iterable[str] = (_decoded(name, file),)
         else:
-            documents = (
-                _record_text(name, file, number, line)
-                # JSON may hold U+2028 and its like, at which str.splitlines would cut a record in two.
-                for number, line in enumerate(text.split("\n"), start=1)
-                if line.strip()
-            )
+            documents = (record.text for record in records(name, file))
         yield from (document for document in documents if document.strip())
 
 
-def _record_text(name: str, file: Path, number: int, line: str) -> str:
+class Record(NamedTuple):
+    """One line of a .jsonl file."""
+
+    line: int
+    """Its number, from 1."""
+    text: str
+    fields: Mapping[str, Any]
+    """All that it says, `text` included."""
+
+
+def records(name: str, file: Path) -> Iterator[Record]:
+    """The lines of a .jsonl file that are not blank. Raises DataUnavailable for one without text."""
+    # JSON may hold U+2028 and its like, at which str.splitlines would cut a record in two.
+    for number, line in enumerate(_decoded(name, file).split("\n"), start=1):
+        if line.strip():
+            yield _record(name, file, number, line)
+
+
+def _decoded(name: str, file: Path) -> str:
+    try:
+        return _read(name, file).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataUnavailable(
+            f"source {name!r}: {file} is not UTF-8 (byte {error.start} is "
+            f"0x{error.object[error.start]:02x}). "
+            f"Convert it, as in `iconv -f latin1 -t utf-8 {file.name}`."
+        ) from error
+
+
+def _record(name: str, file: Path, number: int, line: str) -> Record:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:  # of long numbers and deep nesting too
@@ -179,7 +222,7 @@ def _record_text(name: str, file: Path, number: int, line: str) -> str:
             f"source {name!r}: {file}, line {number} has half a surrogate pair in its `text` (character "
             f"{error.start} is \\u{ord(text[error.start]):04x}). Write both halves, or leave it out."
         ) from error
-    return text
+    return Record(number, text, record)
 
 
 def _pieces(document: str) -> Iterator[str]:
@@ -192,7 +235,7 @@ def _pieces(document: str) -> Iterator[str]:
     yield document[begin:]
 
 
-def _fingerprint(name: str, files: Sequence[Path], tokenizer: Tokenizer) -> str:
+def fingerprint(name: str, files: Sequence[Path], tokenizer: Tokenizer) -> str:
     """Hex SHA-256 of all that the tokens depend on."""
     digest = hashlib.sha256(_CACHE_FORMAT.encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)

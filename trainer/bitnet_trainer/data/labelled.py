@@ -1,0 +1,208 @@
+"""Labelled text, for classification: each record of a .jsonl file is a sequence of its own."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bitnet_trainer.batch import IGNORED, Rows, SequenceId
+from bitnet_trainer.data.corpus import MixedSources, SourceText
+from bitnet_trainer.data.sources import (
+    Record,
+    Tokenizer,
+    Tokens,
+    encoded_pieces,
+    end_of_text,
+    fingerprint,
+    kept,
+    no_text,
+    records,
+    text_files,
+)
+from bitnet_trainer.errors import DataUnavailable
+
+_NAMED_LABELS = 20
+"""So many of the known labels an error names."""
+
+
+@dataclass(frozen=True)
+class LabelledSource:
+    """One source as sequences of S tokens with a label each."""
+
+    name: str
+    table: Tokens
+    """(N, S + 2), a row a record: its tokens, padded; how many they are; the number of its label."""
+    trained_on: npt.NDArray[np.int64]
+    """Which rows."""
+    kept_back: npt.NDArray[np.int64]
+    """The others, labels in turn."""
+
+    @property
+    def training_sequences(self) -> int:
+        """How many are trained on."""
+        return len(self.trained_on)
+
+    @property
+    def held_out_sequences(self) -> int:
+        """How many are never trained on."""
+        return len(self.kept_back)
+
+    def training(self, index: int) -> npt.NDArray[np.int64]:
+        """Row (S + 2,) of training sequence `index`. Raises IndexError outside [0, training_sequences)."""
+        return self._row(self.trained_on, index)
+
+    def held_out(self, index: int) -> npt.NDArray[np.int64]:
+        """Row (S + 2,) of held-out sequence `index`. Raises IndexError outside [0, held_out_sequences)."""
+        return self._row(self.kept_back, index)
+
+    def largest_token(self) -> int:
+        """The largest token id, padding included."""
+        return int(self.table[:, :-2].max())
+
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of tokens, labels and the cut."""
+        digest = hashlib.sha256(f"{self.table.shape} ".encode() + self.kept_back.tobytes())
+        digest.update(np.ascontiguousarray(self.table).data)
+        return digest.hexdigest()
+
+    def _row(self, rows: npt.NDArray[np.int64], index: int) -> npt.NDArray[np.int64]:
+        if not 0 <= index < len(rows):
+            raise IndexError(f"source {self.name!r} has {len(rows)} such sequences, and none is {index}")
+        row: npt.NDArray[np.int64] = self.table[rows[index]].astype(np.int64)
+        return row
+
+
+@dataclass(frozen=True)
+class LabelledCorpus(MixedSources):
+    """Text with a label a row, padded on the right."""
+
+    def held_out(self, limit: int | None = None) -> Rows:
+        """Rows that are never trained on, at most `limit`, the sources in turn."""
+        return self.held_out_rows(self._held_out_in_turn(limit))
+
+    def _rows(self, sequences: npt.NDArray[np.int64], ids: Sequence[SequenceId]) -> Rows:
+        table = torch.from_numpy(sequences)
+        tokens, lengths, classes = table[:, :-2], table[:, -2], table[:, -1]
+        padding = torch.arange(tokens.shape[1]) >= lengths[:, None]
+        return Rows(
+            input_ids=tokens.contiguous(),
+            labels=tokens.masked_fill(padding, IGNORED),
+            attention_mask=(~padding).long(),
+            classes=classes.contiguous(),
+            ids=tuple(ids),
+        )
+
+
+def open_labelled(
+    texts: Sequence[SourceText],
+    tokenizer: Tokenizer,
+    labels: Sequence[str],
+    *,
+    sequence_length: int,
+    held_out: Fraction,
+    seed: int,
+    cache: Path,
+) -> LabelledCorpus:
+    """Reads and tokenises (or finds tokenised in `cache`) every source.
+
+    A source is a .jsonl file whose lines have a `text` and, as `label`, one of `labels`, or a folder of them;
+    a line whose text is blank is left out. A text is cut to S tokens; the end-of-text token follows one that
+    leaves room for it, and is what rows are padded with. Raises DataUnavailable for a source that cannot be
+    used, naming it and the mend.
+    """
+    numbers = {label: number for number, label in enumerate(labels)}
+    sources = tuple(
+        _open(text.name, text.path, tokenizer, numbers, sequence_length, held_out, cache) for text in texts
+    )
+    return LabelledCorpus(sources, tuple(text.weight for text in texts), seed)
+
+
+def _open(
+    name: str,
+    path: Path,
+    tokenizer: Tokenizer,
+    numbers: Mapping[str, int],
+    sequence_length: int,
+    held_out: Fraction,
+    cache: Path,
+) -> LabelledSource:
+    files = text_files(name, path, cache.parent)
+    end = end_of_text(name, tokenizer)
+
+    def table() -> Tokens:
+        rows = list(_table_rows(name, files, tokenizer, numbers, sequence_length, end))
+        if not rows:
+            raise no_text(name, path)
+        return np.stack(rows)
+
+    cut = hashlib.sha256(json.dumps([sequence_length, *numbers]).encode()).hexdigest()
+    content = fingerprint(name, files, tokenizer)
+    whole = kept(cache / f"{name}-labelled-{content[:16]}-{cut[:16]}.npy", table)
+    if len(whole) < 2:
+        raise DataUnavailable(
+            f"source {name!r}: {path} has one record, and one is trained on and one held out. Add records."
+        )
+    kept_back = _kept_back(whole[:, -1], held_out)
+    return LabelledSource(name, whole, np.setdiff1d(np.arange(len(whole)), kept_back), kept_back)
+
+
+def _table_rows(
+    name: str,
+    files: Sequence[Path],
+    tokenizer: Tokenizer,
+    numbers: Mapping[str, int],
+    sequence_length: int,
+    end: int,
+) -> Iterator[Tokens]:
+    """A row of the table for each record."""
+    for file in files:
+        if file.suffix != ".jsonl":
+            raise DataUnavailable(
+                f"source {name!r}: {file} has no labels, which classification needs. Give .jsonl files of "
+                'lines such as {"text": "Once upon a time", "label": "tale"}.'
+            )
+        for record in records(name, file):
+            number = _class(name, file, record, numbers)
+            if not record.text.strip():
+                continue
+            tokens = np.concatenate([*encoded_pieces(record.text, tokenizer)])[:sequence_length]
+            row = np.full(sequence_length + 2, end, dtype=np.uint32)
+            row[: len(tokens)] = tokens
+            # The end-of-text token is there already where there is room for it.
+            row[-2:] = min(len(tokens) + 1, sequence_length), number
+            yield row
+
+
+def _class(name: str, file: Path, record: Record, numbers: Mapping[str, int]) -> int:
+    label = record.fields.get("label")
+    if not isinstance(label, str) or label not in numbers:
+        known = ", ".join(json.dumps(label, ensure_ascii=False) for label in islice(numbers, _NAMED_LABELS))
+        more = len(numbers) - _NAMED_LABELS
+        says = f"label {json.dumps(label, ensure_ascii=False)}" if "label" in record.fields else "no `label`"
+        raise DataUnavailable(
+            f"source {name!r}: {file}, line {record.line} has {says}; known are {known}"
+            f"{f' and {more} more' if more > 0 else ''}. Mend the line, or spec.classification.labels."
+        )
+    return numbers[label]
+
+
+def _kept_back(classes: Tokens, held_out: Fraction) -> npt.NDArray[np.int64]:
+    """Which of N >= 2 records are held out: of each label the last ceil(held_out * n), labels in turn.
+
+    One of each label stays to be trained on, so that a label with a single record is not held out; where that
+    is so of every label, the last record is.
+    """
+    turns: list[tuple[int, int]] = []
+    for number in np.unique(classes):
+        rows = np.flatnonzero(classes == number).tolist()
+        count = min(len(rows) - 1, math.ceil(held_out * len(rows)))
+        turns.extend(enumerate(rows[len(rows) - count :]))
+    return np.array([row for _, row in sorted(turns)] or [len(classes) - 1], dtype=np.int64)
