@@ -10,13 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bitnet_trainer.errors import BadInput
-from bitnet_trainer.quantization.bitlinear import (
-    BitLinear,
-    QuantizationLambda,
-    blend,
-    quantize_activations,
-    quantize_weights,
-)
+from bitnet_trainer.quantization.bitlinear import BitLinear, QuantizationLambda, blend
+from bitnet_trainer.quantization.codes import quantize_activations, quantize_weights
+from bitnet_trainer.quantization.low_rank import LowRankCorrection
 from bitnet_trainer.quantization.warmup import set_lambda
 
 numbers = st.floats(-1e4, 1e4, allow_nan=False, width=32)
@@ -93,6 +89,101 @@ def test_output_and_gradients_are_those_of_the_formula_in_float64(lam: float) ->
     )
 
 
+@pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])
+def test_haar_weights_and_all_that_may_stand_beside_them_are_the_formula_in_float64(lam: float) -> None:
+    """`y = (W + lam (Wq - W)) Q(n) + b + lam U V^T n`, n the RMSNorm of the input, with all gradients."""
+    torch.manual_seed(0)
+    norm = nn.RMSNorm(8, 1e-5, dtype=torch.float64)
+    nn.init.normal_(norm.weight)
+    u, v = torch.randn(5, 2, dtype=torch.float64), torch.randn(8, 2, dtype=torch.float64)
+    layer = BitLinear(
+        8,
+        5,
+        dtype=torch.float64,
+        lam=QuantizationLambda(lam),
+        scheme="Haar",
+        rms_norm=norm,
+        low_rank=LowRankCorrection(u, v),
+    )
+    x = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
+    output = layer(x)
+    upstream = torch.randn_like(output)
+    output.backward(upstream)
+
+    twin = {name: p.detach().clone().requires_grad_() for name, p in layer.named_parameters()}
+    y = x.detach().clone().requires_grad_()
+    n = y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * twin["rms_norm.weight"]
+    step = n.detach().abs().amax(-1, keepdim=True) / 127
+    inputs = n + (lam * (step * (n / step).round() - n)).detach()
+    weight = twin["weight"]
+    weight = weight + (lam * (haar_in_words(weight) - weight)).detach()
+    correction = (n @ twin["low_rank.v"]) @ twin["low_rank.u"].T
+    expected = inputs @ weight.T + twin["bias"] + lam * correction
+    expected.backward(upstream)
+
+    torch.testing.assert_close(output, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-6, atol=1e-6)
+    for name, parameter in layer.named_parameters():
+        torch.testing.assert_close(parameter.grad, twin[name].grad, rtol=1e-6, atol=1e-6)
+
+
+def haar_in_words(weight: torch.Tensor) -> torch.Tensor:
+    """Each pair (a, b) of a row from its quantised sum and difference."""
+    root = math.sqrt(2)
+    sums = [[(row[i] + row[i + 1]) / root for i in range(0, len(row), 2)] for row in weight.tolist()]
+    differences = [[(row[i] - row[i + 1]) / root for i in range(0, len(row), 2)] for row in weight.tolist()]
+
+    def ternary(band: list[list[float]]) -> list[list[float]]:
+        scale = sum(abs(value) for row in band for value in row) / sum(len(row) for row in band)
+        return [[scale * min(1, max(-1, round(value / scale))) for value in row] for row in band]
+
+    rows = zip(ternary(sums), ternary(differences), strict=True)
+    return torch.tensor(
+        [
+            [
+                value
+                for low, high in zip(*bands, strict=True)
+                for value in ((low + high) / root, (low - high) / root)
+            ]
+            for bands in rows
+        ],
+        dtype=weight.dtype,
+    )
+
+
+def test_at_lambda_0_a_correction_changes_no_bit() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(6, 4)
+    correction = LowRankCorrection(torch.randn(4, 2), torch.randn(6, 2))
+    layer = BitLinear.from_linear(linear, QuantizationLambda(0.0), low_rank=correction)
+    x = torch.randn(3, 6)
+    assert torch.equal(layer(x), linear(x))
+
+
+def test_parameters_have_the_names_that_files_have() -> None:
+    layer = BitLinear(
+        4, 3, rms_norm=nn.RMSNorm(4), low_rank=LowRankCorrection(torch.zeros(3, 1), torch.zeros(4, 1))
+    )
+    assert set(layer.state_dict()) == {"weight", "bias", "rms_norm.weight", "low_rank.u", "low_rank.v"}
+
+
+@pytest.mark.parametrize("scheme", ["AbsMean", "Haar"])
+def test_a_whole_layer_in_bfloat16_stays_in_it(scheme: str) -> None:
+    torch.manual_seed(0)
+    layer = BitLinear(
+        8,
+        4,
+        scheme=scheme,
+        rms_norm=nn.RMSNorm(8),
+        low_rank=LowRankCorrection(torch.randn(4, 1), torch.randn(8, 1)),
+    )
+    x = torch.randn(3, 8)
+    exact = layer(x)
+    found = layer.bfloat16()(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, rtol=0.05, atol=0.05)
+
+
 def test_zero_weights_and_zero_tokens_give_zeros() -> None:
     layer = BitLinear(4, 3, bias=False)
     nn.init.zeros_(layer.weight)
@@ -135,7 +226,8 @@ def test_lambda_is_in_no_state_dict() -> None:
     assert set(two_layers().state_dict()) == {"0.weight", "0.bias", "1.weight", "1.bias"}
 
 
-def test_a_new_lambda_compiles_nothing_again() -> None:
+@pytest.mark.parametrize("scheme", ["AbsMean", "Haar"])
+def test_a_new_lambda_compiles_nothing_again(scheme: str) -> None:
     compilations = 0
 
     def counting(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> torch.fx.GraphModule:
@@ -144,6 +236,8 @@ def test_a_new_lambda_compiles_nothing_again() -> None:
         return graph
 
     model = two_layers()
+    for layer in model:
+        layer.scheme = scheme
     compiled = torch.compile(model, backend=counting, fullgraph=True)
     x = torch.randn(2, 4)
     for value in (0.0, 0.1, 0.5, 1.0):

@@ -4,15 +4,24 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitNetForCausalLM,
+)
 from transformers.integrations.bitnet import AutoBitLinear
 
+from bitnet_crds.spec import LowRankCorrection, Quantization
 from bitnet_trainer.errors import BadInput, CheckpointError
 from bitnet_trainer.evaluate import perplexity
 from bitnet_trainer.export.huggingface import SCALE_CONVENTION, export_huggingface
+from bitnet_trainer.export.stock import check_exportable
 from bitnet_trainer.models.convert import ConversionReport, convert
 from bitnet_trainer.models.load import load_model
 from bitnet_trainer.quantization.warmup import set_lambda
+from families import TRANSFORMERS_ARCHITECTURES, small_model
 
 
 def listing(folder):
@@ -26,17 +35,23 @@ def _no_compiler():
         yield
 
 
+ALL, OUTPUT = Quantization(sub_ln="AllProjections"), Quantization(sub_ln="OutputProjections")
+LOW_RANK = Quantization(low_rank_correction=LowRankCorrection(ratio=0.1))
+HAAR = Quantization(weights="Haar")
+
+
 @pytest.fixture
-def trained(make_model, sequences):
+def trained(sequences):
     """Makes a converted model after three steps at lambda = 1, and what its conversion reported."""
 
-    def make(family="llama", **changes):
-        model = make_model(family, **changes)
-        report = convert(model)
+    def make(architecture="LlamaForCausalLM", quantization=Quantization(), **changes):  # noqa: B008
+        model = small_model(architecture, **changes)
+        report = convert(model, quantization)
         set_lambda(model, 1.0)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        labels = sequences if "CausalLM" in architecture else sequences[:, 0] % 3
         for _ in range(3):
-            model(sequences, labels=sequences).loss.backward()
+            model(sequences, labels=labels).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
         return model, report
@@ -44,27 +59,118 @@ def trained(make_model, sequences):
     return make
 
 
-@pytest.mark.parametrize(
-    ("family", "changes"),
-    [
-        ("llama", {}),
-        ("llama", {"tie_word_embeddings": False, "attention_bias": True}),
-        ("qwen2", {}),
-        ("qwen3", {}),
-    ],
-)
-def test_stock_transformers_gives_the_same_perplexity(
-    trained, tokenizer, sequences, tmp_path, family, changes
+def quantised_layers(model):
+    return tuple(name for name, module in model.named_modules() if isinstance(module, AutoBitLinear))
+
+
+@pytest.mark.parametrize("architecture", TRANSFORMERS_ARCHITECTURES)
+@pytest.mark.parametrize("quantization", [Quantization(), ALL], ids=["None", "AllProjections"])
+def test_stock_transformers_gives_the_same_logits(
+    trained, tokenizer, sequences, tmp_path, architecture, quantization
 ):
-    model, report = trained(family, **changes)
+    model, report = trained(architecture, quantization, rms_norm_eps=1e-4)
+    export_huggingface(model, tokenizer, report, tmp_path / "export")
+    auto = AutoModelForCausalLM if "CausalLM" in architecture else AutoModelForSequenceClassification
+    stock = auto.from_pretrained(tmp_path / "export")
+    assert type(stock) is type(model)
+    assert quantised_layers(stock) == report.converted
+    assert torch.equal(stock(sequences).logits, model(sequences).logits)
+    set_lambda(model, 0.0)
+    assert not torch.allclose(stock(sequences).logits, model(sequences).logits, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"tie_word_embeddings": False, "attention_bias": True}], ids=["tied", "untied, biases"]
+)
+def test_stock_transformers_gives_the_same_perplexity(trained, tokenizer, sequences, tmp_path, changes):
+    model, report = trained(**changes)
     export_huggingface(model, tokenizer, report, tmp_path / "export")
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
-    quantised = [name for name, module in stock.named_modules() if isinstance(module, AutoBitLinear)]
-    assert tuple(quantised) == report.converted
-    assert torch.equal(stock(sequences).logits, model(sequences).logits)
     assert perplexity(stock, sequences) == perplexity(model, sequences)
     set_lambda(model, 0.0)
     assert perplexity(stock, sequences).value != pytest.approx(perplexity(model, sequences).value, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"hidden_act": "relu2"},
+        {"tie_word_embeddings": False, "attention_bias": True},
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}},
+    ],
+    ids=["silu", "relu2", "untied, biases", "rope"],
+)
+@pytest.mark.parametrize("gathered", [False, True])
+def test_a_llama_with_normed_outputs_is_stock_bitnet(
+    trained, tokenizer, sequences, tmp_path, changes, gathered
+):
+    model, report = trained(quantization=OUTPUT, rms_norm_eps=1e-4, **changes)
+    expected = model(sequences).logits
+    weights = None
+    if gathered:
+        weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        for parameter in model.parameters():
+            parameter.data.zero_()
+    export_huggingface(model, tokenizer, report, tmp_path / "export", weights)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    assert type(stock) is BitNetForCausalLM
+    assert quantised_layers(stock) == report.converted
+    assert torch.equal(stock(sequences).logits, expected)
+    assert (stock.lm_head.weight is stock.model.embed_tokens.weight) == model.config.tie_word_embeddings
+    padded = sequences.clone()
+    padded[:, -3:] = 1
+    mask = (padded != 1).long()
+    if not gathered:
+        found = stock(padded, attention_mask=mask).logits
+        assert torch.equal(found, model(padded, attention_mask=mask).logits)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "quantization", "changes", "why"),
+    [
+        ("LlamaForCausalLM", HAAR, {}, r"no Haar weights; write export\.formats: \[Packed\]"),
+        (
+            "LlamaForCausalLM",
+            LOW_RANK,
+            {},
+            r"no low-rank correction; .* remove quantization\.",
+        ),
+        (
+            "Qwen3ForCausalLM",
+            OUTPUT,
+            {},
+            r"LlamaForCausalLM and not for Qwen3ForCausalLM; .*AllProj",
+        ),
+        ("LlamaForSequenceClassification", OUTPUT, {}, "not for LlamaForSequenceClassification"),
+        ("LlamaForCausalLM", OUTPUT, {"mlp_bias": True}, "this LlamaForCausalLM has biases in its MLP"),
+        ("LlamaForCausalLM", OUTPUT, {"head_dim": 16}, "4 heads of 16, which are not its hidden size of 32"),
+    ],
+)
+def test_what_stock_transformers_cannot_express_is_refused_before_and_after_training(
+    trained, tokenizer, tmp_path, architecture, quantization, changes, why
+):
+    with pytest.raises(BadInput, match=why):
+        check_exportable(small_model(architecture, **changes), quantization, ("HuggingFace", "Packed"))
+    check_exportable(small_model(architecture, **changes), quantization, ("Packed",))
+    model, report = trained(architecture, quantization, **changes)
+    with pytest.raises(BadInput, match=why):
+        export_huggingface(model, tokenizer, report, tmp_path / "export")
+    assert listing(tmp_path) == []
+
+
+def test_a_class_that_transformers_does_not_have_is_refused():
+    class Homemade(nn.Module):
+        pass
+
+    with pytest.raises(BadInput, match=r"no class equal to Homemade; write export\.formats: \[Packed\]"):
+        check_exportable(Homemade(), Quantization(), ("HuggingFace",))
+
+
+@pytest.mark.parametrize("architecture", TRANSFORMERS_ARCHITECTURES)
+def test_what_it_can_express_passes_before_conversion(architecture):
+    for quantization in (Quantization(), ALL):
+        check_exportable(small_model(architecture), quantization, ("HuggingFace", "Packed"))
 
 
 def test_the_tokenizer_comes_along(trained, tokenizer, tmp_path):
@@ -105,8 +211,8 @@ def test_an_export_is_no_student_for_another_run(trained, tokenizer, tmp_path):
 
 
 def test_an_earlier_export_is_replaced_and_nothing_is_left_beside_it(trained, tokenizer, sequences, tmp_path):
-    for family in ("qwen3", "llama"):
-        model, report = trained(family)
+    for architecture in ("Qwen3ForCausalLM", "LlamaForCausalLM"):
+        model, report = trained(architecture)
         export_huggingface(model, tokenizer, report, tmp_path / "export")
     assert listing(tmp_path) == ["export"]
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "export")

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MINIMUM_SCALE = 1e-5
-"""Floor of a mean or maximum that is divided by: a weight or token of zeros quantises to zeros, not NaN."""
+from bitnet_trainer.quantization.codes import at_least_float32, quantize_activations
+from bitnet_trainer.quantization.low_rank import LowRankCorrection
+from bitnet_trainer.quantization.schemes import SCHEMES, SchemeName
 
 
 class QuantizationLambda(nn.Module):
@@ -28,41 +29,6 @@ class QuantizationLambda(nn.Module):
         self.register_buffer("value", torch.tensor(value, dtype=torch.float32), persistent=False)
 
 
-def quantize_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Ternary codes and the scale of a weight matrix (absmean, per tensor).
-
-    `s = max(mean|W|, 1e-5)`, `codes = clip(round(W/s), -1, 1)`; the quantised weight is `s * codes`.
-
-    Args:
-        weight: any shape, floating point.
-
-    Returns:
-        codes in {-1, 0, 1}, of the weight's shape and dtype, and the 0-dim scale s. Neither has a gradient.
-    """
-    weight = weight.detach()
-    # Multiplying by 1/s and dividing again is how transformers rounds: an exported model has the same codes.
-    inverse = 1 / weight.abs().mean().clamp(min=MINIMUM_SCALE)
-    return (weight * inverse).round().clamp(-1, 1), 1 / inverse
-
-
-def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
-    """8-bit codes of each token (absmax), and how many codes make a unit.
-
-    `a = max(max|x|, 1e-5)`, `codes = clip(round(127 x/a), -128, 127)`; the quantised token is
-    `codes / (127/a)`.
-
-    Args:
-        x: (..., D) floating point; each of the leading positions is a token.
-
-    Returns:
-        codes (..., D), whole numbers in x's dtype, and `127/a` (..., 1), by which codes are DIVIDED, as
-        transformers does: multiplying by a/127 rounds otherwise. Neither has a gradient.
-    """
-    x = x.detach()
-    codes_per_unit = 127 / x.abs().amax(dim=-1, keepdim=True).clamp(min=MINIMUM_SCALE)
-    return (x * codes_per_unit).round().clamp(-128, 127), codes_per_unit
-
-
 def blend(full: Tensor, quantized: Tensor, lam: Tensor) -> Tensor:
     """`full + lam * (quantized - full)`, with the gradient of the identity (straight-through estimator).
 
@@ -73,15 +39,15 @@ def blend(full: Tensor, quantized: Tensor, lam: Tensor) -> Tensor:
     return value + (full - full.detach())
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
 class BitLinear(nn.Linear):
     """A linear layer whose weights are ternary and whose inputs are 8-bit, as far as lambda says.
 
-    Parameters, their names and their shapes are those of `nn.Linear`: weight (out, in), bias (out). Scales
-    are computed in float32 or better; the product runs in the input's dtype, or in autocast's.
+    `y = W_eff Q(x) + bias + lambda * U (V^T x)`, where x is the input, or its RMSNorm where the layer has one
+    (SubLN), and U V^T is there where the layer has a low-rank correction, which sees x unquantised.
+
+    Parameters, their names and their shapes are those of `nn.Linear`: weight (out, in), bias (out); then
+    `rms_norm.weight` (in), as transformers' AutoBitLinear has it, `low_rank.u` (out, rank) and `low_rank.v`
+    (in, rank). Scales are computed in float32 or better; products run in the input's dtype, or in autocast's.
     """
 
     def __init__(
@@ -92,27 +58,60 @@ class BitLinear(nn.Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         lam: QuantizationLambda | None = None,
+        scheme: SchemeName = "AbsMean",
+        rms_norm: nn.RMSNorm | None = None,
+        low_rank: LowRankCorrection | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         self.lam = lam if lam is not None else QuantizationLambda(1.0)
+        self.scheme: SchemeName = scheme
+        self.rms_norm = rms_norm
+        self.low_rank = low_rank
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, lam: QuantizationLambda) -> "BitLinear":
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        lam: QuantizationLambda,
+        scheme: SchemeName = "AbsMean",
+        rms_norm: nn.RMSNorm | None = None,
+        low_rank: LowRankCorrection | None = None,
+    ) -> "BitLinear":
         """A BitLinear that holds the very parameters of `linear`; nothing is copied."""
-        layer = cls(linear.in_features, linear.out_features, linear.bias is not None, device="meta", lam=lam)
+        layer = cls(
+            linear.in_features,
+            linear.out_features,
+            linear.bias is not None,
+            device="meta",
+            lam=lam,
+            scheme=scheme,
+            rms_norm=rms_norm,
+            low_rank=low_rank,
+        )
         layer.weight = linear.weight
         layer.bias = linear.bias
         return layer.train(linear.training)
 
     def effective_weight(self) -> Tensor:
-        """The weight (out, in) that the product uses: `W + lam * (s * codes - W)`, at least float32."""
-        weight = _at_least_float32(self.weight)
-        codes, scale = quantize_weights(weight)
-        return blend(weight, codes * scale, self.lam.value)
+        """The weight (out, in) that the product uses: `W + lam * (Wq - W)`, at least float32."""
+        weight = at_least_float32(self.weight)
+        scheme = SCHEMES[self.scheme]
+        return blend(weight, scheme.dequantize(*scheme.quantize(weight)), self.lam.value)
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        x = _at_least_float32(input)
+        x = input
+        if self.rms_norm is not None:
+            x = self.rms_norm(x.to(self.rms_norm.weight.dtype))
+        x = at_least_float32(x)
         codes, codes_per_unit = quantize_activations(x)
-        x = blend(x, codes / codes_per_unit, self.lam.value).to(input.dtype)
-        return F.linear(x, self.effective_weight().to(input.dtype), self.bias)
+        quantized = blend(x, codes / codes_per_unit, self.lam.value).to(input.dtype)
+        y = F.linear(quantized, self.effective_weight().to(input.dtype), self.bias)
+        if self.low_rank is not None:
+            # Scaled by lambda, because at 0 there is no error yet that it could correct.
+            y = y + self.lam.value.to(y.dtype) * self.low_rank(x.to(input.dtype))
+        return y
+
+    def extra_repr(self) -> str:
+        """Shown where the model is printed."""
+        return f"{super().extra_repr()}, scheme={self.scheme}"

@@ -1,0 +1,47 @@
+"""The formulas of BitNet b1.58 (arXiv 2402.17764): ternary codes of weights, 8-bit codes of activations."""
+
+import torch
+from torch import Tensor
+
+MINIMUM_SCALE = 1e-5
+"""Floor of a mean or maximum that is divided by: a weight or token of zeros quantises to zeros, not NaN."""
+
+
+def quantize_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Ternary codes and the scale of a weight matrix (absmean, per tensor).
+
+    `s = max(mean|W|, 1e-5)`, `codes = clip(round(W/s), -1, 1)`; the quantised weight is `s * codes`.
+
+    Args:
+        weight: any shape, floating point.
+
+    Returns:
+        codes in {-1, 0, 1}, of the weight's shape and dtype, and the 0-dim scale s. Neither has a gradient.
+    """
+    weight = weight.detach()
+    # Multiplying by 1/s and dividing again is how transformers rounds: an exported model has the same codes.
+    inverse = 1 / weight.abs().mean().clamp(min=MINIMUM_SCALE)
+    return (weight * inverse).round().clamp(-1, 1), 1 / inverse
+
+
+def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
+    """8-bit codes of each token (absmax), and how many codes make a unit.
+
+    `a = max(max|x|, 1e-5)`, `codes = clip(round(127 x/a), -128, 127)`; the quantised token is
+    `codes / (127/a)`.
+
+    Args:
+        x: (..., D) floating point; each of the leading positions is a token.
+
+    Returns:
+        codes (..., D), whole numbers in x's dtype, and `127/a` (..., 1), by which codes are DIVIDED, as
+        transformers does: multiplying by a/127 rounds otherwise. Neither has a gradient.
+    """
+    x = x.detach()
+    codes_per_unit = 127 / x.abs().amax(dim=-1, keepdim=True).clamp(min=MINIMUM_SCALE)
+    return (x * codes_per_unit).round().clamp(-128, 127), codes_per_unit
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x itself, or in float32 where its type is shorter: scales and codes are never computed in less."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -1,0 +1,81 @@
+"""Haar weights: each row split into a low and a high band, each band ternary with a scale of its own.
+
+Source: HBLLM, arXiv 2512.00862. The transform is orthonormal, so that an error in the bands is an error of
+the same energy in the weights.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from bitnet_trainer.errors import BadInput
+from bitnet_trainer.quantization.codes import quantize_weights
+
+_SQRT2 = math.sqrt(2)
+
+
+def haar_transform_1d_row(x: Tensor) -> Tensor:
+    """One level of the Haar transform along the last dimension.
+
+    `low = (even + odd) / sqrt2`, `high = (even - odd) / sqrt2`, of neighbours at even and odd places.
+
+    Args:
+        x: (..., n), n even.
+
+    Returns:
+        (..., n), laid out [low | high].
+
+    Raises:
+        BadInput: n is odd.
+    """
+    _check_even(x.shape[-1])
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.cat(((even + odd) / _SQRT2, (even - odd) / _SQRT2), dim=-1)
+
+
+def inverse_haar_transform_1d_row(x: Tensor) -> Tensor:
+    """Undoes `haar_transform_1d_row`: (..., n) laid out [low | high] -> (..., n). Raises as that does."""
+    _check_even(x.shape[-1])
+    low, high = x.chunk(2, dim=-1)
+    return torch.stack(((low + high) / _SQRT2, (low - high) / _SQRT2), dim=-1).flatten(-2)
+
+
+def haar_weight_quantization_no_scale(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Ternary codes of a weight matrix's bands, and their scales: absmean, one scale a band of the matrix.
+
+    Args:
+        weight: (out, in) floating point, `in` even.
+
+    Returns:
+        codes (out, in) in {-1, 0, 1}, laid out [low | high], in the weight's dtype, and the scales (2,) of
+        low and high. Neither has a gradient.
+
+    Raises:
+        BadInput: `in` is odd.
+    """
+    bands = haar_transform_1d_row(weight.detach()).chunk(2, dim=-1)
+    codes, scales = zip(*(quantize_weights(band) for band in bands), strict=True)
+    return torch.cat(codes, dim=-1), torch.stack(scales)
+
+
+def dequantize_haar(codes: Tensor, scales: Tensor) -> Tensor:
+    """The weight (out, in) of codes (out, in), laid out [low | high], and the scales (2,) of their bands."""
+    low, high = codes.chunk(2, dim=-1)
+    return inverse_haar_transform_1d_row(torch.cat((low * scales[0], high * scales[1]), dim=-1))
+
+
+def haar_weight_quantization(weight: Tensor) -> Tensor:
+    """The weight (out, in) as its quantised bands give it back, without gradient.
+
+    Raises BadInput where `in` is odd.
+    """
+    return dequantize_haar(*haar_weight_quantization_no_scale(weight))
+
+
+def _check_even(width: int) -> None:
+    if width % 2:
+        raise BadInput(
+            f"a row of {width} values has no Haar transform, which pairs neighbours; "
+            "use a matrix of even width, or quantization.weights: AbsMean"
+        )
