@@ -1,10 +1,11 @@
 """Which tokens are masked: a function of seed and sequence alone, so that ranks and resumes agree on it."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from bitnet_trainer.batch import IGNORED, Rows, SequenceId
 
@@ -22,42 +23,38 @@ class Masking:
     seed: int
 
     def __call__(self, rows: Rows) -> Rows:
-        """Rows (B, S), or (2B, S) in Complementary mode, on the CPU, with masked input.
+        """New rows (B, S), or (2B, S) in Complementary mode (all once, then all again), with masked input.
 
-        Labels are the tokens that were masked, IGNORED elsewhere; they are not shifted: the token at i is to
-        be predicted from the logits at i - 1 (token shift). The first and last token of a row, padding, and
-        tokens that are IGNORED already are never masked, so a row may have no masked token at all.
+        Rows are on the CPU. Labels are the tokens that were masked, IGNORED elsewhere; they are not shifted:
+        the token at i is to be predicted from the logits at i - 1 (token shift). The first and last token of
+        a row, padding, and tokens that are IGNORED already are never masked, so a row may have no masked
+        token at all.
+
+        Raises:
+            ValueError: some row does not say which sequence it is.
         """
+        if len(rows.ids) != len(rows):
+            raise ValueError(
+                f"{len(rows)} rows with {len(rows.ids)} ids cannot be masked, since a mask goes by the "
+                "sequence; give Rows an id for each row"
+            )
         eligible = _inner_tokens(rows)
-        drawn = torch.stack(
-            [torch.rand(rows.input_ids.shape[1], generator=_generator(self.seed, id_)) for id_ in rows.ids]
-        )
-        mask = (drawn < self.probability) & eligible
-        masked = self._masked(rows, mask)
-        if self.mode == "Independent":
-            return masked
-        other = self._masked(rows, ~mask & eligible)
-        both = torch.cat
-        return replace(
-            masked,
-            input_ids=both((masked.input_ids, other.input_ids)),
-            labels=both((masked.labels, other.labels)),
-            attention_mask=None
-            if rows.attention_mask is None
-            else both((rows.attention_mask, rows.attention_mask)),
-            classes=None,
-            ids=rows.ids + rows.ids,
+        mask = (self._drawn(rows) < self.probability) & eligible
+        masks = [mask] if self.mode == "Independent" else [mask, ~mask & eligible]
+        return Rows(
+            input_ids=torch.cat([rows.input_ids.masked_fill(mask, self.mask_token) for mask in masks]),
+            labels=torch.cat([rows.labels.masked_fill(~mask, IGNORED) for mask in masks]),
+            attention_mask=None if rows.attention_mask is None else rows.attention_mask.repeat(len(masks), 1),
+            ids=rows.ids * len(masks),
         )
 
-    def _masked(self, rows: Rows, mask: torch.Tensor) -> Rows:
-        return replace(
-            rows,
-            input_ids=rows.input_ids.masked_fill(mask, self.mask_token),
-            labels=rows.labels.masked_fill(~mask, IGNORED),
-        )
+    def _drawn(self, rows: Rows) -> Tensor:
+        """(B, S) in [0, 1): a row's numbers depend on nothing but the seed and its sequence."""
+        length = rows.input_ids.shape[1]
+        return torch.stack([torch.rand(length, generator=_generator(self.seed, id_)) for id_ in rows.ids])
 
 
-def _inner_tokens(rows: Rows) -> torch.Tensor:
+def _inner_tokens(rows: Rows) -> Tensor:
     """(B, S) bool: tokens that may be masked."""
     tokens = rows.tokens
     places = torch.arange(tokens.shape[1])
