@@ -85,7 +85,7 @@ def test_a_folder_in_bfloat16_gives_float32_master_weights(make_model, tokenizer
     assert load_model(f"file://{tmp_path}").model.dtype == torch.float32
 
 
-def test_a_gguf_file_gives_an_ordinary_model(gguf, make_model, sequences):
+def test_a_gguf_file_gives_an_ordinary_model(gguf, make_model, sequences, tmp_path):
     loaded = load_model(f"file://{gguf}")
     assert loaded.source == str(gguf)
     assert loaded.tokenizer("w2", add_special_tokens=False).input_ids == [2, 3]

@@ -1,17 +1,29 @@
-"""The teacher: absent until the ledger's first step that needs it, then loaded, frozen and asked for logits.
+"""The teacher: absent until the ledger's first step that needs it, then loaded, frozen and asked.
 
 A teacher that cannot be loaded raises; there is no path on which training goes on without it.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from bitnet_crds.protocol import TeacherState
-from bitnet_trainer.errors import ModelUnavailable, TeacherUnavailable
+from bitnet_trainer.answer import Answer, Capture
+from bitnet_trainer.batch import Rows
+from bitnet_trainer.errors import BadInput, TeacherUnavailable
 from bitnet_trainer.models.load import load_vocabulary, load_weights
+from bitnet_trainer.models.view import LanguageModel
+from bitnet_trainer.objectives.top_k import TopK, top_k_of
+from bitnet_trainer.quantization.int8_linear import quantize_to_int8
+from bitnet_trainer.ranks import Ranks
+from bitnet_trainer.teacher_cache import LogitsCache, Question, fingerprint
+
+Precision = Literal["Auto", "Float32", "BFloat16", "Int8"]
+"""As in spec.teacher.precision."""
 
 
 class Teacher:
@@ -24,6 +36,8 @@ class Teacher:
         student_vocabulary: int,
         device: torch.device,
         student_tokens: Mapping[str, int] | None = None,
+        precision: Precision = "Auto",
+        cache: LogitsCache | None = None,
     ) -> None:
         """Loads nothing yet.
 
@@ -31,16 +45,22 @@ class Teacher:
             address: as in `models.load.load_model`.
             revision: branch, tag or commit of a hub repository.
             student_vocabulary: V, the width of the student's logits.
-            device: where the teacher will live; in bfloat16 on CUDA, in float32 elsewhere.
+            device: where the teacher will live.
             student_tokens: the student's token ids by token, for the teacher's to be compared with; None
                 where the teacher is the very model that the student began as.
+            precision: of its weights in memory. Auto: bfloat16 on CUDA, float32 elsewhere. Int8: its linears
+                have 8 bits a weight, the rest is as in Auto.
+            cache: keeps its likeliest tokens of each sequence, where they are to be kept.
         """
         self._address = address
         self._revision = revision
         self._student_vocabulary = student_vocabulary
         self._device = device
         self._student_tokens = student_tokens
-        self._model: PreTrainedModel | None = None
+        self._precision = precision
+        self._cache = cache
+        self._fingerprint = ""
+        self._view: LanguageModel | None = None
         self._state = TeacherState.ABSENT
 
     @property
@@ -55,40 +75,70 @@ class Teacher:
             TeacherUnavailable: it cannot be loaded, does not fit the device, or its vocabulary is not the
                 student's.
         """
-        if self._model is not None:
+        if self._view is not None:
             return
         self._state = TeacherState.LOADING
         try:
-            self._model = self._loaded()
+            self._view = LanguageModel(self._loaded())
+        except BadInput as error:
+            # Whatever is wrong with it, the teacher is what the run is to be told of.
+            raise TeacherUnavailable(f"the teacher cannot be loaded: {error}") from error
         finally:
-            self._state = TeacherState.READY if self._model is not None else TeacherState.ABSENT
+            self._state = TeacherState.READY if self._view is not None else TeacherState.ABSENT
 
     def unload(self) -> None:
         """Frees the teacher's memory, for phases that do not need it."""
-        self._model = None
+        self._view = None
         self._state = TeacherState.ABSENT
 
     @property
     def model(self) -> PreTrainedModel:
-        """The loaded model. Raises TeacherUnavailable before `load`."""
-        if self._model is None:
+        """The loaded model. Raises TeacherUnavailable before `load`, as all below do."""
+        return self._asked.model
+
+    @property
+    def layers(self) -> int:
+        """How many decoder layers it has."""
+        return self._asked.layers
+
+    @torch.no_grad()
+    def answer(self, rows: Rows, capture: Capture) -> Answer:
+        """One forward pass of rows on its device, without gradient. CUDA's autocast is the caller's."""
+        answer: Answer = self._asked(rows.input_ids, rows.attention_mask, capture)
+        return answer
+
+    def top_k(self, rows: Rows, answer: Callable[[], Answer], k: int, temperature: float) -> TopK:
+        """Its K likeliest tokens at each position (B, S) of rows, on its device.
+
+        With a cache, rows of training text, which have ids, are replayed from there; where some of them are
+        not kept yet, they are computed and then kept.
+
+        Args:
+            rows: on its device.
+            answer: gives what `answer` says of these rows; called where they have to be computed.
+            k: K.
+            temperature: T of the normaliser.
+        """
+
+        def compute() -> TopK:
+            said = answer()
+            return top_k_of(said.hidden, said.head, k, temperature)
+
+        if self._cache is None or not rows.ids:
+            return compute()
+        question = Question(self._fingerprint, self._device.type, k, temperature)
+        return self._cache.top_k(rows, question, compute)
+
+    @property
+    def _asked(self) -> LanguageModel:
+        if self._view is None:
             raise TeacherUnavailable(
                 f"the teacher {self._address} is asked for logits but is not loaded; load it before the phase"
             )
-        return self._model
-
-    @torch.no_grad()
-    def __call__(self, input_ids: Tensor) -> Tensor:
-        """Logits (B, S, V) for input_ids (B, S), without gradient; the same errors as `model`."""
-        logits: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
-        return logits
+        return self._view
 
     def _loaded(self) -> PreTrainedModel:
-        dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
-        try:
-            model = load_weights(self._address, self._revision, dtype)
-        except ModelUnavailable as error:
-            raise TeacherUnavailable(f"the teacher cannot be loaded: {error}") from error
+        model = load_weights(self._address, self._revision, self._dtype)
         vocabulary = model.config.vocab_size
         if vocabulary != self._student_vocabulary:
             raise TeacherUnavailable(
@@ -97,15 +147,27 @@ class Teacher:
                 "name a teacher of the student's own family"
             )
         self._compare_tokens()
+        model.requires_grad_(False)
+        if self._precision == "Int8":
+            quantize_to_int8(model)
+        if self._cache is not None:
+            self._fingerprint = fingerprint(model, _architecture(model))
         try:
             torch.nn.Module.to(model, device=self._device)
         except torch.OutOfMemoryError as error:
             raise TeacherUnavailable(
                 f"the teacher {self._address} does not fit beside the student on {self._device}: {error}; "
-                "use a smaller teacher or larger GPUs"
+                "write `precision: Int8` in spec.teacher, use a smaller teacher, or larger GPUs"
             ) from error
-        model.requires_grad_(False)
         return model
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        if self._precision == "Float32":
+            return torch.float32
+        if self._precision == "BFloat16" or self._device.type == "cuda":
+            return torch.bfloat16
+        return torch.float32
 
     def _compare_tokens(self) -> None:
         """Two vocabularies of one size may still mean other things by the same number."""
@@ -119,3 +181,36 @@ class Teacher:
                     f"{self._student_tokens.get(token, 'none')}, so their logits speak of other tokens; "
                     "name a teacher of the student's own family"
                 )
+
+
+def load_together(teacher: Teacher, ranks: Ranks) -> None:
+    """Loads the teacher on every rank, or on none.
+
+    Every rank calls this and tries, and hears how the others fared: none begins a phase whose teacher another
+    rank lacks, and none waits for it there.
+
+    Raises:
+        TeacherUnavailable: some rank could not load it; on every rank, naming the first that could not and
+            what it said.
+    """
+    failure: str | None = None
+    try:
+        teacher.load()
+    except TeacherUnavailable as error:
+        failure = str(error)
+    failures: list[str | None] = [None] * ranks.world
+    dist.all_gather_object(failures, failure, group=ranks.control)
+    failed = [rank for rank, said in enumerate(failures) if said is not None]
+    if failed:
+        teacher.unload()
+        raise TeacherUnavailable(
+            f"{len(failed)} of {ranks.world} ranks could not load it, so none goes on; "
+            f"rank {failed[0]} says: {failures[failed[0]]}"
+        )
+
+
+def _architecture(model: PreTrainedModel) -> str:
+    """What decides, besides the weights, what a model computes; not where it was found."""
+    config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
+    attention = model.config._attn_implementation
+    return json.dumps([type(model).__name__, attention, config], sort_keys=True, default=str)
