@@ -49,6 +49,21 @@ class Rows:
             return torch.ones_like(self.input_ids, dtype=torch.bool)
         return self.attention_mask.bool()
 
+    def __len__(self) -> int:
+        """B."""
+        return len(self.input_ids)
+
+    def __getitem__(self, rows: slice) -> "Rows":
+        """Some of the rows."""
+        return replace(
+            self,
+            input_ids=self.input_ids[rows],
+            labels=self.labels[rows],
+            attention_mask=None if self.attention_mask is None else self.attention_mask[rows],
+            classes=None if self.classes is None else self.classes[rows],
+            ids=self.ids[rows],
+        )
+
     def to(self, device: torch.device) -> "Rows":
         """The same rows on a device, without the host waiting for it."""
 

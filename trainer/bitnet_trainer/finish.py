@@ -1,7 +1,8 @@
-"""After (and before) training: perplexity over all ranks, the export, the plot."""
+"""After (and before) training: what the model is worth on held-out text, the exports, the plot."""
 
 import logging
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,11 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bitnet_crds.plan import Plan
 from bitnet_crds.protocol import Evaluation, TeacherState
 from bitnet_crds.spec import BitNetRunSpec
+from bitnet_trainer.batch import Rows
 from bitnet_trainer.errors import TeacherUnavailable
-from bitnet_trainer.evaluate import Perplexity, negative_log_likelihood, perplexity_of
+from bitnet_trainer.evaluate import count_correct, negative_log_likelihood, perplexity_of
 from bitnet_trainer.export.huggingface import export_huggingface
 from bitnet_trainer.models.convert import ConversionReport
-from bitnet_trainer.quantization.warmup import set_lambda
+from bitnet_trainer.models.packed import write_packed
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.record import Baseline
 from bitnet_trainer.report import read_metrics
@@ -25,37 +27,42 @@ from bitnet_trainer.teacher import Teacher
 _log = logging.getLogger(__name__)
 
 _EVALUATED_TOKENS = {"cpu": 2_048, "cuda": 131_072}
-"""Held-out tokens that perplexity is measured on, at most. A CPU takes seconds for a thousand."""
+"""Held-out tokens that are measured on, at most. A CPU takes seconds for a thousand."""
 
 
 def evaluated_sequences(device: torch.device, sequence_length: int) -> int:
-    """How many held-out sequences perplexity is measured on, at most."""
+    """How many held-out sequences are measured on, at most."""
     return max(1, _EVALUATED_TOKENS[device.type] // sequence_length)
 
 
-def measure(model: nn.Module, sequences: torch.Tensor, batch_size: int, ranks: Ranks) -> Perplexity:
-    """Perplexity on sequences (N, S); each rank measures its share, and gets the figure for all."""
-    own = sequences[ranks.rank :: ranks.world]
-    total, tokens = 0.0, 0
+@dataclass(frozen=True)
+class Score:
+    """How good a model is on held-out text: perplexity, or a classifier's accuracy."""
+
+    value: float
+    """Perplexity: infinite or NaN where the logits are. Accuracy: in [0, 1]."""
+    count: int
+    """Tokens or rows that it was measured on."""
+
+
+def measure(model: nn.Module, held_out: torch.Tensor | Rows, batch_size: int, ranks: Ranks) -> Score:
+    """Perplexity on sequences (N, S), or accuracy on labelled rows; each rank measures its share."""
+    own = held_out[ranks.rank :: ranks.world]
+    total, count = 0.0, 0
     if len(own):
         with autocast(ranks.device):
-            total, tokens = negative_log_likelihood(model, own, batch_size, ranks.device)
-    (all_tokens,) = ranks.total(tokens)
-    return perplexity_of(ranks.total_of(total), all_tokens)
+            if isinstance(own, Rows):
+                total, count = count_correct(model, own, batch_size, ranks.device)
+            else:
+                total, count = negative_log_likelihood(model, own, batch_size, ranks.device)
+    (count,) = ranks.total(count)
+    total = ranks.total_of(total)
+    if isinstance(held_out, Rows):
+        return Score(total / count, count)
+    return Score(perplexity_of(total, count).value, count)
 
 
-def measure_baseline(model: nn.Module, sequences: torch.Tensor, batch_size: int, ranks: Ranks) -> Baseline:
-    """Perplexity of the untrained model, converted, at lambda 0 and at lambda 1."""
-    set_lambda(model, 0.0)
-    original = measure(model, sequences, batch_size, ranks)
-    set_lambda(model, 1.0)
-    quantized = measure(model, sequences, batch_size, ranks)
-    return Baseline(
-        tokens=original.tokens, original=_finite(original.value), quantized=_finite(quantized.value)
-    )
-
-
-def measure_teacher(teacher: Teacher, sequences: torch.Tensor, batch_size: int, ranks: Ranks) -> float | None:
+def measure_teacher(teacher: Teacher, held_out: torch.Tensor, batch_size: int, ranks: Ranks) -> float | None:
     """The teacher's perplexity, for comparison; None where it cannot be had any more.
 
     Training is over when it is asked for, so a teacher that is gone by then costs a figure and not the run.
@@ -65,17 +72,37 @@ def measure_teacher(teacher: Teacher, sequences: torch.Tensor, batch_size: int, 
     except TeacherUnavailable as error:
         _log.warning("the teacher's perplexity is left out: %s", error)
     (missing,) = ranks.total(int(teacher.state is not TeacherState.READY))
-    return None if missing else measure(teacher.model, sequences, batch_size, ranks).value
+    return None if missing else measure(teacher.model, held_out, batch_size, ranks).value
 
 
-def evaluation(baseline: Baseline, after: Perplexity, teacher: float | None) -> Evaluation:
+def evaluation(baseline: Baseline, after: Score, teacher: float | None, *, classifier: bool) -> Evaluation:
     """The figures as they stand in reports and status; `teacher` is none where there is none."""
+    original, before, trained = (
+        _decimal(value) for value in (baseline.original, baseline.quantized, _finite(after.value))
+    )
+    if classifier:
+        return Evaluation(
+            examples=after.count, accuracy_original=original, accuracy_before=before, accuracy_after=trained
+        )
     return Evaluation(
-        tokens=after.tokens,
-        perplexity_original=_decimal(baseline.original),
-        perplexity_before=_decimal(baseline.quantized),
-        perplexity_after=_decimal(_finite(after.value)),
+        tokens=after.count,
+        perplexity_original=original,
+        perplexity_before=before,
+        perplexity_after=trained,
         perplexity_teacher=None if teacher is None else _decimal(_finite(teacher)),
+    )
+
+
+def sentence(evaluated: Evaluation) -> str:
+    """The figures in words."""
+    if evaluated.accuracy_after is not None:
+        return (
+            f"held-out accuracy {evaluated.accuracy_original} before quantisation, "
+            f"{evaluated.accuracy_before} quantised untrained, {evaluated.accuracy_after} trained"
+        )
+    return (
+        f"held-out perplexity {evaluated.perplexity_original} as published, "
+        f"{evaluated.perplexity_before} quantised untrained, {evaluated.perplexity_after} trained"
     )
 
 
@@ -92,6 +119,8 @@ def write_artifacts(
     if "HuggingFace" in spec.export.formats:
         exported = export_huggingface(model, tokenizer, conversion, folder / "export" / "huggingface")
         artifacts["HuggingFace"] = str(exported)
+    if "Packed" in spec.export.formats:
+        artifacts["Packed"] = str(write_packed(model, conversion, folder / "export" / "packed", tokenizer))
     records = read_metrics(folder / "metrics.jsonl")
     if records:
         # Matplotlib takes a second to import, which no other rank and no earlier moment needs.

@@ -1,57 +1,57 @@
 """The training loop: sets a run up, takes its steps by the ledger, evaluates and exports."""
 
 import logging
-import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
-from torch import nn
 
 from bitnet_crds.plan import PlannedPhase
-from bitnet_crds.protocol import (
-    Evaluation,
-    ObjectiveProgress,
-    Order,
-    TeacherState,
-    TrainerState,
-)
+from bitnet_crds.protocol import Evaluation, Order, TeacherState, TrainerState
 from bitnet_trainer import checkpoint
+from bitnet_trainer.batch import Rows
 from bitnet_trainer.checkpoint import CheckpointStore, Position
-from bitnet_trainer.data import Corpus, Cursor
+from bitnet_trainer.data import Corpus, Cursor, LabelledCorpus, influenced
+from bitnet_trainer.export.stock import check_exportable
 from bitnet_trainer.finish import (
     evaluated_sequences,
     evaluation,
     measure,
-    measure_baseline,
     measure_teacher,
+    sentence,
     write_artifacts,
 )
-from bitnet_trainer.guards import NonFiniteGuard, check_skips
-from bitnet_trainer.models.convert import convert
-from bitnet_trainer.models.load import load_model
-from bitnet_trainer.objectives.manager import ObjectiveManager, objectives_of
-from bitnet_trainer.objectives.token_loss import count_targets
+from bitnet_trainer.guards import NonFiniteGuard
+from bitnet_trainer.influence import measure_alignments
+from bitnet_trainer.models.convert import ConversionReport, convert
+from bitnet_trainer.models.packed import write_packed
+from bitnet_trainer.models.view import LanguageModel
+from bitnet_trainer.objectives.gradient_ratio import balanced, is_due, measured_ratios
 from bitnet_trainer.optim import build_adamw, set_learning_rate
 from bitnet_trainer.outcome import reported
+from bitnet_trainer.phases import PhaseObjectives, phase_objectives
 from bitnet_trainer.quantization.warmup import set_lambda
 from bitnet_trainer.ranks import Ranks
-from bitnet_trainer.readback import Readback, Speedometer
-from bitnet_trainer.report import MetricsLog, Reporter, StepRecord
+from bitnet_trainer.readback import Speedometer
+from bitnet_trainer.record import Baseline
+from bitnet_trainer.recorder import Recorder, StepTaken
+from bitnet_trainer.report import MetricsLog, Reporter
 from bitnet_trainer.setup import (
     check_vocabulary,
     check_world,
     known_baseline,
+    load_student,
     open_run_corpus,
     planned_teacher,
     teacher_is_the_original,
     wrapped,
     write_record,
 )
-from bitnet_trainer.step import Stepper
+from bitnet_trainer.step import StepInput, Stepper, autocast
 from bitnet_trainer.stop import StopRequest
-from bitnet_trainer.teacher import Teacher
+from bitnet_trainer.teacher import Teacher, load_together
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +76,6 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
     spec, plan = order.spec, order.plan
     ranks = Ranks.join(spec.workers.gpus_per_worker)
     check_world(plan.phases, ranks.world)
-    torch.manual_seed(spec.seed + ranks.rank)
 
     store = CheckpointStore(order.folder / "checkpoints", spec.checkpoint.keep)
     if ranks.first:
@@ -84,12 +83,10 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
     ranks.wait()
 
     reporter.update(state=TrainerState.LOADING_MODEL, world_size=ranks.world)
-    loaded = load_model(spec.model.from_, spec.model.revision)
-    conversion = convert(loaded.model)
-    _log.info("%d linears became BitLinears; %s stay", len(conversion.converted), ", ".join(conversion.left))
-    # The cast is for mypy alone: transformers decorates `to` so that it loses its type.
-    student: nn.Module = loaded.model
-    student.to(ranks.device)
+    loaded = load_student(spec)
+    check_exportable(loaded.model, spec.quantization, spec.export.formats)
+    student = LanguageModel(loaded.model).to(ranks.device)
+    objectives = phase_objectives(spec, loaded, student)
 
     reporter.update(state=TrainerState.PREPARING_DATA)
     corpus = open_run_corpus(order, loaded.tokenizer, ranks)
@@ -99,8 +96,7 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
     evaluation_batch = plan.phases[-1].shape.micro_batch_size
 
     # A run that may not go on is refused before it costs anything, or writes over what the other one left.
-    start = Cursor.at_start(len(corpus.sources))
-    position = Position(0, start.consumed, 0, order.training_hash, fingerprint, 0)
+    position = _at_start(order, fingerprint)
     found = ranks.from_first(checkpoint.newest_sound(store) if ranks.first else None)
     if found is not None:
         position = Position.read(found.path)
@@ -114,18 +110,27 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
         )
 
     reporter.update(state=TrainerState.EVALUATING)
-    baseline = known_baseline(order, fingerprint, ranks) or measure_baseline(
-        student, held_out, evaluation_batch, ranks
-    )
+    baseline = known_baseline(order, fingerprint, ranks)
+    original = None if baseline else measure(loaded.model, held_out, evaluation_batch, ranks)
+    conversion = convert(loaded.model, spec.quantization)
+    _log.info("%s", conversion)
+    set_lambda(loaded.model, 1.0)
+    if original is not None:
+        quantized = measure(loaded.model, held_out, evaluation_batch, ranks)
+        baseline = Baseline.of(original.count, original.value, quantized.value)
+    assert baseline is not None
     if ranks.first:
         write_record(order, loaded, conversion, fingerprint, baseline)
 
-    optimizer = build_adamw(student, weight_decay=spec.optimizer.weight_decay)
+    optimizer = build_adamw(loaded.model, weight_decay=spec.optimizer.weight_decay)
+    torch.manual_seed(spec.seed + ranks.rank)
     if found is not None:
-        checkpoint.load(found, position, student, optimizer, ranks.control)
+        checkpoint.load(found, position, loaded.model, optimizer, ranks.control)
 
-    teacher = planned_teacher(order, loaded, ranks.device)
-    session = _Session(order, reporter, ranks, store, corpus, student, optimizer, teacher, position)
+    teacher = planned_teacher(order, loaded, ranks.device, fingerprint)
+    session = _Session(
+        order, reporter, ranks, store, corpus, student, conversion, objectives, optimizer, teacher, position
+    )
     with stop.deferred(), closing(session):
         finished = session.run(stop)
     (stops,) = ranks.total(int(stop.requested))
@@ -133,8 +138,8 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
         return Result(True, f"asked to stop; it goes on from step {session.step}")
 
     reporter.update(state=TrainerState.EVALUATING)
-    set_lambda(student, 1.0)
-    after = measure(student, held_out, evaluation_batch, ranks)
+    set_lambda(loaded.model, 1.0)
+    after = measure(loaded.model, held_out, evaluation_batch, ranks)
     reporter.update(state=TrainerState.EXPORTING)
     artifacts: dict[str, str] = {}
     if ranks.first:
@@ -142,20 +147,36 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
     ranks.wait()
 
     reporter.update(state=TrainerState.EVALUATING)
-    teacher_perplexity: float | None = None
-    if teacher is not None and teacher_is_the_original(order):
-        teacher_perplexity = baseline.original
-    elif teacher is not None:
-        teacher_perplexity = measure_teacher(teacher, held_out, evaluation_batch, ranks)
-    evaluated = evaluation(baseline, after, teacher_perplexity)
+    of_teacher = None
+    if teacher is not None and not isinstance(held_out, Rows):
+        same = teacher_is_the_original(order) and baseline.original is not None
+        of_teacher = (
+            baseline.original if same else measure_teacher(teacher, held_out, evaluation_batch, ranks)
+        )
+    evaluated = evaluation(baseline, after, of_teacher, classifier=isinstance(held_out, Rows))
     reporter.update(state=TrainerState.FINISHED)
     return Result(
         False,
-        f"trained {plan.total_steps} steps, {plan.tokens:,} tokens; held-out perplexity "
-        f"{evaluated.perplexity_original} as published, {evaluated.perplexity_before} quantised untrained, "
-        f"{evaluated.perplexity_after} trained",
+        f"trained {plan.total_steps} steps, {plan.tokens:,} tokens; {sentence(evaluated)}",
         evaluated,
         artifacts,
+    )
+
+
+def _at_start(order: Order, fingerprint: str) -> Position:
+    """Where a run begins."""
+    shares = tuple(order.plan.phases[0].mixture.values())
+    nothing = Cursor.at_start(len(shares))
+    return Position(
+        step=0,
+        consumed=nothing.consumed,
+        origin=nothing.origin,
+        mixture=shares,
+        balance={},
+        skipped_steps=0,
+        ledger_hash=order.training_hash,
+        data_fingerprint=fingerprint,
+        world_size=0,
     )
 
 
@@ -168,32 +189,38 @@ class _Session:
         reporter: Reporter,
         ranks: Ranks,
         store: CheckpointStore,
-        corpus: Corpus,
-        student: nn.Module,
+        corpus: Corpus | LabelledCorpus,
+        student: LanguageModel,
+        conversion: ConversionReport,
+        objectives: Mapping[str, PhaseObjectives],
         optimizer: torch.optim.Optimizer,
         teacher: Teacher | None,
         position: Position,
     ) -> None:
         self.order, self.reporter, self.ranks = order, reporter, ranks
-        self.store, self.corpus, self.student, self.optimizer = store, corpus, student, optimizer
+        self.store, self.corpus, self.optimizer = store, corpus, optimizer
+        self.student, self.conversion, self.objectives = student, conversion, objectives
         self.teacher, self.begun_at = teacher, position
         self.step = self.checkpointed = position.step
-        self.cursor = Cursor(position.consumed)
-        self.skipped = position.skipped_steps
+        self.cursor = Cursor(position.consumed, position.origin)
+        self.shares, self.ratios = position.mixture, position.balance
         self.stepper = Stepper(
             model=wrapped(student, ranks),
+            layers=student.layers,
             optimizer=optimizer,
             guard=NonFiniteGuard(ranks.device, position.skipped_steps),
             ranks=ranks,
             gradient_clipping=order.spec.optimizer.gradient_clipping,
         )
-        self.objectives = {
-            phase.name: ObjectiveManager(objectives_of(phase.objectives)) for phase in order.spec.phases
-        }
-        self.readback: Readback[_Taken] = Readback()
         self.speed = Speedometer(order.plan.tokens_per_step)
-        self.metrics = MetricsLog(order.folder / "metrics.jsonl", position.step) if ranks.first else None
-        self.last_logged = 0.0
+        self.recorder = Recorder(
+            reporter,
+            MetricsLog(order.folder / "metrics.jsonl", position.step) if ranks.first else None,
+            order.plan,
+            world=ranks.world,
+            allowed_skips=order.spec.health.non_finite.skip_steps,
+            skipped=position.skipped_steps,
+        )
 
     def run(self, stop: StopRequest) -> bool:
         """Takes the steps. False where it stopped before the end because it was asked to."""
@@ -203,14 +230,16 @@ class _Session:
         while self.step < plan.total_steps:
             phase = plan.phase_at(self.step)
             self._teacher_as_planned(phase)
-            batch, after = self.corpus.take(self.cursor, plan.global_batch_size)
+            self._mixture_as_planned(phase)
+            batch, after = self.corpus.take(self.cursor, plan.global_batch_size, self.shares)
             micro_batches = list(
                 self.corpus.micro_batches(
                     batch, self.ranks.rank, self.ranks.world, phase.shape.micro_batch_size
                 )
             )
-            own_tokens = sum(int(count_targets(input_ids)) for input_ids in micro_batches)
-            tokens, stops = self.ranks.total(own_tokens, int(stop.requested))
+            objectives, weights = self.objectives[phase.name].manager, plan.weights_at(self.step)
+            counts = objectives.count(micro_batches, weights)
+            *totals, stops = self.ranks.total(*counts.values(), int(stop.requested))
             if stops:
                 self._save()
                 return False
@@ -219,20 +248,32 @@ class _Session:
             set_lambda(self.student, lam)
             set_learning_rate(self.optimizer, rate)
             teacher = self.teacher if phase.teacher else None
-            losses = self.stepper(micro_batches, self.objectives[phase.name], phase.weights, teacher, tokens)
+            step = StepInput(micro_batches, objectives, dict(zip(counts, totals, strict=True)), teacher)
+            weights = self._balanced(phase, weights, step)
+            losses = self.stepper(step, weights)
             self.step += 1
             self.cursor = after
-            taken = _Taken(self.step, phase, losses.objectives, rate, lam, self.speed.step())
-            self.readback.push(taken, losses.values)
-            self._report()
+            self.recorder.push(
+                StepTaken(
+                    step=self.step,
+                    phase=phase,
+                    weights=weights,
+                    objectives=losses.objectives,
+                    learning_rate=rate,
+                    quantization_lambda=lam,
+                    mixture=self._mixture(),
+                    tokens_per_second=self.speed.step(),
+                ),
+                losses.values,
+            )
+            self.recorder.publish()
             if self.step % self.order.spec.checkpoint.every_steps == 0 or self.step == plan.total_steps:
                 self._save()
         return True
 
     def close(self) -> None:
         """Closes the metrics' file."""
-        if self.metrics is not None:
-            self.metrics.close()
+        self.recorder.close()
 
     def _teacher_as_planned(self, phase: PlannedPhase) -> None:
         """Loads the teacher for a phase that needs it, and frees it in one that does not."""
@@ -243,70 +284,53 @@ class _Session:
         else:
             _log.info("loading the teacher for phase %s at step %d", phase.name, self.step)
             self.reporter.update(teacher=TeacherState.LOADING)
-            self.teacher.load()
-            # A rank without a teacher must not let the others begin.
-            self.ranks.wait()
+            load_together(self.teacher, self.ranks)
             self.speed.restart()
         self.reporter.update(teacher=self.teacher.state)
 
-    def _report(self, wait: bool = False) -> None:
-        for taken, values in self.readback.arrived(wait):
-            loss, norm, skipped, _, longest = values[:5]
-            good = int(skipped) == self.skipped
-            self.skipped = int(skipped)
-            objectives = {
-                name: ObjectiveProgress(
-                    raw=raw, weight=taken.phase.weights[name], weighted=raw * taken.phase.weights[name]
-                )
-                for name, raw in zip(taken.objectives, values[5:], strict=True)
-                if good
-            }
-            record = StepRecord(
-                step=taken.step,
-                phase=taken.phase.name,
-                loss=loss if good else None,
-                objectives=objectives,
-                gradient_norm=norm if good else None,
-                learning_rate=taken.learning_rate,
-                quantization_lambda=taken.quantization_lambda,
-                tokens=taken.step * self.order.plan.tokens_per_step,
-                tokens_per_second=taken.tokens_per_second,
-                skipped_steps=self.skipped,
-                micro_batch_size=taken.phase.shape.micro_batch_size,
-                accumulation=taken.phase.shape.accumulation,
-                world_size=self.ranks.world,
-                teacher=taken.phase.teacher,
-            )
-            self._publish(record)
-            check_skips(int(longest), self.order.spec.health.non_finite.skip_steps, taken.step)
+    def _mixture_as_planned(self, phase: PlannedPhase) -> None:
+        """Takes up the shares of a phase as it begins, or those that influence has measured."""
+        shares = self.shares
+        policy = self.order.spec.data.mixture
+        if policy.policy == "Static":
+            shares = tuple(phase.mixture.values())
+        elif self.step and self.step % (policy.every_steps or 100) == 0:
+            shares = self._measured_shares()
+        if shares != self.shares:
+            # The new shares hold from here on, and make up for nothing that the old ones did.
+            self.shares, self.cursor = shares, self.cursor.rebased()
 
-    def _publish(self, record: StepRecord) -> None:
-        if self.metrics is not None:
-            self.metrics.append(record)
-        fields = record.model_dump(exclude={"teacher", "loss", "objectives", "gradient_norm"})
-        if record.loss is not None:
-            fields |= {"loss": record.loss, "gradient_norm": record.gradient_norm}
-            fields["objectives"] = dict(record.objectives)
-        self.reporter.update(state=TrainerState.TRAINING, **fields)
-        if record.loss is None:
-            _log.warning("step %d was left out: its loss or gradient was not finite", record.step)
-        elif time.monotonic() - self.last_logged > 5 or record.step == self.order.plan.total_steps:
-            self.last_logged = time.monotonic()
-            _log.info(
-                "step %d/%d %s loss %.4f norm %.3f rate %.2e lambda %.2f, %.0f tokens/s",
-                record.step,
-                self.order.plan.total_steps,
-                record.phase,
-                record.loss,
-                record.gradient_norm,
-                record.learning_rate,
-                record.quantization_lambda,
-                record.tokens_per_second or 0,
+    def _measured_shares(self) -> tuple[float, ...]:
+        """The shares that follow from where each source's gradient points now."""
+        policy = self.order.spec.data.mixture
+        assert isinstance(self.corpus, Corpus)  # the spec has no such policy for a classifier
+        with autocast(self.ranks.device):
+            alignments = measure_alignments(
+                self.student.model, self.corpus, self.cursor, self.ranks, target=policy.target
             )
+        return influenced(self.shares, alignments, policy.smoothing or 0.1)
+
+    def _balanced(self, phase: PlannedPhase, weights: dict[str, float], step: StepInput) -> dict[str, float]:
+        """The weights with those found by measuring where the phase asks for it."""
+        names = self.objectives[phase.name].balanced & {
+            name for name, weight in weights.items() if weight > 0
+        }
+        if not names:
+            return weights
+        if is_due(self.step - phase.first_step):
+            self.ratios = measured_ratios(
+                names, lambda name: self.stepper.gradient_norm(step, name), self.ratios
+            )
+        return balanced(weights, names, self.ratios)
+
+    def _mixture(self) -> dict[str, float]:
+        whole = sum(self.shares)
+        names = (source.name for source in self.order.spec.data.sources)
+        return {name: share / whole for name, share in zip(names, self.shares, strict=True)}
 
     def _save(self) -> None:
         """Writes a checkpoint of the step reached, unless that step has one."""
-        self._report(wait=True)
+        self.recorder.publish(wait=True)
         if self.checkpointed == self.step:
             return
         self.reporter.update(state=TrainerState.CHECKPOINTING)
@@ -314,22 +338,24 @@ class _Session:
             self.begun_at,
             step=self.step,
             consumed=self.cursor.consumed,
-            skipped_steps=self.skipped,
+            origin=self.cursor.origin,
+            mixture=self.shares,
+            balance=self.ratios,
+            skipped_steps=self.recorder.skipped,
             world_size=self.ranks.world,
         )
-        committed = checkpoint.save(self.store, position, self.student, self.optimizer, self.ranks.control)
+        committed = checkpoint.save(
+            self.store,
+            position,
+            self.student.model,
+            self.optimizer,
+            self.ranks.control,
+            also=self._inference_weights if self.order.spec.checkpoint.inference_weights else None,
+        )
         self.checkpointed = self.step
         self.reporter.update(state=TrainerState.TRAINING, checkpoint=reported(self.order, committed))
         self.speed.restart()
 
-
-@dataclass(frozen=True)
-class _Taken:
-    """A step whose figures are still on the device."""
-
-    step: int
-    phase: PlannedPhase
-    objectives: tuple[str, ...]
-    learning_rate: float
-    quantization_lambda: float
-    tokens_per_second: float | None
+    def _inference_weights(self, folder: Path) -> None:
+        """Puts the model, its ternary matrices packed, into a checkpoint's folder."""
+        write_packed(self.student.model, self.conversion, folder / "inference")

@@ -1,5 +1,6 @@
 """run.json: what a run was made of, and how good its model was before training."""
 
+import math
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -15,13 +16,23 @@ _PACKAGES = ("bitnet-operator", "torch", "transformers", "numpy", "safetensors")
 
 
 class Baseline(Report):
-    """Perplexity of the model before training."""
+    """How good the model was before training: perplexity, or a classifier's accuracy."""
 
-    tokens: int
+    count: int
+    """Tokens or rows that it was measured on."""
     original: float | None
     """Not quantised; none where it is no finite number."""
     quantized: float | None
     """Fully quantised; none where it is no finite number."""
+
+    @classmethod
+    def of(cls, count: int, original: float, quantized: float) -> "Baseline":
+        """From figures that may not be finite, which JSON cannot hold."""
+        return cls(
+            count=count,
+            original=original if math.isfinite(original) else None,
+            quantized=quantized if math.isfinite(quantized) else None,
+        )
 
 
 class RunRecord(Report):

@@ -40,6 +40,8 @@ class StepRecord(Report):
     world_size: int
     teacher: bool
     """Whether the teacher took part."""
+    mixture: dict[str, float] = {}
+    """Share of the sequences by source."""
 
 
 class MetricsLog:
@@ -145,10 +147,15 @@ class _ProgressCollector(Collector):
         weight = GaugeMetricFamily(
             "bitnet_trainer_objective_weight", "One objective's weight.", labels=["objective"]
         )
-        for objective, share in progress.objectives.items():
-            raw.add_metric([objective], share.raw)
-            weight.add_metric([objective], share.weight)
-        yield from (raw, weight)
+        for objective, part in progress.objectives.items():
+            raw.add_metric([objective], part.raw)
+            weight.add_metric([objective], part.weight)
+        mixture = GaugeMetricFamily(
+            "bitnet_trainer_mixture_share", "Share of the sequences from one source.", labels=["source"]
+        )
+        for source, share in progress.mixture.items():
+            mixture.add_metric([source], share)
+        yield from (raw, weight, mixture)
         for name, text, current in (
             ("state", "What the trainer is doing.", progress.state.value),
             ("phase", "The phase being trained.", progress.phase),

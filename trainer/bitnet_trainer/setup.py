@@ -2,22 +2,27 @@
 
 import inspect
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedTokenizerBase
 
 from bitnet_crds.locations import parse_location
 from bitnet_crds.plan import PlannedPhase
 from bitnet_crds.protocol import Order
-from bitnet_trainer.data import Corpus, SourceText, Tokenizer, open_corpus
+from bitnet_crds.spec import BitNetRunSpec
+from bitnet_trainer.data import Corpus, LabelledCorpus, SourceText, open_corpus, open_labelled
 from bitnet_trainer.errors import BadInput, ModelUnavailable
 from bitnet_trainer.models.convert import ConversionReport
-from bitnet_trainer.models.load import LoadedModel
+from bitnet_trainer.models.load import LoadedModel, load_model, load_tokenizer
+from bitnet_trainer.models.presets import build_preset
+from bitnet_trainer.models.sequence_classification import classifier_from
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.record import Baseline, RunRecord, now, versions
 from bitnet_trainer.teacher import Teacher
+from bitnet_trainer.teacher_cache import LogitsCache
 
 
 def check_world(phases: tuple[PlannedPhase, ...], world: int) -> None:
@@ -28,6 +33,26 @@ def check_world(phases: tuple[PlannedPhase, ...], world: int) -> None:
                 f"phase {phase.name!r} is planned for {phase.shape.world_size} ranks and {world} were "
                 "started. Start as many as workers.count x gpusPerWorker says (one a worker without GPUs)."
             )
+
+
+def load_student(spec: BitNetRunSpec) -> LoadedModel:
+    """The model to train, not converted yet: pretrained or from a preset, a classifier where asked.
+
+    What is drawn at random follows from the run's seed, on each rank alike. Raises what `models.load` raises.
+    """
+    torch.manual_seed(spec.seed)
+    if spec.model.from_ is not None:
+        loaded = load_model(spec.model.from_, spec.model.revision)
+    else:
+        assert spec.model.preset is not None
+        assert spec.model.tokenizer is not None
+        tokenizer = load_tokenizer(spec.model.tokenizer)
+        model = build_preset(spec.model.preset, len(tokenizer))
+        loaded = LoadedModel(model, tokenizer, spec.model.preset)
+    if spec.classification is None:
+        return loaded
+    classifier = classifier_from(loaded.model, spec.classification.labels)
+    return LoadedModel(classifier, loaded.tokenizer, loaded.source)
 
 
 def wrapped(student: nn.Module, ranks: Ranks) -> nn.Module:
@@ -47,18 +72,26 @@ def wrapped(student: nn.Module, ranks: Ranks) -> nn.Module:
     )
 
 
-def open_run_corpus(order: Order, tokenizer: Tokenizer, ranks: Ranks) -> Corpus:
+def open_run_corpus(
+    order: Order, tokenizer: PreTrainedTokenizerBase, ranks: Ranks
+) -> Corpus | LabelledCorpus:
     """Rank 0 first, so that one process tokenises and the others find it done."""
-    data = order.spec.data
+    data, classification = order.spec.data, order.spec.classification
+    texts = [
+        SourceText(source.name, parse_location(source.uri).path, source.weight) for source in data.sources
+    ]
+    settings: dict[str, Any] = {
+        "sequence_length": data.sequence_length,
+        "held_out": Fraction(data.held_out),
+        "seed": order.spec.seed,
+        "cache": order.folder / "tokens",
+    }
     if not ranks.first:
         ranks.wait()
-    corpus = open_corpus(
-        [SourceText(source.name, parse_location(source.uri).path, source.weight) for source in data.sources],
-        tokenizer,
-        sequence_length=data.sequence_length,
-        held_out=Fraction(data.held_out),
-        seed=order.spec.seed,
-        cache=order.folder / "tokens",
+    corpus = (
+        open_corpus(texts, tokenizer, **settings)
+        if classification is None
+        else open_labelled(texts, tokenizer, labels=classification.labels, **settings)
     )
     if ranks.first:
         ranks.wait()
@@ -66,7 +99,7 @@ def open_run_corpus(order: Order, tokenizer: Tokenizer, ranks: Ranks) -> Corpus:
 
 
 def known_baseline(order: Order, fingerprint: str, ranks: Ranks) -> Baseline | None:
-    """The untrained model's perplexity as an earlier process of this run measured it on the same text."""
+    """The untrained model's figures as an earlier process of this run measured them on the same text."""
     record = RunRecord.read(order.folder / "run.json") if ranks.first else None
     same = record is not None and record.data_fingerprint == fingerprint and record.spec == order.spec
     return ranks.from_first(record.baseline if record is not None and same else None)
@@ -93,7 +126,11 @@ def write_record(
     ).write(path)
 
 
-def check_vocabulary(corpus: Corpus, loaded: LoadedModel) -> None:
+class _Text(Protocol):
+    def largest_token(self) -> int: ...
+
+
+def check_vocabulary(corpus: _Text, loaded: LoadedModel) -> None:
     """Raises ModelUnavailable where the text has tokens that the model has no embedding for.
 
     Embedding such a token would end the run at the step that first draws it, on CUDA with all that ran there.
@@ -107,13 +144,24 @@ def check_vocabulary(corpus: Corpus, loaded: LoadedModel) -> None:
         )
 
 
-def planned_teacher(order: Order, loaded: LoadedModel, device: torch.device) -> Teacher | None:
+def planned_teacher(
+    order: Order, loaded: LoadedModel, device: torch.device, fingerprint: str
+) -> Teacher | None:
     """The run's teacher, not loaded yet; None where it has none."""
     asked = order.spec.teacher
     if asked is None:
         return None
     tokens = None if teacher_is_the_original(order) else loaded.tokenizer.get_vocab()
-    return Teacher(asked.from_, asked.revision, loaded.model.config.vocab_size, device, tokens)
+    cache = LogitsCache(order.folder / "teacher-logits", fingerprint) if asked.cache_logits else None
+    return Teacher(
+        asked.from_,
+        asked.revision,
+        loaded.model.config.vocab_size,
+        device,
+        tokens,
+        precision=asked.precision,
+        cache=cache,
+    )
 
 
 def teacher_is_the_original(order: Order) -> bool:

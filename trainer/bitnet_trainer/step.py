@@ -9,11 +9,31 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from bitnet_trainer.batch import Rows
 from bitnet_trainer.guards import NonFiniteGuard
-from bitnet_trainer.objectives.manager import ObjectiveLoss, ObjectiveManager, WeightedLoss, add_up
+from bitnet_trainer.objectives.manager import (
+    HEAD_READERS,
+    ObjectiveLoss,
+    ObjectiveManager,
+    WeightedLoss,
+    add_up,
+)
 from bitnet_trainer.objectives.micro_batch import MicroBatch
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """What one rank's share of a step is made of."""
+
+    micro_batches: Sequence[Rows]
+    """On the CPU, (B, S) each."""
+    objectives: ObjectiveManager
+    counts: Mapping[str, int]
+    """Terms of each objective in the whole step, over all ranks."""
+    teacher: Teacher | None
+    """Loaded, where this phase has one."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +43,7 @@ class StepLosses:
     objectives: tuple[str, ...]
     values: torch.Tensor
     """(2 + 3 + len(objectives),) float64: total loss, gradient norm, the guard's three counts, and each
-    objective's mean loss a token."""
+    objective's mean loss a term."""
 
 
 @dataclass(frozen=True)
@@ -31,36 +51,18 @@ class Stepper:
     """The parts that a step works on."""
 
     model: nn.Module
-    """The student, wrapped in DDP where there are several ranks."""
+    """The student as a LanguageModel, wrapped in DDP where there are several ranks."""
+    layers: int
+    """How many the student has."""
     optimizer: torch.optim.Optimizer
     guard: NonFiniteGuard
     ranks: Ranks
     gradient_clipping: float
     """Largest L2 norm of the whole gradient."""
 
-    def __call__(
-        self,
-        micro_batches: Sequence[torch.Tensor],
-        objectives: ObjectiveManager,
-        weights: Mapping[str, float],
-        teacher: Teacher | None,
-        tokens: int,
-    ) -> StepLosses:
-        """Takes one step, every rank with its own micro batches (B, S) of token ids, on the CPU.
-
-        `tokens` is what the whole step predicts, over all ranks: each of them weighs the same, which a mean
-        of the micro batches' means would not give. DDP averages gradients over the ranks, hence the world.
-        """
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = []
-        for number, input_ids in enumerate(micro_batches, start=1):
-            with self._gradients_kept_local(until_last=number < len(micro_batches)):
-                with autocast(self.ranks.device):
-                    batch = MicroBatch(self.model, self._on_device(input_ids), teacher=teacher)
-                    loss = objectives(batch, weights, tokens / self.ranks.world)
-                loss.total.backward()  # type: ignore[no-untyped-call]
-            losses.append(WeightedLoss(loss.total.detach(), loss.parts))
-        measured = self._over_ranks(add_up(losses))
+    def __call__(self, step: StepInput, weights: Mapping[str, float]) -> StepLosses:
+        """Takes one step, every rank with its own micro batches."""
+        measured = self._over_ranks(self._backward(step, weights))
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clipping)
         self.guard.judge(measured.values[0], norm, self.optimizer)
         self.optimizer.step()
@@ -69,12 +71,46 @@ class Stepper:
             measured.objectives, torch.cat((head, self.guard.counts().double(), measured.values[1:]))
         )
 
-    def _on_device(self, input_ids: torch.Tensor) -> torch.Tensor:
-        if self.ranks.device.type != "cuda":
-            return input_ids
-        # From memory that is not pinned the host would wait for all kernels before the copy, and for ever
-        # for a collective whose other rank has died.
-        return input_ids.pin_memory().to(self.ranks.device, non_blocking=True)
+    def gradient_norm(self, step: StepInput, objective: str) -> float:
+        """The L2 norm of one objective's gradient over the whole step, unweighted; changes no weight.
+
+        The same on every rank, and however the step is spread over ranks. The host waits for it.
+        """
+        self._backward(step, {objective: 1.0})
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _backward(self, step: StepInput, weights: Mapping[str, float]) -> tuple[ObjectiveLoss, ...]:
+        """Gradients of the whole step. DDP averages them over the ranks, hence the world in normalisers."""
+        self.optimizer.zero_grad(set_to_none=True)
+        normalisers = {name: count / self.ranks.world for name, count in step.counts.items()}
+        capture = step.objectives.capture(weights, self.layers)
+        losses = []
+        for number, rows in enumerate(step.micro_batches, start=1):
+            with self._gradients_kept_local(until_last=number < len(step.micro_batches)):
+                with autocast(self.ranks.device):
+                    batch = MicroBatch(
+                        self.model,
+                        rows,
+                        self.ranks.device,
+                        layers=self.layers,
+                        teacher=step.teacher,
+                        capture=capture,
+                    )
+                    loss = step.objectives(batch, weights, normalisers)
+                    total = loss.total + self._reaching_all(batch, loss)
+                total.backward()  # type: ignore[no-untyped-call]
+            losses.append(WeightedLoss(loss.total.detach(), loss.parts))
+        return add_up(losses)
+
+    def _reaching_all(self, batch: MicroBatch, loss: WeightedLoss) -> torch.Tensor | float:
+        """0, by way of the head where no objective reads it: DDP waits for a gradient of each parameter."""
+        reached = any(part.name in HEAD_READERS for part in loss.parts)
+        if reached or not isinstance(self.model, DistributedDataParallel):
+            return 0.0
+        return batch.student.head(batch.student.hidden[:, :1]).sum() * 0.0
 
     def _gradients_kept_local(self, until_last: bool) -> AbstractContextManager[None]:
         if until_last and isinstance(self.model, DistributedDataParallel):
@@ -82,7 +118,7 @@ class Stepper:
         return nullcontext()
 
     def _over_ranks(self, parts: Sequence[ObjectiveLoss]) -> StepLosses:
-        """Total loss and each objective's mean, (1 + N,), token-weighted over the ranks."""
+        """Total loss and each objective's mean, (1 + N,), weighted by terms over the ranks."""
         totals = torch.stack([part.loss.total.double() for part in parts])
         counts = torch.stack([part.loss.tokens.double() for part in parts])
         both = torch.cat((totals, counts))

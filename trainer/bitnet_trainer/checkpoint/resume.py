@@ -1,6 +1,8 @@
 """Saving all of a run's state, and finding the newest checkpoint that may be gone on from."""
 
 import logging
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -19,10 +21,12 @@ def save(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     group: dist.ProcessGroup,
+    also: Callable[[Path], None] | None = None,
 ) -> Committed:
     """Writes and commits a checkpoint; every rank calls it, and each returns when it is committed.
 
-    `group` is a process group for CPU tensors. Raises CheckpointError.
+    `group` is a process group for CPU tensors. `also` writes more into the checkpoint's folder, on the first
+    rank. Raises CheckpointError.
     """
     first = dist.get_rank(group) == 0
     staging = store.stage(position.step) if first else store.staging(position.step)
@@ -31,6 +35,8 @@ def save(
     dist.barrier(group)
     if first:
         position.write(staging)
+        if also is not None:
+            also(staging)
         committed = store.commit(position.step)
     else:
         committed = Committed(position.step, store.root / staging.name.removeprefix("."))

@@ -92,14 +92,12 @@ def load_model(address: str, revision: str | None = None) -> LoadedModel:
             What cannot be reached is known within a minute.
     """
     source = _resolve(address, revision)
-    model = _weights(source, torch.float32)
-    tokenizer: PreTrainedTokenizerBase = _load(
-        source,
-        "tokenizer",
-        "put tokenizer.json and tokenizer_config.json beside the weights",
-        lambda: AutoTokenizer.from_pretrained(source.name, **source.arguments()),
-    )
-    return LoadedModel(model, tokenizer, str(source))
+    return LoadedModel(_weights(source, torch.float32), _tokenizer(source), str(source))
+
+
+def load_tokenizer(address: str) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer alone; address and errors as in `load_model`."""
+    return _tokenizer(_resolve(address, None))
 
 
 def load_vocabulary(address: str, revision: str | None = None) -> dict[str, int] | None:
@@ -117,6 +115,15 @@ def load_weights(
 ) -> PreTrainedModel:
     """Loads the model alone, on the CPU and in evaluation mode. Arguments and errors as in `load_model`."""
     return _weights(_resolve(address, revision), dtype)
+
+
+def _tokenizer(source: _Source) -> PreTrainedTokenizerBase:
+    return _load(
+        source,
+        "tokenizer",
+        "put tokenizer.json and tokenizer_config.json beside the weights",
+        lambda: AutoTokenizer.from_pretrained(source.name, **source.arguments()),
+    )
 
 
 def _weights(source: _Source, dtype: torch.dtype) -> PreTrainedModel:

@@ -13,6 +13,8 @@ from bitnet_trainer.errors import TeacherUnavailable
 from bitnet_trainer.objectives.masking import Masking
 from bitnet_trainer.objectives.top_k import TopK
 
+_NOTHING = Capture()
+
 
 class LanguageModel(Protocol):
     """A model that objectives can ask: a wrapped student, or a teacher."""
@@ -46,7 +48,7 @@ class MicroBatch:
         *,
         layers: int = 0,
         teacher: AskedTeacher | None = None,
-        capture: Capture = Capture(),
+        capture: Capture = _NOTHING,
     ) -> None:
         """
         Args:
@@ -64,7 +66,7 @@ class MicroBatch:
         self._student = student
         self._teacher = teacher
         self._capture = capture
-        self._masked: dict[Masking, Answer] = {}
+        self._masked: dict[Masking, tuple[Rows, Answer]] = {}
 
     @cached_property
     def student(self) -> Answer:
@@ -73,10 +75,11 @@ class MicroBatch:
 
     def masked(self, masking: Masking) -> tuple[Rows, Answer]:
         """The masked rows, on the device, and the student's answer to them, with gradient."""
-        masked = masking(self.cpu_rows).to(self._device)
         if masking not in self._masked:
-            self._masked[masking] = self._student(masked.input_ids, masked.attention_mask, Capture())
-        return masked, self._masked[masking]
+            rows = masking(self.cpu_rows).to(self._device)
+            answer = self._student(rows.input_ids, rows.attention_mask, _NOTHING)
+            self._masked[masking] = rows, answer
+        return self._masked[masking]
 
     @property
     def teacher_layers(self) -> int:
