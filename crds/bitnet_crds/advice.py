@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from bitnet_crds.objectives import TEACHER_OBJECTIVES, Objectives
 from bitnet_crds.plan import Plan
 from bitnet_crds.spec import BitNetRunSpec
 
@@ -13,7 +14,20 @@ FAR_APART = 4
 """Two warmups are far apart when one is more than so many times as long as the other."""
 LARGE_DISTILLATION = 10
 """weight * T^2 of the teacher counts as large above so many times the weight of cross-entropy."""
+FEW_MASKED, MANY_MASKED = 0.05, 0.8
+"""Below the first share of masked tokens a step learns from few of them; above the second, from few that it
+sees."""
+TOKENS_A_PARAMETER = 20
+"""Training tokens for each parameter of a model trained from scratch, for the best of a given compute."""
 
+_PARAMETERS = {
+    "BitNetLlama-1M": 10**6,
+    "BitNetLlama-135M": 135 * 10**6,
+    "BitNetLlama-350M": 350 * 10**6,
+    "BitNetLlama-0.6B": 600 * 10**6,
+    "BitNetLlama-1.7B": 1700 * 10**6,
+}
+"""Of each preset, as its name has them."""
 _MEASURED = (
     "measured on SmolLM2-135M, 24.6M tokens, AdamW; perplexity on unseen prose, 35.8 when fine-tuned in bf16"
 )
@@ -40,15 +54,39 @@ def advise(spec: BitNetRunSpec, plan: Plan) -> tuple[Advice, ...]:
     """Everything known against the run, in the order of the spec. `plan` is the ledger of `spec`."""
     return tuple(
         advice
-        for check in (_lambda_warmup, _learning_rate, _schedule, _distillation, _checkpoints)
+        for check in (_preset, _lambda_warmup, _mended, _learning_rate, _schedule, _objectives, _checkpoints)
         for advice in check(spec, plan)
     )
+
+
+def _preset(spec: BitNetRunSpec, plan: Plan) -> Iterator[Advice]:
+    if spec.model.preset is None:
+        return
+    wanted = TOKENS_A_PARAMETER * _PARAMETERS[spec.model.preset]
+    if plan.tokens < wanted and spec.classification is None:
+        yield Advice(
+            "spec.budget.tokens",
+            f"{plan.tokens:,} tokens are few for a {spec.model.preset} that begins with random weights: the "
+            f"best of a given compute is about {TOKENS_A_PARAMETER} tokens a parameter",
+            f"Write about {wanted // 10**6}M, or choose a smaller preset",
+            "arXiv 2203.15556, table 3",
+        )
+    if spec.quantization.low_rank_correction is not None:
+        yield Advice(
+            "spec.quantization.lowRankCorrection",
+            "all but the correction is frozen, and a preset begins with random weights: they stay random",
+            "Remove it, or begin with a pretrained model",
+            "arXiv 2412.07902",
+        )
 
 
 def _lambda_warmup(spec: BitNetRunSpec, plan: Plan) -> Iterator[Advice]:
     warmup = spec.quantization.lambda_warmup
     fifth = max(1, plan.total_steps // 5)
     if warmup is None:
+        if spec.model.preset is not None:
+            # There is nothing yet that ternary weights could spoil.
+            return
         yield Advice(
             "spec.quantization.lambdaWarmup",
             "weights are ternary from the first step, and the pretrained model has to be learnt anew: "
@@ -63,6 +101,27 @@ def _lambda_warmup(spec: BitNetRunSpec, plan: Plan) -> Iterator[Advice]:
             "it has trained the ternary model that it exports",
             f"Write about {fifth}, a fifth of the steps",
             "arithmetic",
+        )
+
+
+def _mended(spec: BitNetRunSpec, plan: Plan) -> Iterator[Advice]:
+    """What changes a pretrained model, without the distillation that mends it."""
+    named = {name for index in range(len(plan.phases)) for name in spec.objectives_in(index)}
+    if spec.quantization.sub_ln != "None" and named.isdisjoint(TEACHER_OBJECTIVES):
+        yield Advice(
+            "spec.quantization.subLN",
+            f"{spec.quantization.sub_ln} changes what the pretrained model computes, and no phase distils "
+            "what it computed before",
+            "Give teacherLogits or attentionRelations a weight in some phase, or write `subLN: None`",
+            "arXiv 2510.13998",
+        )
+    if spec.quantization.low_rank_correction is not None and "hiddenStates" not in named:
+        yield Advice(
+            "spec.quantization.lowRankCorrection",
+            "the correction is there to give each layer's output back what quantisation took, and no phase "
+            "compares it with the teacher's",
+            "Give hiddenStates a weight in some phase",
+            "arXiv 2412.07902",
         )
 
 
@@ -102,23 +161,45 @@ def _schedule(spec: BitNetRunSpec, plan: Plan) -> Iterator[Advice]:
         )
 
 
-def _distillation(spec: BitNetRunSpec, _: Plan) -> Iterator[Advice]:
+def _objectives(spec: BitNetRunSpec, _: Plan) -> Iterator[Advice]:
     for index, phase in enumerate(spec.phases):
-        teacher, cross_entropy = phase.objectives.teacher_logits, phase.objectives.cross_entropy
-        if teacher is None or cross_entropy is None or cross_entropy.weight == 0:
-            continue
-        effective = teacher.weight * teacher.temperature**2
-        # A rounding error of the square must not turn "ten times" into "more than ten times".
-        limit = LARGE_DISTILLATION * cross_entropy.weight
-        if effective > limit and not math.isclose(effective, limit):
-            yield Advice(
-                f"spec.phases[{index}].objectives.teacherLogits",
-                f"the loss has T^2 inside: weight {teacher.weight:g} at temperature {teacher.temperature:g} "
-                f"weighs {effective:g} against {cross_entropy.weight:g} for crossEntropy",
-                f"Write a weight of at most {_rounded_down(limit / teacher.temperature**2):g}, "
-                "or a lower temperature",
-                "arXiv 1503.02531, section 2",
-            )
+        field = f"spec.phases[{index}].objectives"
+        yield from _distillation(f"{field}.teacherLogits", phase.objectives)
+        yield from _masking(f"{field}.maskedDiffusion", phase.objectives)
+
+
+def _distillation(field: str, objectives: Objectives) -> Iterator[Advice]:
+    teacher, cross_entropy = objectives.teacher_logits, objectives.cross_entropy
+    if teacher is None or cross_entropy is None or cross_entropy.weight == 0:
+        return
+    if teacher.weighting != "Fixed":
+        return
+    effective = teacher.weight * teacher.temperature**2
+    # A rounding error of the square must not turn "ten times" into "more than ten times".
+    limit = LARGE_DISTILLATION * cross_entropy.weight
+    if effective > limit and not math.isclose(effective, limit):
+        yield Advice(
+            field,
+            f"the loss has T^2 inside: weight {teacher.weight:g} at temperature {teacher.temperature:g} "
+            f"weighs {effective:g} against {cross_entropy.weight:g} for crossEntropy",
+            f"Write a weight of at most {_rounded_down(limit / teacher.temperature**2):g}, "
+            "or a lower temperature",
+            "arXiv 1503.02531, section 2",
+        )
+
+
+def _masking(field: str, objectives: Objectives) -> Iterator[Advice]:
+    masked = objectives.masked_diffusion
+    if masked is None or FEW_MASKED <= masked.mask_probability <= MANY_MASKED:
+        return
+    share = masked.mask_probability
+    yield Advice(
+        f"{field}.maskProbability",
+        f"of 100 tokens {100 * share:g} are masked and predicted from the {100 * (1 - share):g} left: "
+        + ("few to learn from" if share < FEW_MASKED else "little to predict them from"),
+        f"Write a share from {FEW_MASKED:g} to {MANY_MASKED:g}",
+        "arithmetic",
+    )
 
 
 def _checkpoints(spec: BitNetRunSpec, plan: Plan) -> Iterator[Advice]:

@@ -1,6 +1,6 @@
 """What can be wrong with a run: each problem names the field, what is wrong, and the mend."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -40,3 +40,11 @@ class WrongValueError(ValueError):
         self.fix = fix
         self.field = field
         super().__init__(f"{what}. {fix}.")
+
+
+class WrongValuesError(ValueError):
+    """What a validator raises that finds several things wrong at once."""
+
+    def __init__(self, wrong: Sequence[WrongValueError]) -> None:
+        self.wrong = wrong
+        super().__init__(" ".join(map(str, wrong)))

@@ -176,7 +176,8 @@ class Objectives(Record):
     @model_validator(mode="after")
     def _masked_input_is_there(self) -> "Objectives":
         distilled = self.teacher_logits
-        if distilled is None or distilled.weight == 0 or distilled.input == "Clean":
+        # Whatever its weight: in a transition it may have some left of the phase before.
+        if distilled is None or distilled.input == "Clean":
             return self
         if self.masked_diffusion is None:
             raise WrongValueError(

@@ -3,12 +3,12 @@
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import ValidationError
 
-from bitnet_crds.errors import InvalidRun, Problem, WrongValueError
+from bitnet_crds.errors import InvalidRun, Problem, WrongValueError, WrongValuesError
 from bitnet_crds.record import Record
 from bitnet_crds.spec import API_VERSION, BitNetRun
 
@@ -26,14 +26,26 @@ def parse_run(document: Any) -> BitNetRun:
             {key: value for key, value in document.items() if key != "status"}, by_alias=True, by_name=False
         )
     except ValidationError as error:
-        raise InvalidRun(_problem(detail) for detail in error.errors()) from None
+        raise InvalidRun(problem for detail in error.errors() for problem in _problems(detail)) from None
 
 
-def _problem(detail: Mapping[str, Any]) -> Problem:
+def _problems(detail: Mapping[str, Any]) -> Iterator[Problem]:
     location: tuple[int | str, ...] = detail["loc"]
-    error = detail.get("ctx", {}).get("error")
-    if isinstance(error, WrongValueError):
-        return Problem(_field((*location, error.field) if error.field else location), error.what, error.fix)
+    match detail.get("ctx", {}).get("error"):
+        case WrongValueError() as error:
+            yield _wrong_value(location, error)
+        case WrongValuesError() as errors:
+            yield from (_wrong_value(location, error) for error in errors.wrong)
+        case _:
+            yield _malformed(location, detail)
+
+
+def _wrong_value(location: tuple[int | str, ...], error: WrongValueError) -> Problem:
+    return Problem(_field((*location, error.field) if error.field else location), error.what, error.fix)
+
+
+def _malformed(location: tuple[int | str, ...], detail: Mapping[str, Any]) -> Problem:
+    """What pydantic found by itself, in words that name the mend."""
     field = _field(location)
     value = detail.get("input")
     found = "a block found" if isinstance(value, (Mapping, list)) else f"{value!r} found"

@@ -8,9 +8,7 @@ from typing import Literal
 from bitnet_crds.errors import InvalidRun, Problem
 from bitnet_crds.objectives import TEACHER_OBJECTIVES
 from bitnet_crds.record import Record
-from bitnet_crds.spec import BitNetRunSpec, Phase
-
-Curve = Literal["Linear", "Cosine"]
+from bitnet_crds.spec import BitNetRunSpec, Curve, Phase
 
 
 class Shape(Record):
@@ -161,7 +159,7 @@ class Plan(Record):
             name: own.get(name, 0.0)
             if share == 1
             else before.get(name, 0.0) + (own.get(name, 0.0) - before.get(name, 0.0)) * share
-            for name in (*before, *(name for name in own if name not in before))
+            for name in own | before
         }
 
 
@@ -232,7 +230,7 @@ def _phases(spec: BitNetRunSpec, total_steps: int) -> tuple[PlannedPhase, ...]:
                     f"Write at most {end_step - first_step}",
                 )
             )
-        teacher = _teacher_is_asked(phase, spec.phases[index - 1] if index else None)
+        teacher = not TEACHER_OBJECTIVES.isdisjoint(spec.objectives_in(index))
         shape = _shape(spec, phase, teacher)
         if isinstance(shape, Problem):
             problems.append(shape)
@@ -259,18 +257,6 @@ def _phases(spec: BitNetRunSpec, total_steps: int) -> tuple[PlannedPhase, ...]:
 def _along(curve: Curve, progress: float) -> float:
     """A way from 0 to 1, by how much of it in time has gone."""
     return progress if curve == "Linear" else (1 - math.cos(math.pi * progress)) / 2
-
-
-def _teacher_is_asked(phase: Phase, before: Phase | None) -> bool:
-    """Whether some step of the phase gives weight to an objective that asks the teacher."""
-    # A transition of one step is over in that step: nothing of the phase before is left in it.
-    fading = before if phase.transition is not None and phase.transition.steps > 1 else None
-    return any(
-        weight > 0 and name in TEACHER_OBJECTIVES
-        for asking in (phase, fading)
-        if asking is not None
-        for name, weight in asking.objectives.weights().items()
-    )
 
 
 def _mixture(spec: BitNetRunSpec, phase: Phase) -> dict[str, float]:

@@ -1,12 +1,16 @@
 """CEL rules: what the API server itself checks of a run, by the block each rule belongs to.
 
 They say again, in the API server's language, what `spec` and `plan` check; where the two could disagree
-(a batch size factor that is no short decimal) the rule lets pass and `plan` refuses.
+(a batch size factor that is no short decimal, a teacher that stays while it fades out) the rule lets pass and
+`plan` refuses.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from bitnet_crds.agreement import NEXT_TOKEN_OBJECTIVES
+from bitnet_crds.objectives import TEACHER_OBJECTIVES, Objectives
 from bitnet_crds.quantities import PERCENTAGE_PATTERN
 from bitnet_crds.spec import MAX_NAME_LENGTH, NAME_PATTERN, BitNetRunSpec, Workers
 
@@ -38,7 +42,18 @@ class Rule:
 MUTABLE = {"retries", "workers.template"}
 """What may change while a run exists, below spec; everything else would make it another run."""
 
-_DISTILS = "has(p.objectives.teacherLogits) && p.objectives.teacherLogits.weight > 0.0"
+
+def _any_weighted(objectives: str, names: Iterable[str]) -> str:
+    """CEL: whether one of the named objectives has weight in the block `objectives`."""
+    weighted = (f"has({objectives}.{name}) && {objectives}.{name}.weight > 0.0" for name in names)
+    return f"({' || '.join(weighted)})"
+
+
+_OBJECTIVES = [info.alias or name for name, info in Objectives.model_fields.items()]
+_BALANCED = [name for name in _OBJECTIVES if name not in ("crossEntropy", "classification")]
+_DISTILS = _any_weighted("p.objectives", sorted(TEACHER_OBJECTIVES))
+_CLASSIFIES = _any_weighted("p.objectives", ["classification"])
+_ASKS_TEACHER_LOGITS = _any_weighted("p.objectives", ["teacherLogits"])
 _UNTIL = "double({}.until.replace('%', ''))"
 _PROCESSES = "(self.workers.gpusPerWorker > 1 ? self.workers.gpusPerWorker : 1)"
 _MICRO = "self.workers.microBatchSize"
@@ -58,7 +73,7 @@ _NAME = Rule(
     "and hyphens in metadata.name, a letter first and no hyphen last",
 )
 _REVISION = Rule(
-    "!has(self.revision) || self.from.startsWith('hf://')",
+    "!has(self.revision) || has(self.from) && self.from.startsWith('hf://')",
     "a revision has a meaning for hf:// addresses alone: remove it, or use an hf:// address",
     field_path=".revision",
 )
@@ -72,10 +87,70 @@ _HELD_OUT = Rule(
     "write more than 0% and less than 100%: perplexity is measured on this part of the text, "
     "and the rest is trained on",
 )
+_ORIGIN = Rule(
+    "has(self.from) != has(self.preset)",
+    "a student is either pretrained or made from a preset: write one of `from` and `preset`",
+)
+_TOKENIZER = Rule(
+    "has(self.preset) == has(self.tokenizer)",
+    "a preset needs a tokenizer, and a pretrained model brings its own: write `tokenizer` with `preset`, "
+    "and there alone",
+    field_path=".tokenizer",
+)
+_STATIC = Rule(
+    "self.policy != 'Static' || !has(self.everySteps) && !has(self.smoothing) && !has(self.target)",
+    "everySteps, smoothing and target have no meaning with policy Static: remove them, or write "
+    "`policy: Influence`",
+)
+_TARGET = Rule(
+    "!has(self.mixture.target) || self.sources.exists(s, s.name == self.mixture.target)",
+    "no source has that name: name one of spec.data.sources",
+    field_path=".mixture.target",
+)
+_INFLUENCE = Rule(
+    "self.mixture.policy != 'Influence' || size(self.sources) > 1",
+    "the only source has nothing to be weighed against: add a source, or write `policy: Static`",
+    field_path=".mixture.policy",
+)
 _SOME_OBJECTIVE = Rule(
-    "(has(self.crossEntropy) && self.crossEntropy.weight > 0.0) || "
-    "(has(self.teacherLogits) && self.teacherLogits.weight > 0.0)",
-    "no objective has a weight above 0: name crossEntropy or teacherLogits with one",
+    _any_weighted("self", _OBJECTIVES),
+    "no objective has a weight above 0: name one with a weight, such as crossEntropy: {weight: 1}",
+)
+_RATIO = Rule(
+    f"{_any_weighted('self', ['crossEntropy'])} || !("
+    + " || ".join(f"has(self.{name}) && self.{name}.weighting == 'GradientRatio'" for name in _BALANCED)
+    + ")",
+    "GradientRatio weighs an objective against crossEntropy's gradient, and crossEntropy has no weight here: "
+    "give it one, or write `weighting: Fixed`",
+)
+_MASKED_INPUT = Rule(
+    "!has(self.teacherLogits) || self.teacherLogits.input != 'Masked' || has(self.maskedDiffusion)",
+    "teacherLogits compares masked tokens, and the phase names no maskedDiffusion to mask them: name it (its "
+    "weight may be 0), or write `input: Clean`",
+    field_path=".teacherLogits.input",
+)
+_TAIL = Rule(
+    "!has(self.tail) || has(self.topK)",
+    "a tail has no meaning without topK, since the whole vocabulary is compared: add topK, or remove it",
+    field_path=".tail",
+)
+_LAYERS = Rule(
+    "!has(self.layers) || !has(self.layerWeights)",
+    "layers has no effect beside layerWeights: remove one of the two",
+    field_path=".layers",
+)
+_LAYER_WEIGHTS = Rule(
+    "!has(self.layerWeights) || self.layerWeights.exists(w, w > 0.0)",
+    "layerWeights are all 0: give some layer a weight above 0",
+    field_path=".layerWeights",
+)
+_PHASE_MIXTURE = Rule(
+    "self.exists(name, self[name] > 0.0)",
+    "no source has any weight in this phase: give one a weight above 0",
+)
+_FIRST_PHASE = Rule(
+    "!has(self[0].transition)",
+    "the first phase has none before it to come from: remove its transition",
 )
 _PHASE_NAMES = Rule(
     "self.all(p, self.exists_one(q, q.name == p.name))",
@@ -94,16 +169,66 @@ _PHASE_END = Rule(
 )
 _TEACHER_NAMED = Rule(
     f"has(self.teacher) || !self.phases.exists(p, {_DISTILS})",
-    "a phase gives teacherLogits weight but no teacher is named: add spec.teacher, or set that weight to 0",
+    "a phase gives an objective weight that asks a teacher, but none is named: add spec.teacher, or set that "
+    "weight to 0",
 )
 _TEACHER_USED = Rule(
     f"!has(self.teacher) || self.phases.exists(p, {_DISTILS})",
-    "the teacher would never be used: give teacherLogits a weight above 0 in some phase, "
-    "or remove spec.teacher",
+    "the teacher would never be used: give an objective that asks it a weight above 0 "
+    "in some phase, or remove spec.teacher",
     field_path=".teacher",
 )
+_CACHE = Rule(
+    "!has(self.teacher) || !self.teacher.cacheLogits || "
+    f"self.phases.exists(p, {_ASKS_TEACHER_LOGITS}) && "
+    f"self.phases.all(p, !{_ASKS_TEACHER_LOGITS} || has(p.objectives.teacherLogits.topK))",
+    "only a teacher's top K logits are kept: give teacherLogits a topK wherever it has weight, or remove "
+    "cacheLogits",
+    field_path=".teacher.cacheLogits",
+)
+_SOURCES_OF_A_PHASE = Rule(
+    "self.phases.all(p, !has(p.mixture) || p.mixture.all(name, self.data.sources.exists(s, s.name == name)))",
+    "a phase's mixture names no source of spec.data: name those there",
+    field_path=".phases",
+)
+_ONE_MIXTURE = Rule(
+    "self.data.mixture.policy != 'Influence' || !self.phases.exists(p, has(p.mixture))",
+    "the shares follow the policy Influence, and cannot follow a phase's own mixture too: remove that, or "
+    "write `policy: Static`",
+    field_path=".data.mixture.policy",
+)
+_LABELS = Rule(
+    f"has(self.classification) || !self.phases.exists(p, {_CLASSIFIES})",
+    "a phase trains a classifier, and there are no labels: add spec.classification, or set that weight to 0",
+)
+_CLASSIFIER = Rule(
+    f"!has(self.classification) || self.phases.exists(p, {_CLASSIFIES})",
+    "the classifier's head would never learn: give the objective `classification` a weight above 0 in some "
+    "phase, or remove spec.classification",
+    field_path=".classification",
+)
+_NO_NEXT_TOKEN = Rule(
+    "!has(self.classification) || "
+    f"!self.phases.exists(p, {_any_weighted('p.objectives', sorted(NEXT_TOKEN_OBJECTIVES))})",
+    "a classifier predicts labels and no next token: remove crossEntropy, maskedDiffusion and teacherLogits, "
+    "or spec.classification",
+    field_path=".classification",
+)
+_PRESET = Rule(
+    "!has(self.model.preset) || self.quantization.subLN == 'None'",
+    "a preset has a SubLN of its own before the output projections: write `subLN: None`",
+    field_path=".quantization.subLN",
+)
+_STOCK = Rule(
+    "!self.export.formats.exists(f, f == 'HuggingFace') || "
+    "self.quantization.weights == 'AbsMean' && !has(self.quantization.lowRankCorrection)",
+    "stock transformers runs neither `weights: Haar` nor a lowRankCorrection, and HuggingFace is for that: "
+    "write `formats: [Packed]`, or `formats: []`",
+    field_path=".export.formats",
+)
 _BATCH = Rule(
-    f"self.phases.all(p, {_DISTILS}) || "
+    # In a phase with a transition the teacher may still be there; `plan` knows.
+    f"self.phases.all(p, {_DISTILS} || has(p.transition)) || "
     f"self.budget.globalBatchSize % (self.workers.count * {_PROCESSES} * {_MICRO}) == 0",
     "globalBatchSize is no multiple of workers x processes x microBatchSize: make it one",
     "'%d sequences cannot be split over %d workers x %d processes x micro batch %d: write a multiple of %d'"
@@ -172,6 +297,14 @@ RULES: dict[str, list[Rule]] = {
     "spec": [
         _TEACHER_NAMED,
         _TEACHER_USED,
+        _CACHE,
+        _SOURCES_OF_A_PHASE,
+        _ONE_MIXTURE,
+        _LABELS,
+        _CLASSIFIER,
+        _NO_NEXT_TOKEN,
+        _PRESET,
+        _STOCK,
         _BATCH,
         _WHOLE_MICRO_BATCH,
         _TEACHER_BATCH,
@@ -179,11 +312,16 @@ RULES: dict[str, list[Rule]] = {
         _NOT_TOO_MANY_TOKENS,
         *_immutable(),
     ],
-    "spec.model": [_REVISION],
+    "spec.model": [_ORIGIN, _TOKENIZER, _REVISION],
     "spec.teacher": [_REVISION],
+    "spec.data": [_TARGET, _INFLUENCE],
     "spec.data.sources": [_SOURCE_NAMES],
+    "spec.data.mixture": [_STATIC],
     "spec.data.heldOut": [_HELD_OUT],
-    "spec.phases": [_PHASE_NAMES, _PHASE_ORDER, _PHASE_END],
-    "spec.phases[].objectives": [_SOME_OBJECTIVE],
+    "spec.phases": [_PHASE_NAMES, _PHASE_ORDER, _PHASE_END, _FIRST_PHASE],
+    "spec.phases[].mixture": [_PHASE_MIXTURE],
+    "spec.phases[].objectives": [_SOME_OBJECTIVE, _RATIO, _MASKED_INPUT],
+    "spec.phases[].objectives.teacherLogits": [_TAIL],
+    "spec.phases[].objectives.hiddenStates": [_LAYERS, _LAYER_WEIGHTS],
 }
 """Every rule, by the block it belongs to."""

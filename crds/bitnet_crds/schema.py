@@ -33,6 +33,8 @@ _COLUMNS = (
 )
 _LIST_KEYS = {"status.segments": "index", "status.conditions": "type"}
 """Lists whose entries have an identity; server-side apply merges them by it."""
+_SETS = {"spec.classification.labels", "spec.export.formats"}
+"""Lists in which the API server refuses a value that is there twice."""
 _KEPT = (
     *("description", "type", "format", "enum", "default", "pattern", "minLength", "maxLength"),
     *("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "minItems", "maxItems", "maxProperties"),
@@ -166,6 +168,8 @@ def _structural(node: dict[str, Any], records: dict[str, Any], path: str) -> dic
             schema["default"] = {}
     if path in _LIST_KEYS:
         schema |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [_LIST_KEYS[path]]}
+    if path in _SETS:
+        schema["x-kubernetes-list-type"] = "set"
     schema = {key: schema[key] for key in (*_KEPT, *schema) if key in schema}
     rules = RULES.get(path, [])
     if "x-mend" in node:

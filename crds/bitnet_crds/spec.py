@@ -5,11 +5,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from bitnet_crds.agreement import disagreements
 from bitnet_crds.data import Data
-from bitnet_crds.errors import WrongValueError
+from bitnet_crds.errors import WrongValueError, WrongValuesError
 from bitnet_crds.fields import Label, PositiveInt, refuse_duplicates
 from bitnet_crds.locations import CheckpointAddress, ModelAddress
-from bitnet_crds.objectives import TEACHER_OBJECTIVES, Objectives
+from bitnet_crds.objectives import Objective, Objectives
 from bitnet_crds.quantities import Percentage, Quantity, format_percentage
 from bitnet_crds.record import Record
 
@@ -22,6 +23,7 @@ MAX_NAME_LENGTH = 40
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 """A DNS-1035 label: a run's name becomes a Service's name, which may not begin with a digit."""
 
+Curve = Literal["Linear", "Cosine"]
 Preset = Literal[
     "BitNetLlama-1M", "BitNetLlama-135M", "BitNetLlama-350M", "BitNetLlama-0.6B", "BitNetLlama-1.7B"
 ]
@@ -76,7 +78,7 @@ class Model(Record):
 
     @model_validator(mode="after")
     def _revision_only_of_a_hub(self) -> "Model":
-        return _checked_revision(self, self.from_ or "", self.revision)
+        return _checked_revision(self, self.from_, self.revision)
 
 
 class LambdaWarmup(Record):
@@ -84,7 +86,7 @@ class LambdaWarmup(Record):
 
     steps: PositiveInt
     """Steps until lambda is 1."""
-    curve: Literal["Linear", "Cosine"] = "Linear"
+    curve: Curve = "Linear"
     """Linear: step/steps. Cosine: (1 - cos(pi * step/steps)) / 2."""
 
 
@@ -163,12 +165,18 @@ class Schedule(Record):
 
 
 class Transition(Record):
-    """How the objectives' weights go from the phase before to this one. Without it they step."""
+    """How the objectives' weights come over from the phase before. Without it they change at once.
+
+    weight = before + (own - before) * p; an objective that one of the two phases does not name has 0 there.
+    One that fades out keeps the settings of the phase before, unless this phase names it too: then this
+    phase's hold from its first step on. A teacher stays in memory for the whole of a phase in which the last
+    objective that asks it fades out.
+    """
 
     steps: PositiveInt
-    """Steps, from the phase's first on, over which they go; in the last of them they are this phase's own."""
-    curve: Literal["Linear", "Cosine"] = "Linear"
-    """Linear: by p = 1/steps to 1. Cosine: by (1 - cos(pi * p)) / 2."""
+    """Steps it takes, from the phase's first on. In the last of them the weights are the phase's own."""
+    curve: Curve = "Linear"
+    """In step k of them, from 1: Linear: p = k/steps. Cosine: p = (1 - cos(pi * k/steps)) / 2."""
 
 
 class Phase(Record):
@@ -180,12 +188,12 @@ class Phase(Record):
     """Share of all steps at which the phase ends. The last phase ends at 100%."""
     objectives: Objectives
     transition: Transition | None = None
-    """Blends the weights over from the phase before. Not in the first phase."""
+    """Lets the weights come over from the phase before step by step. Not in the first phase."""
     mixture: (
         Annotated[dict[str, Annotated[float, Field(ge=0, le=1_000_000)]], Field(max_length=64)] | None
     ) = None
-    """Weights of the sources in this phase, by name, instead of those in spec.data; a source that is not
-    named has none."""
+    """Weights of the sources in this phase, by name, such as {web: 3, code: 1}, instead of those in
+    spec.data; a source that is not named is not read. Not with the policy Influence."""
 
 
 class Teacher(Pretrained):
@@ -256,8 +264,16 @@ class Export(Record):
     """What is written when training has ended."""
 
     formats: tuple[Literal["HuggingFace", "Packed"], ...] = Field(default=("HuggingFace",), max_length=8)
-    """HuggingFace: a folder that stock transformers loads and runs quantised. Packed: a folder with the
-    ternary matrices packed, 2 bits a weight, for any quantization. An empty list writes nothing."""
+    """HuggingFace: a folder that stock transformers loads and runs quantised, which Haar
+    and lowRankCorrection do not allow. Packed: a folder with the ternary matrices packed, 2 bits a weight,
+    for any quantization. An empty list writes nothing."""
+
+    @field_validator("formats")
+    @classmethod
+    def _formats_are_unique(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(formats)) < len(formats):
+            raise WrongValueError(f"{', '.join(formats)} names one format twice", "Name each format once")
+        return formats
 
 
 class BitNetRunSpec(Record):
@@ -303,27 +319,22 @@ class BitNetRunSpec(Record):
         return phases
 
     @model_validator(mode="after")
-    def _teacher_exactly_when_distilling(self) -> "BitNetRunSpec":
-        distilling = [
-            (phase.name, name)
-            for phase in self.phases
-            for name, weight in phase.objectives.weights().items()
-            if weight > 0 and name in TEACHER_OBJECTIVES
-        ]
-        if self.teacher is None and distilling:
-            raise WrongValueError(
-                f"phase {distilling[0][0]!r} gives {distilling[0][1]} weight but no teacher is named",
-                "Add spec.teacher, or set that weight to 0",
-                field="teacher",
-            )
-        if self.teacher is not None and not distilling:
-            raise WrongValueError(
-                f"{self.teacher.from_!r} would never be used, since no phase gives "
-                f"{_or(sorted(TEACHER_OBJECTIVES))} a weight above 0",
-                "Give one of them a weight, or remove spec.teacher",
-                field="teacher",
-            )
+    def _parts_agree(self) -> "BitNetRunSpec":
+        if wrong := tuple(disagreements(self)):
+            raise WrongValuesError(wrong)
         return self
+
+    def objectives_in(self, index: int) -> dict[str, Objective]:
+        """The objectives that have weight in some step of phase `index` (from 0), by name, with the settings
+        that hold there: its own, and, of those that fade out of the phase before, that one's where it does
+        not name them."""
+        phase = self.phases[index]
+        # A transition of one step is over in that step: nothing of the phase before is left in it.
+        fades = index > 0 and phase.transition is not None and phase.transition.steps > 1
+        before = self.phases[index - 1].objectives.named() if fades else {}
+        own = phase.objectives.named()
+        weighted = {name for named in (before, own) for name, objective in named.items() if objective.weight}
+        return {name: objective for name, objective in (own | before | own).items() if name in weighted}
 
 
 class Metadata(Record):
@@ -350,15 +361,11 @@ class BitNetRun(Record):
 Origin = TypeVar("Origin", Pretrained, Model)
 
 
-def _checked_revision(model: Origin, address: str, revision: str | None) -> Origin:
-    if revision is not None and not address.startswith("hf://"):
+def _checked_revision(model: Origin, address: str | None, revision: str | None) -> Origin:
+    if revision is not None and not (address or "").startswith("hf://"):
         raise WrongValueError(
-            f"revision {revision!r} has no meaning for {address!r}",
+            f"revision {revision!r} has no meaning for {'a preset' if address is None else repr(address)}",
             "Remove it, or use an hf:// address",
             field="revision",
         )
     return model
-
-
-def _or(names: list[str]) -> str:
-    return f"{', '.join(names[:-1])} or {names[-1]}"

@@ -32,7 +32,7 @@ from bitnet_operator.live import LiveView
 from bitnet_operator.moments import parse_timestamp
 from bitnet_operator.observation import Key
 from bitnet_operator.outcome import render_outcome
-from bitnet_operator.plan_table import render_plan
+from bitnet_operator.plan_table import render_plan, render_step
 from bitnet_operator.reconcile import reconcile
 
 EXIT_USER_MISTAKE = 2
@@ -59,9 +59,17 @@ def _bitnetctl() -> None:
 
 
 @app.command("plan")
-def plan_command(file: RunFile) -> None:
+def plan_command(
+    file: RunFile,
+    step: Annotated[
+        int | None, typer.Option("--step", help="Print what holds in this step, from 0.", show_default=False)
+    ] = None,
+) -> None:
     """Prints the ledger: steps, phases, shapes, learning rate, teacher. Nothing is trained."""
     _, run, ledger = _read(file)
+    if step is not None:
+        out.print(_or_exit(lambda: render_step(run, ledger, step)))
+        return
     out.print(render_plan(run, ledger, advise(run.spec, ledger)))
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from bitnet_crds import BitNetRun, BitNetRunStatus, Plan, Progress, Segment
 from bitnet_crds.protocol import TeacherState, TrainerState
 from bitnet_crds.status import SegmentOutcome
-from bitnet_operator.wording import count, duration, ending, plural, significant, sparkline
+from bitnet_operator.wording import count, duration, ending, mixture_words, plural, significant, sparkline
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two lines on progress, where there is no terminal."""
@@ -27,7 +27,7 @@ _DOING = {
     TrainerState.PREPARING_DATA: "preparing the text",
     TrainerState.TRAINING: "training",
     TrainerState.CHECKPOINTING: "writing a checkpoint",
-    TrainerState.EVALUATING: "measuring perplexity",
+    TrainerState.EVALUATING: "measuring quality on held-out text",
     TrainerState.EXPORTING: "exporting",
     TrainerState.FINISHED: "finished",
 }
@@ -119,7 +119,12 @@ class LiveView:
             if progress.skipped_steps
             else []
         )
-        return Group(loss, table, *skipped)
+        mixture = (
+            [Text.assemble((f"{'mixture':<12}", _LABEL_STYLE), mixture_words(progress.mixture))]
+            if len(progress.mixture) > 1
+            else []
+        )
+        return Group(loss, table, *mixture, *skipped)
 
     def _plain(self, progress: Progress) -> None:
         """One line where the trainer does something else now; while it trains, one every ten seconds."""

@@ -1,4 +1,4 @@
-"""What `bitnetctl plan` prints: the ledger of a run as tables. Pure."""
+"""What `bitnetctl plan` prints: the ledger of a run, or one step of it, as tables. Pure."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -8,10 +8,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bitnet_crds import BitNetRun, Plan, PlannedPhase, Shape
+from bitnet_crds import BitNetRun, BitNetRunSpec, InvalidRun, Plan, PlannedPhase, Problem, Shape
 from bitnet_crds.advice import Advice
-from bitnet_crds.spec import Model
-from bitnet_operator.wording import count, place, plural, significant
+from bitnet_crds.objectives import BalancedObjective, TeacherLogits
+from bitnet_crds.spec import Model, Quantization
+from bitnet_operator.wording import count, mixture_words, place, plural, significant
 
 
 def render_plan(run: BitNetRun, plan: Plan, advice: Sequence[Advice] = ()) -> RenderableType:
@@ -24,11 +25,38 @@ def render_plan(run: BitNetRun, plan: Plan, advice: Sequence[Advice] = ()) -> Re
     return Group(*chain.from_iterable((part, Text()) for part in parts))
 
 
-def _ledger(run: BitNetRun, plan: Plan) -> Table:
-    spec = run.spec
+def render_step(run: BitNetRun, plan: Plan, step: int) -> RenderableType:
+    """What the ledger says of one step (from 0). Raises InvalidRun where the run has no such step."""
+    if not 0 <= step < plan.total_steps:
+        last = count(plan.total_steps - 1)
+        raise InvalidRun([Problem("--step", f"the run has no step {step}", f"Write one from 0 to {last}")])
+    phase = plan.phase_at(step)
+    table = _grid()
+    table.add_row("phase", Text(phase.name))
+    for name, weight in plan.weights_at(step).items():
+        table.add_row(name, significant(weight))
+    table.add_row("learning rate", significant(plan.learning_rate.at(step)))
+    table.add_row("lambda", significant(plan.quantization_lambda.at(step)))
+    table.add_row("teacher", "in memory" if phase.teacher else "not in memory")
+    table.add_row("global batch", _global_batch(phase.shape))
+    table.add_row("mixture", Text(_mixture(run.spec, phase)))
+    title = Text.assemble(
+        (f"{run.metadata.namespace}/{run.metadata.name}", "bold"),
+        f": step {count(step)} of {count(plan.total_steps)}",
+    )
+    return Group(title, Text(), table, Text())
+
+
+def _grid() -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
+    return table
+
+
+def _ledger(run: BitNetRun, plan: Plan) -> Table:
+    spec = run.spec
+    table = _grid()
     table.add_row("total steps", count(plan.total_steps))
     table.add_row("tokens", count(plan.tokens) + _left_out(spec.budget.tokens - plan.tokens))
     table.add_row(
@@ -38,9 +66,12 @@ def _ledger(run: BitNetRun, plan: Plan) -> Table:
     )
     table.add_row("global batch", _global_batch(plan.phases[0].shape))
     table.add_row("model", Text(_model(spec.model)))
-    if spec.teacher is not None and plan.teacher_start is not None:
-        loaded = f", loaded at step {count(plan.teacher_start)}"
-        table.add_row("teacher", Text(place(spec.teacher.from_) + loaded))
+    table.add_row("quantisation", _quantization(spec.quantization))
+    if spec.classification is not None:
+        table.add_row("labels", Text(", ".join(spec.classification.labels)))
+    table.add_row("teacher", Text(_teacher(spec, plan)))
+    for words in _mixtures(spec, plan):
+        table.add_row("mixture", Text(words))
     table.add_row("learning rate", _learning_rate(plan))
     table.add_row("lambda", _lambda(plan))
     table.add_row(
@@ -57,6 +88,37 @@ def _model(model: Model) -> str:
     if model.from_ is not None:
         return place(model.from_)
     return f"{model.preset}, from random weights, tokenizer of {place(model.tokenizer or '')}"
+
+
+def _quantization(quantization: Quantization) -> str:
+    """How the projections become ternary, without what is left at None."""
+    words = [f"{quantization.weights} weights, 8 bits a token for activations"]
+    if quantization.sub_ln != "None":
+        words.append(f"SubLN: {quantization.sub_ln}")
+    if (correction := quantization.low_rank_correction) is not None:
+        words.append(f"low-rank correction: ratio {correction.ratio:g}, {correction.init}; all else frozen")
+    return "; ".join(words)
+
+
+def _teacher(spec: BitNetRunSpec, plan: Plan) -> str:
+    if spec.teacher is None or plan.teacher_start is None:
+        return plan.teacher_loading
+    return f"{place(spec.teacher.from_)}, loaded at step {count(plan.teacher_start)} ({plan.teacher_loading})"
+
+
+def _mixtures(spec: BitNetRunSpec, plan: Plan) -> list[str]:
+    """The sources' shares, by phase where phases differ; nothing where there is one source."""
+    if len(spec.data.sources) == 1:
+        return []
+    if all(phase.mixture == plan.phases[0].mixture for phase in plan.phases):
+        return [_mixture(spec, plan.phases[0])]
+    return [f"{phase.name}: {_mixture(spec, phase)}" for phase in plan.phases]
+
+
+def _mixture(spec: BitNetRunSpec, phase: PlannedPhase) -> str:
+    mixture = spec.data.mixture
+    follows = f" at first, then by influence every {plural(mixture.every_steps or 100, 'step')}"
+    return mixture_words(phase.mixture) + (follows if mixture.policy == "Influence" else "")
 
 
 def _left_out(tokens: int) -> str:
@@ -92,7 +154,7 @@ def _phases(run: BitNetRun, plan: Plan) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False, header_style="bold")
     table.add_column("phase", overflow="fold")
     table.add_column("step", justify="right", no_wrap=True)
-    table.add_column("objective weights", no_wrap=True)
+    table.add_column("objective weights", overflow="fold")
     table.add_column("micro\nbatch", justify="right", no_wrap=True)
     table.add_column("accum.", justify="right", no_wrap=True)
     table.add_column("teacher", no_wrap=True)
@@ -103,7 +165,7 @@ def _phases(run: BitNetRun, plan: Plan) -> Table:
         table.add_row(
             phase.name,
             _span(count(first), count(last)),
-            _objectives(run, phase),
+            _objectives(run, plan, phase),
             count(phase.shape.micro_batch_size),
             count(phase.shape.accumulation),
             "yes" if phase.teacher else "no",
@@ -117,15 +179,23 @@ def _span(begin: str, end: str) -> str:
     return begin if begin == end else f"{begin}\n{end}"
 
 
-def _objectives(run: BitNetRun, phase: PlannedPhase) -> str:
-    """One line an objective that has weight, with the temperature where there is one."""
-    asked = next(asked for asked in run.spec.phases if asked.name == phase.name).objectives
-    heat = f", T {asked.teacher_logits.temperature:g}" if asked.teacher_logits else ""
-    return "\n".join(
-        f"{name} {weight:g}{heat if name == 'teacherLogits' else ''}"
-        for name, weight in phase.weights.items()
-        if weight
-    )
+def _objectives(run: BitNetRun, plan: Plan, phase: PlannedPhase) -> str:
+    """One line an objective that has weight, with the temperature where there is one; in a transition from
+    which weight it comes."""
+    index = plan.phases.index(phase)
+    before = plan.phases[index - 1].weights if phase.transition_steps else phase.weights
+    lines = []
+    for name, objective in run.spec.objectives_in(index).items():
+        old, own = before.get(name, 0.0), phase.weights.get(name, 0.0)
+        measured = isinstance(objective, BalancedObjective) and objective.weighting == "GradientRatio"
+        line = f"{name} {'ratio ' if measured else ''}"
+        line += f"{own:g}" if old == own else f"{old:g} -> {own:g}"
+        if isinstance(objective, TeacherLogits):
+            line += f", T {objective.temperature:g}"
+        lines.append(line)
+    if phase.transition_steps:
+        lines.append(f"over {plural(phase.transition_steps, 'step')}, {phase.curve.lower()}")
+    return "\n".join(lines)
 
 
 def _advice(advice: Sequence[Advice]) -> list[Text]:

@@ -1,6 +1,6 @@
 """Numbers, times and addresses as people read them in a terminal. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from itertools import pairwise
@@ -51,6 +51,12 @@ def percent_words(decimal: str) -> str:
     except InvalidOperation:
         return decimal
     return f"{number * 100:.2f}%" if number.is_finite() else decimal
+
+
+def mixture_words(weights: Mapping[str, float]) -> str:
+    """Shares of the sources, from weights of any sum: `web 75%, code 25%`. One without weight is left out."""
+    total = sum(weights.values())
+    return ", ".join(f"{name} {100 * weight / total:.3g}%" for name, weight in weights.items() if weight)
 
 
 def duration(seconds: float) -> str:

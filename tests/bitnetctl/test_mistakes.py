@@ -227,3 +227,11 @@ def test_a_mistake_mended_in_the_file_before_anything_was_trained(
     bitnetctl.document["spec"]["model"]["from"] = f"file://{inputs}/model"
     code, output = bitnetctl("run", str(bitnetctl.file))
     assert code == 0, output
+
+
+def test_a_step_outside_the_run(make_bitnetctl: MakeBitnetctl) -> None:
+    bitnetctl = make_bitnetctl(steps=12)
+    code, output = bitnetctl("plan", str(bitnetctl.file), "--step", "12")
+    assert (code, "--step: the run has no step 12. Write one from 0 to 11." in output) == (2, True)
+    code, output = bitnetctl("plan", str(bitnetctl.file), "--step", "11")
+    assert (code, "teacherLogits  0.5" in output) == (0, True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from copy import deepcopy
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import yaml
 
 from local_cluster import CommandFailed, Kubectl
+from written_runs import RIGHT, WRONG, Wrong, changed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("definition")]
 
@@ -36,20 +36,11 @@ def full_run(checkout: Path) -> Document:
 
 
 @pytest.fixture
-def refusal(kubectl: Kubectl, full_run: Document) -> Callable[..., str]:
-    """What the server answers to the full run with one value changed (`...` removes it), or `""`."""
+def refusal(kubectl: Kubectl, full_run: Document) -> Callable[[Mapping[str, Any]], str]:
+    """What the server answers to the full run with values changed (`...` removes one), or `""`."""
 
-    def apply(path: str, value: Any) -> str:
-        document = deepcopy(full_run)
-        document["metadata"]["name"] = "refused-or-not"
-        *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
-        block: Any = document
-        for part in parents:
-            block = block[part]
-        if value is ...:
-            del block[last]
-        else:
-            block[last] = value
+    def apply(changes: Mapping[str, Any]) -> str:
+        document = changed(full_run, {"metadata.name": "refused-or-not", **changes})
         try:
             kubectl("create", "--dry-run=server", "--filename", "-", stdin=json.dumps(document))
         except CommandFailed as error:
@@ -76,10 +67,26 @@ def test_the_definition_is_established_and_structural(kubectl: Kubectl) -> None:
         ("spec.health", None),
         ("spec.workers.template", {"spec": {"nodeSelector": {"any": "thing"}}}),
         ("spec.model", {"from": "pvc://models/qwen/model.gguf"}),
+        ("spec.data.mixture", None),
     ],
 )
-def test_a_right_run_is_taken(refusal: Callable[..., str], path: str, value: Any) -> None:
-    assert refusal(path, value) == ""
+def test_a_right_value_is_taken(refusal: Callable[..., str], path: str, value: Any) -> None:
+    assert refusal({path: value}) == ""
+
+
+@pytest.mark.parametrize("changes", RIGHT.values(), ids=RIGHT)
+def test_a_right_run_is_taken(refusal: Callable[..., str], changes: Mapping[str, Any]) -> None:
+    assert refusal(changes) == ""
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_parts_that_disagree_are_refused_with_field_and_mend(
+    refusal: Callable[..., str], wrong: Wrong
+) -> None:
+    answer = refusal(wrong.changes)
+    assert wrong.server_field in answer
+    assert wrong.server_words in answer
+    assert answer.count("Invalid value") <= 1, answer
 
 
 @pytest.mark.parametrize(
@@ -90,9 +97,9 @@ def test_a_right_run_is_taken(refusal: Callable[..., str], path: str, value: Any
         ("spec.budget", ..., "spec.budget", "Required value"),
         ("spec.budget.token", 5, "spec.budget.token", "unknown field"),
         (
-            "spec.phases.0.objectives.maskedDiffusion",
+            "spec.phases.0.objectives.maskedDifusion",
             {},
-            "spec.phases[0].objectives.maskedDiffusion",
+            "spec.phases[0].objectives.maskedDifusion",
             "unknown field",
         ),
         (
@@ -112,7 +119,7 @@ def test_a_right_run_is_taken(refusal: Callable[..., str], path: str, value: Any
         ("spec.phases.0.until", "0%", "spec.phases", "the first later than 0%"),
         ("spec.phases.2.until", "99.5%", "spec.phases", "distill, ends at 99.5%: write `until: 100%` there"),
         ("spec.phases.1.name", "warmup", "spec.phases", "give each phase a name of its own"),
-        ("spec.phases.0.objectives", {}, "spec.phases[0].objectives", "name crossEntropy or teacherLogits"),
+        ("spec.phases.0.objectives", {}, "spec.phases[0].objectives", "name one with a weight"),
         ("spec.teacher", ..., "spec", "add spec.teacher, or set that weight to 0"),
         ("spec.phases.2.objectives.teacherLogits.weight", 0, "spec.teacher", "or remove spec.teacher"),
         (
@@ -126,10 +133,10 @@ def test_a_right_run_is_taken(refusal: Callable[..., str], path: str, value: Any
         ("spec.teacher.batchSizeFactor", 0.75, "spec.budget.globalBatchSize", "write a multiple of 48"),
     ],
 )
-def test_a_wrong_run_is_refused_with_field_and_mend(
+def test_a_wrong_value_is_refused_with_field_and_mend(
     refusal: Callable[..., str], path: str, value: Any, field: str, mend: str
 ) -> None:
-    answer = refusal(path, value)
+    answer = refusal({path: value})
     assert field in answer
     assert mend in answer
     # Any more of them would be noise about one mistake.
@@ -154,6 +161,8 @@ def test_what_makes_a_run_cannot_change_and_the_rest_can(
         "spec.teacher": {"teacher": None},
         "spec.workers.count": {"workers": {"count": 4}},
         "spec.quantization": {"quantization": {"lambdaWarmup": None}},
+        "spec.classification": {"classification": {"labels": ["bad", "good"]}},
+        "spec.export": {"export": {"formats": ["HuggingFace", "Packed"]}},
     }.items():
         with pytest.raises(CommandFailed) as refused:
             patch(change)
@@ -168,6 +177,10 @@ def test_explain_reads_well(kubectl: Kubectl) -> None:
     assert "objectives <Object> -required- What is minimised in a phase: the sum of weight * loss." in phases
     objectives = " ".join(kubectl("explain", "bnr.spec.phases.objectives").split())
     assert "teacherLogits <Object> Distillation: T^2 * KL(teacher || student)" in objectives
+    for name in ("maskedDiffusion", "attentionRelations", "blockAttention", "hiddenStates", "classification"):
+        assert f"{name} <Object> " in objectives
+    mixture = " ".join(kubectl("explain", "bnr.spec.phases.mixture").split())
+    assert "FIELD: mixture <map[string]number>" in mixture
 
 
 def test_the_list_shows_how_runs_stand(kubectl: Kubectl, full_run: Document, namespace: str) -> None:

@@ -6,6 +6,8 @@ import pytest
 
 from bitnet_crds import BitNetRun, parse_run, plan
 from bitnet_crds.advice import Advice, advise
+from written_runs import Changes
+from written_runs import changed as written
 
 
 def advice_on(document: dict[str, Any]) -> tuple[Advice, ...]:
@@ -67,3 +69,83 @@ def test_following_the_advice_silences_it(changed: Any) -> None:
     weight = float(before[0].fix.split("at most ")[1].split(",")[0])
     after = advice_on(changed("spec.phases.2.objectives.teacherLogits", {"weight": weight, "temperature": 3}))
     assert after == ()
+
+
+PRESET = {"preset": "BitNetLlama-0.6B", "tokenizer": "hf://a/b"}
+DISTILL = "spec.phases.2.objectives"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "why", "fix"),
+    [
+        ({"spec.model": PRESET}, "spec.budget.tokens", "few for a BitNetLlama-0.6B", "about 12000M"),
+        (
+            {
+                "spec.quantization.lowRankCorrection": {"ratio": 0.1},
+                "spec.export.formats": [],
+                f"{DISTILL}.hiddenStates": {"weight": 1},
+                "spec.model": {**PRESET, "preset": "BitNetLlama-135M"},
+            },
+            "spec.quantization.lowRankCorrection",
+            "they stay random",
+            "a pretrained model",
+        ),
+        (
+            {
+                "spec.quantization.subLN": "OutputProjections",
+                "spec.teacher": ...,
+                f"{DISTILL}.teacherLogits": ...,
+            },
+            "spec.quantization.subLN",
+            "OutputProjections changes what the pretrained model computes",
+            "teacherLogits",
+        ),
+        (
+            {"spec.quantization.lowRankCorrection": {"ratio": 0.1}, "spec.export.formats": []},
+            "spec.quantization.lowRankCorrection",
+            "no phase compares it with the teacher's",
+            "hiddenStates",
+        ),
+        (
+            {f"{DISTILL}.maskedDiffusion": {"weight": 1, "maskProbability": 0.81}},
+            f"{DISTILL}.maskedDiffusion.maskProbability",
+            "of 100 tokens 81 are masked and predicted from the 19 left",
+            "0.05 to 0.8",
+        ),
+        (
+            {f"{DISTILL}.maskedDiffusion": {"weight": 1, "maskProbability": 0.04}},
+            f"{DISTILL}.maskedDiffusion.maskProbability",
+            "few to learn from",
+            "0.05 to 0.8",
+        ),
+    ],
+)
+def test_advice_on_parts_together(
+    full_run: dict[str, Any], changes: Changes, field: str, why: str, fix: str
+) -> None:
+    (advice,) = advice_on(written(full_run, changes))
+    assert advice.field == field.replace("phases.2", "phases[2]")
+    assert why in advice.why
+    assert fix in advice.fix
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # A preset has nothing that ternary weights could spoil; nor is it advised to learn anew.
+        {
+            "spec.model": {**PRESET, "preset": "BitNetLlama-350M"},
+            "spec.quantization.lambdaWarmup": ...,
+        },
+        {"spec.quantization.subLN": "OutputProjections"},
+        {
+            "spec.quantization.lowRankCorrection": {"ratio": 0.1},
+            "spec.export.formats": [],
+            f"{DISTILL}.hiddenStates": {"weight": 1},
+        },
+        {f"{DISTILL}.maskedDiffusion": {"weight": 1, "maskProbability": 0.8}},
+        {f"{DISTILL}.teacherLogits": {"weight": 0.5, "temperature": 9, "weighting": "GradientRatio"}},
+    ],
+)
+def test_no_advice_on_parts_that_go_together(full_run: dict[str, Any], changes: Changes) -> None:
+    assert advice_on(written(full_run, changes)) == ()

@@ -2,13 +2,15 @@
 
 import json
 import signal
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_crds import BitNetRun, Checkpoint, ExitCode, Order, TerminationReport, plan
+from bitnet_crds import BitNetRun, Checkpoint, ExitCode, Order, TerminationReport, parse_run, plan
 from bitnet_crds.protocol import TERMINATION_MESSAGE_LIMIT, Evaluation, exit_code_label
+from written_runs import RIGHT, changed
 
 CHECKPOINT = Checkpoint(step=400, uri="file:///runs/default/qwen3-06b/checkpoints/400")
 EVALUATION = Evaluation(
@@ -115,3 +117,68 @@ def test_an_order_comes_back_whole(run: BitNetRun) -> None:
     assert received == order
     assert plan(received.spec) == received.plan
     assert str(received.folder) == "/mnt/pvc/checkpoints/runs/ml/qwen3-06b"
+
+
+def test_a_classifiers_evaluation_speaks_of_accuracy_alone() -> None:
+    """And one of a language model says nothing of accuracy, however new the reader."""
+    classifier = Evaluation(examples=1000, accuracy_before="0.5", accuracy_after="0.912")
+    assert classifier.model_dump(by_alias=True, exclude_none=True) == {
+        "examples": 1000,
+        "accuracyBefore": "0.5",
+        "accuracyAfter": "0.912",
+    }
+    assert set(EVALUATION.model_dump(exclude_none=True)) == {
+        "tokens",
+        "perplexity_original",
+        "perplexity_before",
+        "perplexity_after",
+    }
+
+
+DECISIVE: dict[str, Any] = {
+    "spec.model.revision": "v2",
+    "spec.quantization.subLN": "AllProjections",
+    "spec.quantization.lambdaWarmup.steps": 7,
+    "spec.data.sources.0.weight": 5,
+    "spec.data.mixture": {"policy": "Influence", "smoothing": 0.2},
+    "spec.phases.1.mixture": {"web": 1},
+    "spec.phases.2.transition": {"steps": 9, "curve": "Cosine"},
+    "spec.phases.2.objectives.teacherLogits.topK": 7,
+    "spec.teacher.precision": "Int8",
+    "spec.teacher.revision": "v2",
+    "spec.optimizer.weightDecay": 0.1,
+    "spec.seed": 1,
+}
+IRRELEVANT: dict[str, Any] = {
+    "spec.teacher.cacheLogits": True,
+    "spec.teacher.batchSizeFactor": 1,
+    "spec.checkpoint.inferenceWeights": True,
+    "spec.checkpoint.everySteps": 7,
+    "spec.workers.count": 4,
+    "spec.retries": 1,
+    "spec.export.formats": [],
+    "spec.data.heldOut": "3%",
+}
+
+
+def hash_of(document: dict[str, Any]) -> str:
+    spec = parse_run(document).spec
+    return Order(namespace="ml", name="a", job="a-0", spec=spec, plan=plan(spec)).training_hash
+
+
+@pytest.mark.parametrize(("path", "value"), DECISIVE.items())
+def test_what_decides_a_step_is_in_the_training_hash(full_run: dict[str, Any], path: str, value: Any) -> None:
+    assert hash_of(changed(full_run, {path: value})) != hash_of(full_run)
+
+
+@pytest.mark.parametrize(("path", "value"), IRRELEVANT.items())
+def test_what_decides_no_step_is_not_in_the_training_hash(
+    full_run: dict[str, Any], path: str, value: Any
+) -> None:
+    assert hash_of(changed(full_run, {path: value})) == hash_of(full_run)
+
+
+def test_the_labels_are_in_the_training_hash(full_run: dict[str, Any]) -> None:
+    labels = {"spec.classification": {"labels": ["good", "bad"]}}
+    classifier = changed(full_run, RIGHT["a classifier"])
+    assert hash_of(changed(classifier, labels)) != hash_of(classifier)

@@ -1,13 +1,18 @@
 """Reading a run: what is right is read, and each thing wrong names field, value and mend."""
 
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
 import pytest
 
-from bitnet_crds import BitNetRun, InvalidRun, Problem, parse_run
+from bitnet_crds import BitNetRun, InvalidRun, Problem, parse_run, plan
+from bitnet_crds.objectives import Objective
 from bitnet_crds.record import Record
 from bitnet_crds.spec import BitNetRunSpec
+from written_runs import RIGHT, Wrong
+from written_runs import WRONG as DISAGREEING
+from written_runs import changed as written
 
 WRONG: list[tuple[str, Any, str, str, str]] = [
     # path of the change, value, field blamed, words in what, words in fix
@@ -163,6 +168,47 @@ def test_defaults(full_run: dict[str, Any]) -> None:
 
 def test_a_run_survives_json(run: BitNetRun) -> None:
     assert BitNetRun.model_validate_json(run.model_dump_json(by_alias=True)) == run
+
+
+@pytest.mark.parametrize("changes", RIGHT.values(), ids=RIGHT)
+def test_a_right_run_has_a_plan(full_run: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    spec = parse_run(written(full_run, changes)).spec
+    assert plan(spec).total_steps > 0
+
+
+@pytest.mark.parametrize("wrong", DISAGREEING.values(), ids=DISAGREEING)
+def test_parts_that_disagree_are_an_error_with_field_and_mend(full_run: dict[str, Any], wrong: Wrong) -> None:
+    problem = only_problem(written(full_run, wrong.changes))
+    assert problem.field == wrong.field
+    assert wrong.what in problem.what
+    assert wrong.fix in problem.fix
+
+
+def test_every_disagreement_is_reported_at_once(full_run: dict[str, Any]) -> None:
+    changes = {"spec.quantization.weights": "Haar", "spec.phases.0.transition": {"steps": 5}}
+    with pytest.raises(InvalidRun) as caught:
+        parse_run(written(full_run, changes))
+    assert [problem.field for problem in caught.value.problems] == [
+        "spec.phases[0].transition",
+        "spec.export.formats",
+    ]
+
+
+def test_settings_of_what_fades_out_are_those_of_the_phase_before(full_run: dict[str, Any]) -> None:
+    """Unless the phase names the objective itself; and only while there is a step with some of its weight."""
+    before = {"teacherLogits": {"weight": 1, "topK": 7}, "maskedDiffusion": {"weight": 1}}
+    own = {"crossEntropy": {"weight": 1}, "maskedDiffusion": {"weight": 0, "maskProbability": 0.2}}
+    changes = {"spec.phases.1.objectives": before, "spec.phases.2.objectives": own}
+
+    def in_the_last_phase(steps: int) -> dict[str, Objective]:
+        transition = {"spec.phases.2.transition": {"steps": steps}}
+        return parse_run(written(full_run, changes | transition)).spec.objectives_in(2)
+
+    found = in_the_last_phase(2)
+    assert set(found) == {"crossEntropy", "teacherLogits", "maskedDiffusion"}
+    assert found["teacherLogits"].model_dump()["top_k"] == 7
+    assert found["maskedDiffusion"].model_dump()["mask_probability"] == 0.2
+    assert set(in_the_last_phase(1)) == {"crossEntropy"}
 
 
 def only_problem(document: Any) -> Problem:

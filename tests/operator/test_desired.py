@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bitnet_crds import Order
+from bitnet_crds import Order, parse_run
 from bitnet_operator.backends import pytorchjob
 from bitnet_operator.desired import order_config_map
 from bitnet_operator.observation import JobState
@@ -114,3 +114,10 @@ def test_a_template_cannot_take_away_the_labels_that_pods_are_found_by(scene) ->
     scene.run = scene.run.model_copy(update={"spec": scene.run.spec.model_copy(update={"workers": workers})})
     labels = manifest(scene)["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["metadata"]["labels"]
     assert (labels["bitnet.training/run"], labels["mine"]) == ("small", "kept")
+
+
+def test_the_claim_of_a_presets_tokenizer_is_mounted(document: dict[str, Any], scene: Any) -> None:
+    document["spec"]["model"] = {"preset": "BitNetLlama-1M", "tokenizer": "pvc://tokenizers/small"}
+    scene.run = parse_run(document)
+    mounts = {mount["mountPath"] for mount in container(manifest(scene))["volumeMounts"]}
+    assert "/mnt/pvc/tokenizers" in mounts

@@ -118,3 +118,15 @@ def test_a_folder_that_cannot_be_read_is_a_problem(
     monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(InvalidRun, match=f"spec.model.from: {tmp_path} cannot be read: Permission denied"):
         check_local_files(parse_run(document).spec, "team", "small")
+
+
+def test_a_presets_tokenizer_is_looked_for_and_what_is_fetched_is_not(document: dict, tmp_path: Path) -> None:
+    spec = document["spec"]
+    spec["model"] = {"preset": "BitNetLlama-1M", "tokenizer": "file:///nowhere/tokenizer"}
+    spec["teacher"]["from"] = "gs://bucket/teacher"
+    spec["data"]["sources"][0]["uri"] = f"file://{tmp_path}"
+    spec["checkpoint"]["uri"] = f"file://{tmp_path}/runs"
+    (tmp_path / "text.txt").write_text("text")
+    with pytest.raises(InvalidRun) as invalid:
+        check_local_files(parse_run(document).spec, "team", "small")
+    assert [problem.field for problem in invalid.value.problems] == ["spec.model.tokenizer"]

@@ -174,7 +174,7 @@ def test_a_new_state_is_a_line_at_once(lines: Screen, ledger: Plan) -> None:
     for state in (TrainerState.LOADING_MODEL, TrainerState.LOADING_MODEL, TrainerState.EVALUATING):
         lines.now += 20
         lines.view.update(status(segment(ledger)), progress(0, state=state))
-    assert lines.text.splitlines()[1:] == ["loading the model", "measuring perplexity"]
+    assert lines.text.splitlines()[1:] == ["loading the model", "measuring quality on held-out text"]
 
 
 def test_what_happens_once_is_said_once(lines: Screen, ledger: Plan) -> None:
@@ -319,3 +319,13 @@ def test_the_outcome_of_a_run_that_failed_says_why(run: BitNetRun, ledger: Plan)
 def test_the_outcome_of_a_run_that_was_stopped_says_how_it_goes_on(run: BitNetRun, ledger: Plan) -> None:
     stopped = status(segment(ledger), phase=RunPhase.SUSPENDED, checkpoint_step=20)
     assert "The same command goes on from step 20." in shown(render_outcome(run, stopped))
+
+
+def test_the_outcome_of_a_classifier_speaks_of_accuracy(run: BitNetRun) -> None:
+    evaluation = Evaluation(examples=1200, accuracy_before="0.5", accuracy_after="0.91275")
+    ended = status(phase=RunPhase.SUCCEEDED, evaluation=evaluation)
+    text = shown(render_outcome(run, ended))
+    for words in ("accuracy on 1,200 examples held out", "50.00%", "91.28%"):
+        assert words in text
+    assert "perplexity" not in text
+    assert "full precision" not in text

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bitnet_crds import parse_run, plan
+from bitnet_crds import InvalidRun, parse_run, plan
 from bitnet_crds.advice import Advice
 from bitnet_operator.documents import read_document
-from bitnet_operator.plan_table import render_plan
+from bitnet_operator.plan_table import render_plan, render_step
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -59,7 +59,8 @@ def test_says_what_the_ledger_says() -> None:
     assert "254,976 of the budget are less than a step" in text
     assert "1,024 sequences x 512 tokens = 524,288 tokens" in text
     assert "1,024 = 2 workers x 1 process x micro batch 32 x accumulation 16" in text
-    assert "hf://organisation/teacher, loaded at step 17,165" in text
+    assert "hf://organisation/teacher, loaded at step 17,165 (Deferred)" in text
+    assert "AbsMean weights, 8 bits a token for activations" in text
     assert "rises to 0.001 in 1,000 steps, falls to 0 from step 15,259" in text
     assert "0 to 1 over 1,000 steps, cosine" in text
     assert "every 2,000 steps in /runs, the newest 3 kept" in text
@@ -87,6 +88,8 @@ def test_without_a_teacher_or_a_warmup_none_is_spoken_of() -> None:
     del document["spec"]["teacher"], document["spec"]["quantization"], document["spec"]["schedule"]
     text = shown(document)
     assert "loaded at step" not in text
+    assert any(line.split() == ["teacher", "Never"] for line in text.splitlines())
+    assert "mixture" not in text
     assert "1 from the first step: ternary throughout" in text
     assert "0.001 from the first step, falls to 0" in text
 
@@ -120,3 +123,71 @@ def test_nothing_is_cut_off(width: int) -> None:
     text = shown(full_run(), width=width)
     assert "…" not in text
     assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+
+
+SOURCES = [{"name": "web", "uri": "file:///web", "weight": 3}, {"name": "code", "uri": "file:///code"}]
+FADE = {"steps": 10, "curve": "Cosine"}
+
+
+def blended() -> dict[str, Any]:
+    """The full run with two sources, a correction, and a last phase that comes over in ten steps."""
+    document = full_run(
+        quantization={"weights": "Haar", "lowRankCorrection": {"ratio": 0.1}},
+        export={"formats": ["Packed"]},
+        data={"sequenceLength": 512, "sources": SOURCES},
+    )
+    document["spec"]["phases"][1] |= {"transition": FADE, "mixture": {"code": 1}}
+    return document
+
+
+def test_a_transition_shows_from_where_to_where() -> None:
+    text = shown(blended())
+    for words in ("crossEntropy 1 -> 0", "teacherLogits 0 -> 0.5, T 2", "over 10 steps, cosine"):
+        assert words in text
+
+
+def test_what_the_student_is_made_of() -> None:
+    text = shown(blended(), width=160)
+    assert "Haar weights" in text
+    assert "low-rank correction: ratio 0.1, Residual; all else frozen" in text
+    preset = full_run(model={"preset": "BitNetLlama-1M", "tokenizer": "file:///tokenizer"})
+    assert "BitNetLlama-1M, from random weights, tokenizer of /tokenizer" in shown(preset, width=160)
+
+
+def test_the_mixture_is_shown_by_phase_where_phases_differ() -> None:
+    text = shown(blended())
+    assert "main: web 75%, code 25%" in text
+    assert "distill: code 100%" in text
+    mixture = {"policy": "Influence", "everySteps": 50}
+    data = {"sequenceLength": 512, "sources": SOURCES, "mixture": mixture}
+    follows = "web 75%, code 25% at first, then by influence every 50 steps"
+    assert follows in shown(full_run(data=data))
+
+
+def step_shown(document: dict[str, Any], step: int) -> dict[str, str]:
+    """What `--step` prints, by its first column."""
+    run = parse_run(document)
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(render_step(run, plan(run.spec), step))
+    return {line[:15].strip(): line[15:].strip() for line in console.export_text().splitlines()[2:]}
+
+
+def test_a_step_shows_all_that_holds_in_it() -> None:
+    document = blended()
+    ledger = plan(parse_run(document).spec)
+    figures = step_shown(document, 17_165 + 4)
+    weights = ledger.weights_at(17_165 + 4)
+    assert weights == {"crossEntropy": pytest.approx(0.5), "teacherLogits": pytest.approx(0.25)}
+    assert figures["phase"] == "distill"
+    assert (figures["crossEntropy"], figures["teacherLogits"]) == ("0.5", "0.25")
+    assert figures["learning rate"] == f"{ledger.learning_rate.at(17_169):.3g}"
+    assert (figures["lambda"], figures["teacher"]) == ("1", "in memory")
+    assert figures["global batch"].endswith("micro batch 16 x accumulation 32")
+    assert figures["mixture"] == "code 100%"
+    assert step_shown(document, 0)["teacher"] == "not in memory"
+
+
+@pytest.mark.parametrize("step", [-1, 19_073])
+def test_a_step_outside_the_run_is_a_mistake(step: int) -> None:
+    with pytest.raises(InvalidRun, match=rf"--step: the run has no step {step}\. Write one from 0 to 19,072"):
+        step_shown(full_run(), step)

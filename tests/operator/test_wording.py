@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_operator.wording import decimal_words, duration, plural, sparkline
+from bitnet_operator.wording import decimal_words, duration, mixture_words, percent_words, plural, sparkline
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,16 @@ def test_a_sparkline_rises_and_falls() -> None:
     assert sparkline([3, 3], 8) == "▁▁"
     assert sparkline([1, 8], 2, ascii_only=True) == "_#"
     assert sparkline([], 8) == ""
+
+
+def test_percent() -> None:
+    assert [percent_words(share) for share in ("0.91275", "1", "nan", "?")] == [
+        "91.28%",
+        "100.00%",
+        "nan",
+        "?",
+    ]
+
+
+def test_mixture() -> None:
+    assert mixture_words({"web": 3, "code": 1, "books": 0}) == "web 75%, code 25%"

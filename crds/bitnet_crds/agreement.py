@@ -1,0 +1,171 @@
+"""What the parts of a spec must agree on, beyond what each part knows of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from bitnet_crds.errors import WrongValueError
+from bitnet_crds.objectives import TEACHER_OBJECTIVES, TeacherLogits
+
+if TYPE_CHECKING:
+    from bitnet_crds.spec import BitNetRunSpec
+
+NEXT_TOKEN_OBJECTIVES = frozenset({"crossEntropy", "maskedDiffusion", "teacherLogits"})
+"""Those that ask the student for a next token, which a classifier of sequences does not predict."""
+
+
+def disagreements(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
+    """Everything on which parts of the spec disagree; fields are named from spec on."""
+    yield from _teacher(spec)
+    yield from _cached_logits(spec)
+    yield from _transitions(spec)
+    yield from _mixtures(spec)
+    yield from _classification(spec)
+    yield from _preset(spec)
+    yield from _export(spec)
+
+
+def _weighted(spec: BitNetRunSpec) -> Iterator[tuple[int, str]]:
+    """Each phase's index with the name of each objective that it gives weight."""
+    for index, phase in enumerate(spec.phases):
+        yield from ((index, name) for name, weight in phase.objectives.weights().items() if weight > 0)
+
+
+def _teacher(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
+    asking = [(index, name) for index, name in _weighted(spec) if name in TEACHER_OBJECTIVES]
+    if spec.teacher is None and asking:
+        index, name = asking[0]
+        yield WrongValueError(
+            f"phase {spec.phases[index].name!r} gives {name} weight but no teacher is named",
+            "Add spec.teacher, or set that weight to 0",
+            field="teacher",
+        )
+    if spec.teacher is not None and not asking:
+        yield WrongValueError(
+            f"{spec.teacher.from_!r} would never be used, since no phase gives "
+            f"{_any_of(TEACHER_OBJECTIVES)} a weight above 0",
+            "Give one of them a weight, or remove spec.teacher",
+            field="teacher",
+        )
+
+
+def _cached_logits(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
+    if spec.teacher is None or not spec.teacher.cache_logits:
+        return
+    asking = [
+        (index, objective)
+        for index in range(len(spec.phases))
+        for objective in spec.objectives_in(index).values()
+        if isinstance(objective, TeacherLogits)
+    ]
+    if not asking:
+        yield WrongValueError(
+            "there is nothing to keep, since no phase gives teacherLogits a weight above 0",
+            "Remove it",
+            field="teacher.cacheLogits",
+        )
+    for index, objective in asking:
+        if objective.top_k is None:
+            yield WrongValueError(
+                f"phase {spec.phases[index].name!r} compares the whole vocabulary, of which no cache is kept",
+                "Give teacherLogits a topK there, such as 100, or remove cacheLogits",
+                field="teacher.cacheLogits",
+            )
+
+
+def _transitions(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
+    if spec.phases[0].transition is not None:
+        yield WrongValueError(
+            f"{spec.phases[0].name!r} is the first phase, and there is none before it to come from",
+            "Remove it",
+            field="phases[0].transition",
+        )
+
+
+def _mixtures(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
+    sources = [source.name for source in spec.data.sources]
+    influenced = spec.data.mixture.policy == "Influence"
+    if influenced and len(sources) == 1:
+        yield WrongValueError(
+            f"{sources[0]!r} is the only source, and has nothing to be weighed against",
+            "Add a source, or write `policy: Static`",
+            field="data.mixture.policy",
+        )
+    for index, phase in enumerate(spec.phases):
+        if phase.mixture is None:
+            continue
+        field = f"phases[{index}].mixture"
+        if influenced:
+            yield WrongValueError(
+                "the shares follow the policy Influence, and cannot follow a phase's own weights too",
+                "Remove it, or write `policy: Static` in spec.data.mixture",
+                field=field,
+            )
+        if unknown := [name for name in phase.mixture if name not in sources]:
+            yield WrongValueError(
+                f"no source is named {unknown[0]!r}", f"Write one of {', '.join(sources)}", field=field
+            )
+        elif not any(phase.mixture.values()):
+            yield WrongValueError(
+                f"phase {phase.name!r} gives no source any weight",
+                f"Give one a weight above 0, such as {sources[0]}: 1",
+                field=field,
+            )
+
+
+def _classification(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
+    weighted = list(_weighted(spec))
+    classifying = [index for index, name in weighted if name == "classification"]
+    if spec.classification is None:
+        for index in classifying:
+            yield WrongValueError(
+                f"phase {spec.phases[index].name!r} trains a classifier, and there are no labels",
+                "Add spec.classification with the labels, or set that weight to 0",
+                field=f"phases[{index}].objectives.classification",
+            )
+        return
+    if not classifying:
+        yield WrongValueError(
+            "no phase gives the objective `classification` a weight above 0, so its head would never learn",
+            "Give it one, or remove spec.classification",
+            field="classification",
+        )
+    for index, name in weighted:
+        if name in NEXT_TOKEN_OBJECTIVES:
+            yield WrongValueError(
+                "a classifier predicts labels and no next token",
+                f"Set its weight to 0, or remove {name} or spec.classification",
+                field=f"phases[{index}].objectives.{name}",
+            )
+
+
+def _preset(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
+    if spec.model.preset is not None and spec.quantization.sub_ln != "None":
+        yield WrongValueError(
+            f"{spec.model.preset} has a SubLN of its own before the output projections",
+            "Write `subLN: None`, or leave it out",
+            field="quantization.subLN",
+        )
+
+
+def _export(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
+    if "HuggingFace" not in spec.export.formats:
+        return
+    inexpressible = []
+    if spec.quantization.weights == "Haar":
+        inexpressible.append("weights: Haar")
+    if spec.quantization.low_rank_correction is not None:
+        inexpressible.append("lowRankCorrection")
+    if inexpressible:
+        yield WrongValueError(
+            f"stock transformers cannot run what `{'` and `'.join(inexpressible)}` makes, and HuggingFace "
+            "is for that",
+            "Write `formats: [Packed]`, or `formats: []`",
+            field="export.formats",
+        )
+
+
+def _any_of(names: frozenset[str]) -> str:
+    *others, last = sorted(names)
+    return f"{', '.join(others)} or {last}"
