@@ -230,7 +230,6 @@ class _Session:
         while self.step < plan.total_steps:
             phase = plan.phase_at(self.step)
             self._teacher_as_planned(phase)
-            self._mixture_as_planned(phase)
             batch, after = self.corpus.take(self.cursor, plan.global_batch_size, self.shares)
             micro_batches = list(
                 self.corpus.micro_batches(
@@ -267,6 +266,7 @@ class _Session:
                 losses.values,
             )
             self.recorder.publish()
+            self._mixture_of_next_step()
             if self.step % self.order.spec.checkpoint.every_steps == 0 or self.step == plan.total_steps:
                 self._save()
         return True
@@ -288,13 +288,17 @@ class _Session:
             self.speed.restart()
         self.reporter.update(teacher=self.teacher.state)
 
-    def _mixture_as_planned(self, phase: PlannedPhase) -> None:
-        """Takes up the shares of a phase as it begins, or those that influence has measured."""
+    def _mixture_of_next_step(self) -> None:
+        """Takes up the shares of a phase that begins, or those that influence measures.
+
+        At the end of a step, and not before one: a checkpoint then holds what comes next, and a run that goes
+        on from it measures nothing twice.
+        """
         shares = self.shares
         policy = self.order.spec.data.mixture
         if policy.policy == "Static":
-            shares = tuple(phase.mixture.values())
-        elif self.step and self.step % (policy.every_steps or 100) == 0:
+            shares = tuple(self.order.plan.phase_at(self.step).mixture.values())
+        elif self.step % (policy.every_steps or 100) == 0:
             shares = self._measured_shares()
         if shares != self.shares:
             # The new shares hold from here on, and make up for nothing that the old ones did.

@@ -58,6 +58,10 @@ class TinyRun:
     def metrics(self) -> list[StepRecord]:
         return read_metrics(self.folder / "metrics.jsonl")
 
+    def figures(self) -> list[StepRecord]:
+        """The metrics less the speed, which is another each time."""
+        return [record.model_copy(update={"tokens_per_second": None}) for record in self.metrics()]
+
     def checkpoints(self) -> list[str]:
         return sorted(path.name for path in (self.folder / "checkpoints").iterdir())
 

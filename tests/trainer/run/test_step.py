@@ -17,14 +17,16 @@ TWO_RANKS = """
 import json, math, sys, torch
 from pathlib import Path
 from transformers import AutoModelForCausalLM
+from bitnet_trainer.batch import Rows
 from bitnet_trainer.guards import NonFiniteGuard
+from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.objectives.cross_entropy import CrossEntropyObjective
 from bitnet_trainer.objectives.manager import ObjectiveManager
 from bitnet_trainer.objectives.token_loss import TokenLoss
 from bitnet_trainer.optim import build_adamw, set_learning_rate
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.setup import wrapped
-from bitnet_trainer.step import Stepper
+from bitnet_trainer.step import StepInput, Stepper
 
 torch.set_num_threads(1)
 root = Path(sys.argv[-1]).parent
@@ -34,25 +36,41 @@ world = int(os.environ["WORLD_SIZE"])
 ranks = Ranks.join(gpus_per_worker=0)
 optimizer = build_adamw(model, weight_decay=0.0)
 guard = NonFiniteGuard(ranks.device)
-stepper = Stepper(wrapped(model, ranks), optimizer, guard, ranks, gradient_clipping=1e9)
+stepper = Stepper(
+    wrapped(LanguageModel(model), ranks), 2, optimizer, guard, ranks, gradient_clipping=1e9
+)
 # Uneven on purpose: 3 + 1 rows on one rank, 2 on the other.
-own = [[rows[:3], rows[3:4]], [rows[4:]]][rank] if world == 2 else [rows]
-plain = ObjectiveManager({"crossEntropy": CrossEntropyObjective()})
-losses = stepper(own, plain, {"crossEntropy": 0.5}, None, tokens=rows.shape[0] * (rows.shape[1] - 1))
+own = [Rows.of(part) for part in ([[rows[:3], rows[3:4]], [rows[4:]]][rank] if world == 2 else [rows])]
+
+def step(objective):
+    manager = ObjectiveManager({"crossEntropy": objective})
+    (tokens,) = ranks.total(manager.count(own, {"crossEntropy": 1.0})["crossEntropy"])
+    return StepInput(own, manager, {"crossEntropy": tokens}, None)
+
+norm = stepper.gradient_norm(step(CrossEntropyObjective()), "crossEntropy")
+losses = stepper(step(CrossEntropyObjective()), {"crossEntropy": 0.5})
 gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 before = {name: value.clone() for name, value in model.state_dict().items()}
 
-class Poisoned:
+class Poisoned(CrossEntropyObjective):
     def __call__(self, batch):
-        loss = CrossEntropyObjective()(batch)
+        loss = super().__call__(batch)
         return TokenLoss(loss.total * (math.nan if rank == 0 else 1.0), loss.tokens)
 
 set_learning_rate(optimizer, 0.1)
-bad = stepper(own, ObjectiveManager({"crossEntropy": Poisoned()}), {"crossEntropy": 1.0}, None, tokens=1)
+bad = stepper(step(Poisoned()), {"crossEntropy": 1.0})
 kept = all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 torch.save(gradients, root / f"gradients-{world}-{rank}.pt")
 (root / f"step-{world}-{rank}.json").write_text(
-    json.dumps({"loss": losses.values[0].item(), "kept": kept, "counts": guard.counts().tolist()})
+    json.dumps(
+        {
+            "loss": losses.values[0].item(),
+            "norm": norm,
+            "norm of the step": losses.values[1].item(),
+            "kept": kept,
+            "counts": guard.counts().tolist(),
+        }
+    )
 )
 ranks.wait()
 """
@@ -79,6 +97,9 @@ def test_every_token_weighs_the_same_however_it_is_spread(make_run, ended):
     assert {step["kept"] for step in found.values()} == {True}
     assert all(step["counts"] == [1, 1, 1] for step in found.values())
     assert found["2-0"]["loss"] == found["2-1"]["loss"] == pytest.approx(found["1-0"]["loss"])
+    # What GradientRatio weighs by is the norm of the whole step's gradient, unweighted, on every rank alike.
+    assert found["2-0"]["norm"] == found["2-1"]["norm"] == pytest.approx(found["1-0"]["norm"])
+    assert found["1-0"]["norm of the step"] == pytest.approx(0.5 * found["1-0"]["norm"])
 
 
 @pytest.fixture
