@@ -3,12 +3,13 @@
 import hashlib
 import importlib.util
 import io
+import json
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -99,3 +100,40 @@ def test_the_text_is_the_modern_spelling_alone(script: ModuleType, tmp_path: Pat
     script.unpack_text(archive, tmp_path)
     assert [path.name for path in tmp_path.glob("*.txt")] == ["hamlet.txt"]
     assert (tmp_path / "hamlet.txt").read_text() == "Who's there?\n"
+
+
+def test_the_reviews_are_labelled_and_balanced(script: ModuleType, tmp_path: Path) -> None:
+    ratings = (
+        "1\t2.5\tA  gem,\tit \u2019s said.\r\n"
+        "2\t-1.0\tDull.\r\n"
+        "3\t0.9\tWell...\r\n"
+        "4\t-3\tAwful.\r\n"
+        "5\t-2\tAwful.\r\n"
+        "6\t1\tGood!\r\n"
+        "7\t-4\tOne too many.\r\n"
+    ).encode() + b"8\t2\tOne too many, clich\xe9d.\r\n9\t-2\tBad.\r\n"
+    inner = io.BytesIO()
+    add_files(inner, {"hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt": ratings})
+    archive = tmp_path / "vaderSentiment-2.5.tar.gz"
+    resources = "vaderSentiment-2.5/additional_resources"
+    with archive.open("wb") as sdist:
+        add_files(sdist, {f"{resources}/hutto_ICWSM_2014.tar.gz": inner.getvalue()})
+    script.unpack_reviews(archive, tmp_path)
+    lines = (tmp_path / "reviews.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [tuple(json.loads(line).values()) for line in lines] == [
+        ("A gem, it \u2019s said.", "positive"),
+        ("Dull.", "negative"),
+        ("Awful.", "negative"),
+        ("Good!", "positive"),
+        ("One too many.", "negative"),
+        ("One too many, clich\ufffdd.", "positive"),
+    ]
+    assert set(json.loads(lines[0])) == {"text", "label"}
+
+
+def add_files(target: IO[bytes], files: dict[str, bytes]) -> None:
+    with tarfile.open(fileobj=target, mode="w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))

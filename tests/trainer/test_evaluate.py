@@ -1,6 +1,7 @@
-"""Perplexity: against a brute-force twin, and independent of how the text is batched."""
+"""Perplexity and accuracy: against a brute-force twin, and independent of how the text is batched."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,8 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitnet_trainer.batch import IGNORED, Rows
 from bitnet_trainer.errors import BadInput
-from bitnet_trainer.evaluate import Perplexity, negative_log_likelihood, perplexity, perplexity_of
+from bitnet_trainer.evaluate import (
+    Perplexity,
+    count_correct,
+    negative_log_likelihood,
+    perplexity,
+    perplexity_of,
+)
+from bitnet_trainer.models.sequence_classification import classifier_from
 
 
 def test_it_is_the_exponential_of_the_mean_over_all_tokens(make_model, sequences):
@@ -70,3 +79,59 @@ def test_huge_losses_are_infinite_and_nan_stays_nan():
 def test_nothing_to_predict_is_an_error(make_model, shape):
     with pytest.raises(BadInput, match="no token to measure perplexity on"):
         perplexity(make_model(), torch.zeros(shape, dtype=torch.long))
+
+
+@pytest.fixture
+def labelled(sequences):
+    """Six rows of 12 to 1 tokens, the fourth without a label; their padding is an ordinary token."""
+    lengths = torch.tensor([[12], [7], [5], [1], [3], [12]])
+    mask = (torch.arange(12) < lengths).long()
+    return Rows(
+        input_ids=sequences.masked_fill(mask == 0, 9),
+        labels=sequences,
+        attention_mask=mask,
+        classes=torch.tensor([0, 1, 2, IGNORED, 1, 0]),
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+@pytest.mark.parametrize("seed", range(5))
+def test_correct_rows_are_those_whose_largest_logit_is_their_label(make_model, labelled, batch_size, seed):
+    torch.manual_seed(seed)
+    classifier = classifier_from(make_model("qwen3"), "abc").train()
+    # Each row asked for alone and without its padding.
+    answers = torch.tensor(
+        [
+            int(classifier.score(classifier.model(row[real][None]).last_hidden_state[0, -1]).argmax())
+            for row, real in zip(labelled.input_ids, labelled.tokens, strict=True)
+        ]
+    )
+    ignored = labelled.classes == IGNORED
+    for wrong in range(6):
+        others = (answers + (torch.arange(6) < wrong)) % 3
+        rows = replace(labelled, classes=others.masked_fill(ignored, IGNORED))
+        right = int((others == answers)[~ignored].sum())
+        assert count_correct(classifier, rows, batch_size) == (right, 5)
+    assert classifier.training
+
+
+def test_correct_rows_of_parts_add_up(make_model, labelled):
+    classifier = classifier_from(make_model(), "abc")
+    parts = [count_correct(classifier, labelled[begin::2]) for begin in range(2)]
+    whole = count_correct(classifier, labelled)
+    assert tuple(map(sum, zip(*parts, strict=True))) == whole
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_classifier_may_be_all_right_or_all_wrong(labelled, right):
+    def oracle(input_ids, **_):
+        classes = [labelled.classes[torch.all(labelled.input_ids == row, dim=1)][0] for row in input_ids]
+        answers = torch.stack(classes).clamp(min=0) if right else (torch.stack(classes) + 1) % 3
+        return SimpleNamespace(logits=torch.nn.functional.one_hot(answers, 3))
+
+    assert count_correct(oracle, labelled, 2) == (5 if right else 0, 5)
+
+
+def test_accuracy_without_labels_is_an_error(make_model, sequences):
+    with pytest.raises(BadInput, match="no labels to classify by"):
+        count_correct(make_model(), Rows.of(sequences))

@@ -1,14 +1,17 @@
-"""Perplexity on text held out from training."""
+"""Perplexity and accuracy on text held out from training."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bitnet_trainer.batch import IGNORED, Rows
 from bitnet_trainer.errors import BadInput
+from bitnet_trainer.objectives.classification import labels_of
 from bitnet_trainer.objectives.cross_entropy import cross_entropy
 
 
@@ -63,21 +66,65 @@ def negative_log_likelihood(
     model: Callable[..., Any], sequences: Tensor, batch_size: int = 8, device: torch.device | None = None
 ) -> tuple[float, int]:
     """Summed negative log-likelihood (nats) and count of predicted tokens; arguments as in `perplexity`."""
-    module = model if isinstance(model, nn.Module) else None
-    if device is None:
-        device = next(module.parameters()).device if module is not None else sequences.device
-    training = module is not None and module.training
-    if module is not None:
-        module.train(False)
+    device = device or _device_of(model, sequences)
     total, tokens = 0.0, 0
-    try:
+    with _evaluating(model):
         # An empty tensor splits into one empty batch, which no model takes.
         for batch in torch.split(sequences, batch_size) if len(sequences) else ():
             input_ids = batch.to(device)
             loss = cross_entropy(model(input_ids=input_ids, use_cache=False).logits, input_ids)
             total += loss.total.item()
             tokens += int(loss.tokens)
-    finally:
-        if module is not None:
-            module.train(training)
     return total, tokens
+
+
+@torch.no_grad()
+def count_correct(
+    model: Callable[..., Any], rows: Rows, batch_size: int = 8, device: torch.device | None = None
+) -> tuple[int, int]:
+    """How many labelled rows a classifier gives their own label the largest logit, and how many there are.
+
+    Accuracy is the one divided by the other; ranks that hold a part of the rows each can add both up. The
+    model's mode is as in `perplexity`.
+
+    Args:
+        model: a classifier of sequences like transformers'; its answer has `logits` (B, labels).
+        rows: N of them; one labelled IGNORED counts for nothing.
+        batch_size: B, rows in one forward pass; it changes memory, not the answer.
+        device: where the model is; of its parameters if not given.
+
+    Raises:
+        BadInput: the rows have no labels.
+    """
+    device = device or _device_of(model, rows.input_ids)
+    padding = getattr(getattr(model, "config", None), "pad_token_id", None)
+    correct, labelled = 0, 0
+    with _evaluating(model):
+        for begin in range(0, len(rows), batch_size):
+            batch = rows[begin : begin + batch_size].to(device)
+            input_ids, classes = batch.input_ids, labels_of(batch)
+            if padding is not None:
+                # transformers' classifiers know padding by its token, whatever the mask says.
+                input_ids = input_ids.masked_fill(~batch.tokens, padding)
+            logits = model(input_ids=input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+            correct += int((logits.argmax(dim=-1) == classes).sum())
+            labelled += int((classes != IGNORED).sum())
+    return correct, labelled
+
+
+def _device_of(model: Callable[..., Any], text: Tensor) -> torch.device:
+    return next(model.parameters()).device if isinstance(model, nn.Module) else text.device
+
+
+@contextmanager
+def _evaluating(model: Callable[..., Any]) -> Iterator[None]:
+    """Inside, a module is in evaluation mode; afterwards it is in the mode it was in."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    training = model.training
+    model.train(False)
+    try:
+        yield
+    finally:
+        model.train(training)
