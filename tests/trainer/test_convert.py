@@ -10,19 +10,16 @@ from bitnet_trainer.errors import BadInput
 from bitnet_trainer.models.convert import ARCHITECTURES, convert
 from bitnet_trainer.quantization.bitlinear import BitLinear
 from bitnet_trainer.quantization.warmup import set_lambda
-from families import TRANSFORMERS_ARCHITECTURES, small_model
+from families import ARCHITECTURES as TESTED
+from families import TRANSFORMERS_ARCHITECTURES, loss_of, small_model
 
-every_architecture = pytest.mark.parametrize("architecture", TRANSFORMERS_ARCHITECTURES)
+every_architecture = pytest.mark.parametrize("architecture", TESTED)
+without_sub_ln = pytest.mark.parametrize("architecture", TRANSFORMERS_ARCHITECTURES)
 LOW_RANK = Quantization(low_rank_correction=LowRankCorrection(ratio=0.1))
 
 
 def head_of(architecture: str) -> str:
-    return "lm_head" if architecture.endswith("ForCausalLM") else "score"
-
-
-def loss_of(model: nn.Module, sequences: torch.Tensor) -> torch.Tensor:
-    labels = sequences if head_of(type(model).__name__) == "lm_head" else sequences[:, 0] % 3
-    return model(sequences, labels=labels).loss
+    return "score" if architecture.endswith("Classification") else "lm_head"
 
 
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -30,8 +27,7 @@ def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def test_every_known_architecture_is_tested() -> None:
-    ours = {"BitNetLlama", "BitNetLlamaForSequenceClassification"}
-    assert set(ARCHITECTURES) == set(TRANSFORMERS_ARCHITECTURES) | ours
+    assert set(ARCHITECTURES) == set(TESTED)
 
 
 @every_architecture
@@ -132,7 +128,7 @@ def test_haar_refuses_an_odd_width_by_the_layers_name_and_leaves_the_model_alone
     assert not any(isinstance(module, BitLinear) for module in model.modules())
 
 
-@every_architecture
+@without_sub_ln
 @pytest.mark.parametrize(("sub_ln", "ends"), [("OutputProjections", 2), ("AllProjections", 7)])
 def test_sub_ln_is_where_it_was_asked_for(architecture, sub_ln, ends) -> None:
     model = small_model(architecture, rms_norm_eps=1e-3)
@@ -152,6 +148,15 @@ def test_sub_ln_is_where_it_was_asked_for(architecture, sub_ln, ends) -> None:
         assert torch.equal(
             norm.weight, torch.ones(model.get_submodule(name[: -len(".rms_norm")]).in_features)
         )
+
+
+@pytest.mark.parametrize("sub_ln", ["OutputProjections", "AllProjections"])
+@pytest.mark.parametrize("architecture", sorted(set(TESTED) - set(TRANSFORMERS_ARCHITECTURES)))
+def test_an_architecture_that_has_sub_ln_gets_no_second_one(architecture, sub_ln) -> None:
+    model = small_model(architecture)
+    with pytest.raises(BadInput, match=f"subLN is {sub_ln}, and {architecture} has .* write subLN: None"):
+        convert(model, Quantization(sub_ln=sub_ln))
+    assert not any(isinstance(module, BitLinear) for module in model.modules())
 
 
 def test_sub_ln_changes_what_a_pretrained_model_computes(sequences) -> None:

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -13,6 +12,7 @@ from transformers import (
 )
 from transformers.integrations.bitnet import AutoBitLinear
 
+import families
 from bitnet_crds.spec import LowRankCorrection, Quantization
 from bitnet_trainer.errors import BadInput, CheckpointError
 from bitnet_trainer.evaluate import perplexity
@@ -47,14 +47,7 @@ def trained(sequences):
     def make(architecture="LlamaForCausalLM", quantization=Quantization(), **changes):  # noqa: B008
         model = small_model(architecture, **changes)
         report = convert(model, quantization)
-        set_lambda(model, 1.0)
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-        labels = sequences if "CausalLM" in architecture else sequences[:, 0] % 3
-        for _ in range(3):
-            model(sequences, labels=labels).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        return model, report
+        return families.trained(model, sequences), report
 
     return make
 
@@ -106,6 +99,7 @@ def test_a_llama_with_normed_outputs_is_stock_bitnet(
     trained, tokenizer, sequences, tmp_path, changes, gathered
 ):
     model, report = trained(quantization=OUTPUT, rms_norm_eps=1e-4, **changes)
+    model.generation_config.max_new_tokens = 7
     expected = model(sequences).logits
     weights = None
     if gathered:
@@ -118,12 +112,23 @@ def test_a_llama_with_normed_outputs_is_stock_bitnet(
     assert quantised_layers(stock) == report.converted
     assert torch.equal(stock(sequences).logits, expected)
     assert (stock.lm_head.weight is stock.model.embed_tokens.weight) == model.config.tie_word_embeddings
+    assert stock.generation_config.max_new_tokens == 7
     padded = sequences.clone()
     padded[:, -3:] = 1
     mask = (padded != 1).long()
     if not gathered:
         found = stock(padded, attention_mask=mask).logits
         assert torch.equal(found, model(padded, attention_mask=mask).logits)
+
+
+@pytest.mark.parametrize("changes", [{}, {"hidden_act": "silu", "tie_word_embeddings": False}])
+def test_our_own_llama_is_stock_bitnet(trained, tokenizer, sequences, tmp_path, changes):
+    model, report = trained("BitNetLlama", **changes)
+    export_huggingface(model, tokenizer, report, tmp_path / "export")
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    assert type(stock) is BitNetForCausalLM
+    assert quantised_layers(stock) == report.converted
+    torch.testing.assert_close(stock(sequences).logits, model(sequences).logits)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +148,7 @@ def test_a_llama_with_normed_outputs_is_stock_bitnet(
             r"LlamaForCausalLM and not for Qwen3ForCausalLM; .*AllProj",
         ),
         ("LlamaForSequenceClassification", OUTPUT, {}, "not for LlamaForSequenceClassification"),
+        ("BitNetLlamaForSequenceClassification", Quantization(), {}, "no class equal to BitNetLlamaForSeq"),
         ("LlamaForCausalLM", OUTPUT, {"mlp_bias": True}, "this LlamaForCausalLM has biases in its MLP"),
         ("LlamaForCausalLM", OUTPUT, {"head_dim": 16}, "4 heads of 16, which are not its hidden size of 32"),
     ],
@@ -159,18 +165,19 @@ def test_what_stock_transformers_cannot_express_is_refused_before_and_after_trai
     assert listing(tmp_path) == []
 
 
-def test_a_class_that_transformers_does_not_have_is_refused():
-    class Homemade(nn.Module):
-        pass
-
-    with pytest.raises(BadInput, match=r"no class equal to Homemade; write export\.formats: \[Packed\]"):
-        check_exportable(Homemade(), Quantization(), ("HuggingFace",))
+def test_our_own_llama_without_a_head_is_refused():
+    with pytest.raises(BadInput, match="this BitNetLlama has no lm_head, unlike its BitNetForCausalLM"):
+        check_exportable(small_model("BitNetLlama", has_lm_head=False), Quantization(), ("HuggingFace",))
 
 
 @pytest.mark.parametrize("architecture", TRANSFORMERS_ARCHITECTURES)
 def test_what_it_can_express_passes_before_conversion(architecture):
     for quantization in (Quantization(), ALL):
         check_exportable(small_model(architecture), quantization, ("HuggingFace", "Packed"))
+
+
+def test_our_own_llama_passes_before_conversion():
+    check_exportable(small_model("BitNetLlama"), Quantization(), ("HuggingFace", "Packed"))
 
 
 def test_the_tokenizer_comes_along(trained, tokenizer, tmp_path):

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import BitNetQuantConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from bitnet_trainer.export.folder import write_folder
-from bitnet_trainer.export.stock import bitnet_form, check_exportable
+from bitnet_trainer.export.stock import bitnet_form
+from bitnet_trainer.export.stock import check_exportable as check_exportable
 from bitnet_trainer.models.convert import ConversionReport
 
 SCALE_CONVENTION = "latent weights; quantised weight = s * clip(round(W / s), -1, 1), s = max(mean|W|, 1e-5)"

@@ -11,6 +11,7 @@ from transformers import BitNetConfig, BitNetForCausalLM, PreTrainedModel
 
 from bitnet_crds.spec import Quantization
 from bitnet_trainer.errors import BadInput
+from bitnet_trainer.models.bitnet_llama import as_huggingface_bitnet
 
 SubLN = Literal["None", "OutputProjections", "AllProjections"]
 """As in `spec.quantization.subLN`."""
@@ -37,7 +38,7 @@ class BitNetForm:
             stock = BitNetForCausalLM(config)
         stock.load_state_dict({self._name(name): weight for name, weight in weights.items()}, assign=True)
         stock.tie_weights()
-        if isinstance(model, PreTrainedModel) and model.generation_config is not None:
+        if isinstance(model, PreTrainedModel) and model.can_generate():
             stock.generation_config = model.generation_config
         return stock
 
@@ -66,6 +67,14 @@ def _llama_config(model: Any) -> BitNetConfig:
     return BitNetConfig(**{name: given[name] for name in sorted(common)})
 
 
+def _headless(model: Any) -> str | None:
+    return None if model.lm_head is not None else "no lm_head"
+
+
+def _bitnet_llama_config(model: Any) -> BitNetConfig:
+    return as_huggingface_bitnet(model).config
+
+
 BITNET_FORMS: dict[tuple[str, SubLN], BitNetForm] = {
     ("LlamaForCausalLM", "OutputProjections"): BitNetForm(
         _llama_obstacle,
@@ -75,6 +84,7 @@ BITNET_FORMS: dict[tuple[str, SubLN], BitNetForm] = {
             "mlp.down_proj.rms_norm.weight": "mlp.ffn_sub_norm.weight",
         },
     ),
+    ("BitNetLlama", "None"): BitNetForm(_headless, _bitnet_llama_config, {}),
 }
 """By architecture and `spec.quantization.subLN`. Each stands here when a test finds equal logits."""
 
@@ -112,7 +122,7 @@ def _inexpressible(model: nn.Module, quantization: Quantization) -> str | None:
         return (
             None
             if obstacle is None
-            else f"this {architecture} has {obstacle}, and its BitNetForCausalLM has not; {_MEND}"
+            else f"this {architecture} has {obstacle}, unlike its BitNetForCausalLM; {_MEND}"
         )
     if quantization.sub_ln == "OutputProjections":
         able = ", ".join(sorted(name for name, sub_ln in BITNET_FORMS if sub_ln == quantization.sub_ln))

@@ -28,6 +28,7 @@ from bitnet_crds.record import Record
 from bitnet_crds.spec import Quantization
 from bitnet_trainer.errors import ModelUnavailable
 from bitnet_trainer.export.folder import write_folder
+from bitnet_trainer.models import sequence_classification  # noqa: F401  (tells the Auto classes of BitNetLlama)
 from bitnet_trainer.models.convert import ConversionReport
 from bitnet_trainer.quantization.bitlinear import BitLinear
 from bitnet_trainer.quantization.codes import at_least_float32
