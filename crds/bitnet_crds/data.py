@@ -53,6 +53,16 @@ class Mixture(Record):
                     )
         return self
 
+    @property
+    def measured_every(self) -> int:
+        """Steps between measurements of influence."""
+        return self.every_steps or 100
+
+    @property
+    def smoothed_by(self) -> float:
+        """How far shares go to the newly measured."""
+        return self.smoothing or 0.1
+
 
 class Data(Record):
     """The text, and how it is cut into sequences."""
@@ -63,7 +73,7 @@ class Data(Record):
     """The sources, mixed by weight."""
     mixture: Mixture = Mixture()
     held_out: Percentage = Field(default="2%", validate_default=True)
-    """The part of every source that is never trained on; perplexity is measured there before and after."""
+    """The part of every source that is never trained on; the model is measured there before and after."""
 
     @field_validator("sources")
     @classmethod

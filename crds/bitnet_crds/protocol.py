@@ -150,6 +150,7 @@ class Evaluation(Report):
     perplexity_after: str | None = None
     """Of the trained model, fully quantised."""
     perplexity_teacher: str | None = None
+    """Of the teacher."""
     accuracy_original: str | None = None
     """Share of right labels, from 0 to 1, of the model before training, not quantised."""
     accuracy_before: str | None = None

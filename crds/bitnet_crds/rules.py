@@ -84,7 +84,7 @@ _SOURCE_NAMES = Rule(
 _HELD_OUT = Rule(
     f"!self.matches(r'{PERCENTAGE_PATTERN}') || "
     "double(self.replace('%', '')) > 0.0 && double(self.replace('%', '')) < 100.0",
-    "write more than 0% and less than 100%: perplexity is measured on this part of the text, "
+    "write more than 0% and less than 100%: the model is measured on this part of the text, "
     "and the rest is trained on",
 )
 _ORIGIN = Rule(

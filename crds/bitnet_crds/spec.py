@@ -82,7 +82,8 @@ class Model(Record):
 
 
 class LambdaWarmup(Record):
-    """How quantisation is blended in: W_eff = W + lambda * (quantised(W) - W), lambda going from 0 to 1."""
+    """Blends quantisation in over the first steps: W_eff = W + lambda * (quantised(W) - W), lambda going from
+    0 to 1. Without it lambda is 1 from the first step."""
 
     steps: PositiveInt
     """Steps until lambda is 1."""
@@ -91,13 +92,13 @@ class LambdaWarmup(Record):
 
 
 class LowRankCorrection(Record):
-    """A trained low-rank matrix beside each frozen ternary one: y = Wq Q(x) + lambda * U (V^T x).
+    """Trains a low-rank matrix beside each frozen ternary one: y = Wq Q(x) + lambda * U (V^T x).
 
     Only U and V train; the rest of the model is frozen. Source: arXiv 2412.07902.
     """
 
     ratio: float = Field(gt=0, le=1)
-    """Rank as a share of the smaller of a matrix's sides, at least 1."""
+    """Rank as a share of the smaller of a matrix's sides, rounded down; a rank is at least 1."""
     init: Literal["Residual", "Kaiming"] = "Residual"
     """Residual: the best approximation of W - Wq of that rank. Kaiming: V random and U zero, so that the
     correction begins as nothing."""
@@ -111,13 +112,11 @@ class Quantization(Record):
     high band of a Haar transform, each band with a scale of its own; rows must have an even length (arXiv
     2512.00862)."""
     lambda_warmup: LambdaWarmup | None = None
-    """Blends quantisation in over the first steps. Without it lambda is 1 from the first step."""
     sub_ln: Annotated[Literal["None", "OutputProjections", "AllProjections"], Field(alias="subLN")] = "None"
     """Where an RMSNorm is put before a projection. OutputProjections: attention output and MLP down
     projection, as BitDistill does. AllProjections: all seven. It changes what a pretrained model computes,
     which distillation has to mend."""
     low_rank_correction: LowRankCorrection | None = None
-    """Trains a low-rank correction instead of the weights."""
 
 
 class Classification(Record):
@@ -165,7 +164,8 @@ class Schedule(Record):
 
 
 class Transition(Record):
-    """How the objectives' weights come over from the phase before. Without it they change at once.
+    """Lets the objectives' weights come over from the phase before step by step; without it they change at
+    once. Not in the first phase.
 
     weight = before + (own - before) * p; an objective that one of the two phases does not name has 0 there.
     One that fades out keeps the settings of the phase before, unless this phase names it too: then this
@@ -188,7 +188,6 @@ class Phase(Record):
     """Share of all steps at which the phase ends. The last phase ends at 100%."""
     objectives: Objectives
     transition: Transition | None = None
-    """Lets the weights come over from the phase before step by step. Not in the first phase."""
     mixture: (
         Annotated[dict[str, Annotated[float, Field(ge=0, le=1_000_000)]], Field(max_length=64)] | None
     ) = None
@@ -197,8 +196,8 @@ class Phase(Record):
 
 
 class Teacher(Pretrained):
-    """The model distilled from, of the student's vocabulary. It is loaded when the first phase begins that
-    gives an objective weight that asks it."""
+    """The model distilled from, of the student's vocabulary. It is loaded as the first phase begins in which
+    an objective that asks it has weight."""
 
     batch_size_factor: float = Field(default=0.5, gt=0, le=1)
     """The micro batch is multiplied by this while the teacher is in memory; accumulation rises so that

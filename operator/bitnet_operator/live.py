@@ -77,7 +77,7 @@ class LiveView:
             self._plain(progress)
 
     def panel(self, status: BitNetRunStatus, progress: Progress | None) -> RenderableType:
-        """How far the run is, six lines high."""
+        """How far the run is, in a few lines."""
         step = progress.step if progress is not None else status.step
         share = step / self._plan.total_steps
         bar = Table.grid(padding=(0, 2))

@@ -117,7 +117,7 @@ def _mixtures(spec: BitNetRunSpec, plan: Plan) -> list[str]:
 
 def _mixture(spec: BitNetRunSpec, phase: PlannedPhase) -> str:
     mixture = spec.data.mixture
-    follows = f" at first, then by influence every {plural(mixture.every_steps or 100, 'step')}"
+    follows = f" at first, then by influence every {plural(mixture.measured_every, 'step')}"
     return mixture_words(phase.mixture) + (follows if mixture.policy == "Influence" else "")
 
 

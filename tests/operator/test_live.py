@@ -128,6 +128,14 @@ def test_the_panel_holds_the_figures(run: BitNetRun, ledger: Plan) -> None:
     assert "micro batch 4 x accumulation 1" in text
 
 
+def test_the_panel_shows_the_mixture_where_there_is_one(run: BitNetRun, ledger: Plan) -> None:
+    view = Screen(run, ledger, terminal=True).view
+    mixed = progress(15, mixture={"web": 0.625, "code": 0.375})
+    assert "mixture     web 62.5%, code 37.5%" in shown(view.panel(status(segment(ledger)), mixed))
+    alone = progress(15, mixture={"web": 1.0})
+    assert "mixture" not in shown(view.panel(status(segment(ledger)), alone))
+
+
 def test_the_panel_shows_the_loss_curve(run: BitNetRun, ledger: Plan) -> None:
     screen = Screen(run, ledger, terminal=True)
     with screen.view as view:
