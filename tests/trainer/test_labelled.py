@@ -55,7 +55,7 @@ def reviews(tmp_path):
     )
 
 
-def test_a_row_is_a_record_cut_ended_and_padded(tmp_path, open_):
+def test_a_row_is_a_record_cut_and_padded(tmp_path, open_):
     texts = {3: "w2 w3 w4", 7: "w2 w3 w4 w5 w6 w7 w8", 8: "w2 w3 w4 w5 w6 w7 w8 w9", 9: "w2 " * 9}
     corpus = open_(write(tmp_path / "a.jsonl", *((text, "good") for text in texts.values()), ("w9", "bad")))
     batch, _ = corpus.take(Cursor.at_start(1), corpus.sources[0].training_sequences, corpus.weights)
@@ -79,10 +79,11 @@ def test_a_row_is_a_record_cut_ended_and_padded(tmp_path, open_):
         (9, EOS, EOS, EOS, EOS, EOS, EOS, EOS),
     }
     labels, mask, class_ = found[(2, 3, 4, EOS, EOS, EOS, EOS, EOS)]
-    assert labels == [2, 3, 4, EOS, *[IGNORED] * 4]
-    assert mask == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert labels == [2, 3, 4, *[IGNORED] * 5]
+    assert mask == [1, 1, 1, 0, 0, 0, 0, 0]
     assert class_ == 1
-    assert all(found[whole][1] == [1] * 8 for whole in found if whole[1] == 3 and whole[3] == 5)
+    assert found[(2, 3, 4, 5, 6, 7, 8, EOS)][1] == [*[1] * 7, 0]
+    assert found[(2, 3, 4, 5, 6, 7, 8, 9)][1] == [1] * 8
     assert found[(9, EOS, EOS, EOS, EOS, EOS, EOS, EOS)][2] == 0
 
 

@@ -298,7 +298,7 @@ class _Session:
         policy = self.order.spec.data.mixture
         if policy.policy == "Static":
             shares = tuple(self.order.plan.phase_at(self.step).mixture.values())
-        elif self.step % (policy.every_steps or 100) == 0:
+        elif self.step % (policy.measured_every) == 0:
             shares = self._measured_shares()
         if shares != self.shares:
             # The new shares hold from here on, and make up for nothing that the old ones did.
@@ -312,7 +312,7 @@ class _Session:
             alignments = measure_alignments(
                 self.student.model, self.corpus, self.cursor, self.ranks, target=policy.target
             )
-        return influenced(self.shares, alignments, policy.smoothing or 0.1)
+        return influenced(self.shares, alignments, policy.smoothed_by)
 
     def _balanced(self, phase: PlannedPhase, weights: dict[str, float], step: StepInput) -> dict[str, float]:
         """The weights with those found by measuring where the phase asks for it."""

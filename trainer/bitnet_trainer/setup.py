@@ -48,6 +48,9 @@ def load_student(spec: BitNetRunSpec) -> LoadedModel:
         assert spec.model.tokenizer is not None
         tokenizer = load_tokenizer(spec.model.tokenizer)
         model = build_preset(spec.model.preset, len(tokenizer))
+        # Whoever loads what is exported has them from its config.
+        for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(model.config, token, getattr(tokenizer, token))
         loaded = LoadedModel(model, tokenizer, spec.model.preset)
     if spec.classification is None:
         return loaded

@@ -20,6 +20,7 @@ from transformers import (
 
 from bitnet_crds.locations import Location, parse_location
 from bitnet_trainer.errors import ModelUnavailable
+from bitnet_trainer.models import bitnet_llama, sequence_classification  # noqa: F401  # Auto classes know them then
 from bitnet_trainer.models.folder import check_model_folder
 from bitnet_trainer.models.gcs import local_copy
 
