@@ -86,7 +86,9 @@ def test_parts_that_disagree_are_refused_with_field_and_mend(
     answer = refusal(wrong.changes)
     assert wrong.server_field in answer
     assert wrong.server_words in answer
-    assert answer.count("Invalid value") <= 1, answer
+    # A wrong type leaves rules unchecked, and the server adds a line that says so.
+    named = [line for line in answer.splitlines() if "Invalid value" in line and "<nil>" not in line]
+    assert len(named) <= 1, answer
 
 
 @pytest.mark.parametrize(
