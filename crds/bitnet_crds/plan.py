@@ -111,7 +111,7 @@ class Plan(Record):
     global_batch_size: int
     """Sequences in one optimiser step."""
     phases: tuple[PlannedPhase, ...]
-    teacher_start: int | None
+    teacher_start: int | None = None
     """First step with the teacher in memory; none without one."""
     learning_rate: LearningRateSchedule
     quantization_lambda: LambdaSchedule

@@ -2,15 +2,21 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bitnet_crds import Order, parse_run
+from bitnet_crds import Order, Plan, parse_run, plan
 from bitnet_operator.backends import pytorchjob
-from bitnet_operator.desired import order_config_map
+from bitnet_operator.desired import order_config_map, pod_template
 from bitnet_operator.observation import JobState
+from written_runs import RIGHT, Changes, changed
+
+FULL_RUN = Path(__file__).resolve().parents[2] / "examples/full-run.yaml"
 
 
 def manifest(scene: Any) -> dict[str, Any]:
@@ -53,6 +59,45 @@ def test_pods_hold_no_credentials_and_no_probe_that_waits_for_training(scene) ->
     spec = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
     assert spec["automountServiceAccountToken"] is False
     assert "readinessProbe" not in container(job)
+
+
+@pytest.mark.parametrize("changes", RIGHT.values(), ids=RIGHT)
+def test_the_trainer_reads_the_very_order_that_the_operator_wrote(changes: Changes) -> None:
+    """Whatever the run leaves out, such as a teacher."""
+    run = parse_run(changed(yaml.safe_load(FULL_RUN.read_text()), changes))
+    ledger = plan(run.spec)
+    data = order_config_map(run, ledger, "job-0")["data"]
+    read = Order.model_validate_json(data["order.json"])
+    assert (read.spec, read.plan) == (run.spec, ledger)
+    assert read.training_hash == read.model_copy(update={"spec": run.spec, "plan": ledger}).training_hash
+    assert Plan.model_validate_json(data["plan.json"]) == ledger
+
+
+def test_what_is_fetched_needs_no_volume() -> None:
+    """A hub's model and a bucket's are copied by the pod itself."""
+    addresses = {
+        "spec.model": {"preset": "BitNetLlama-1M", "tokenizer": "gs://models/tokenizer"},
+        "spec.teacher.from": "gs://models/teacher.gguf",
+    }
+    run = parse_run(changed(yaml.safe_load(FULL_RUN.read_text()), addresses))
+    spec = pod_template(run, "job-0", "trainer:1")["spec"]
+    claims = {
+        volume["persistentVolumeClaim"]["claimName"]
+        for volume in spec["volumes"]
+        if "persistentVolumeClaim" in volume
+    }
+    assert claims == {"training-data", "checkpoints"}
+
+
+def test_claims_of_tokenizer_and_teacher_are_mounted() -> None:
+    addresses = {
+        "spec.model": {"preset": "BitNetLlama-1M", "tokenizer": "pvc://words/tokenizer"},
+        "spec.teacher": {"from": "pvc://tuned/teacher"},
+    }
+    run = parse_run(changed(yaml.safe_load(FULL_RUN.read_text()), addresses))
+    (trainer,) = pod_template(run, "job-0", "trainer:1")["spec"]["containers"]
+    paths = {mount["mountPath"] for mount in trainer["volumeMounts"]}
+    assert paths >= {"/mnt/pvc/words", "/mnt/pvc/tuned"}
 
 
 def test_every_claim_that_the_run_names_is_mounted_once(scene) -> None:
@@ -114,10 +159,3 @@ def test_a_template_cannot_take_away_the_labels_that_pods_are_found_by(scene) ->
     scene.run = scene.run.model_copy(update={"spec": scene.run.spec.model_copy(update={"workers": workers})})
     labels = manifest(scene)["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["metadata"]["labels"]
     assert (labels["bitnet.training/run"], labels["mine"]) == ("small", "kept")
-
-
-def test_the_claim_of_a_presets_tokenizer_is_mounted(document: dict[str, Any], scene: Any) -> None:
-    document["spec"]["model"] = {"preset": "BitNetLlama-1M", "tokenizer": "pvc://tokenizers/small"}
-    scene.run = parse_run(document)
-    mounts = {mount["mountPath"] for mount in container(manifest(scene))["volumeMounts"]}
-    assert "/mnt/pvc/tokenizers" in mounts
