@@ -200,6 +200,27 @@ def test_bfloat16_input_is_quantised_in_float32() -> None:
     torch.testing.assert_close(layer(x), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("quantize", [quantize_weights, quantize_activations])
+def test_shorter_types_have_the_codes_and_scales_of_float32(quantize, dtype: torch.dtype) -> None:
+    """In bfloat16 codes near a half would turn; in float16 1/1e-5 is infinite and zeros become NaN."""
+    torch.manual_seed(0)
+    for x in (torch.randn(64, 128).to(dtype), torch.zeros(2, 4, dtype=dtype)):
+        codes, scale = quantize(x)
+        expected_codes, expected_scale = quantize(x.float())
+        assert codes.dtype == dtype
+        assert scale.dtype == torch.float32
+        assert torch.equal(codes.float(), expected_codes)
+        assert torch.equal(scale, expected_scale)
+
+
+def test_a_bias_takes_part_in_the_inputs_type() -> None:
+    layer = BitLinear(8, 4)
+    x = torch.randn(3, 8).bfloat16()
+    assert layer(x).dtype == torch.bfloat16
+    torch.testing.assert_close(layer(x).float(), layer(x.float()), rtol=0.05, atol=0.05)
+
+
 def two_layers() -> nn.Sequential:
     lam = QuantizationLambda(0.0)
     return nn.Sequential(*(BitLinear.from_linear(nn.Linear(4, 4), lam) for _ in range(2)))

@@ -119,6 +119,18 @@ def test_zeros_stay_zeros() -> None:
     assert torch.equal(haar_weight_quantization(torch.zeros(2, 4)), torch.zeros(2, 4))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("weight", [torch.randn(64, 128), torch.zeros(2, 4)], ids=["random", "zeros"])
+def test_shorter_types_have_the_codes_and_scales_of_float32(weight, dtype) -> None:
+    codes, scales = haar_weight_quantization_no_scale(weight.to(dtype))
+    exact = weight.to(dtype).float()
+    expected_codes, expected_scales = haar_weight_quantization_no_scale(exact)
+    assert (codes.dtype, scales.dtype) == (dtype, torch.float32)
+    assert torch.equal(codes.float(), expected_codes)
+    assert torch.equal(scales, expected_scales)
+    assert torch.equal(haar_weight_quantization(weight.to(dtype)), haar_weight_quantization(exact).to(dtype))
+
+
 @pytest.mark.parametrize(
     "function",
     [

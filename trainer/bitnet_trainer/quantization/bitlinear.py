@@ -106,7 +106,8 @@ class BitLinear(nn.Linear):
         x = at_least_float32(x)
         codes, codes_per_unit = quantize_activations(x)
         quantized = blend(x, codes / codes_per_unit, self.lam.value).to(input.dtype)
-        y = F.linear(quantized, self.effective_weight().to(input.dtype), self.bias)
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        y = F.linear(quantized, self.effective_weight().to(input.dtype), bias)
         if self.low_rank is not None:
             # Scaled by lambda, because at 0 there is no error yet that it could correct.
             y = y + self.lam.value.to(y.dtype) * self.low_rank(x.to(input.dtype))

@@ -16,12 +16,13 @@ def quantize_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
         weight: any shape, floating point.
 
     Returns:
-        codes in {-1, 0, 1}, of the weight's shape and dtype, and the 0-dim scale s. Neither has a gradient.
+        codes in {-1, 0, 1}, of the weight's shape and dtype, and the 0-dim scale s, at least float32. Neither
+        has a gradient.
     """
-    weight = weight.detach()
+    full = at_least_float32(weight.detach())
     # Multiplying by 1/s and dividing again is how transformers rounds: an exported model has the same codes.
-    inverse = 1 / weight.abs().mean().clamp(min=MINIMUM_SCALE)
-    return (weight * inverse).round().clamp(-1, 1), 1 / inverse
+    inverse = 1 / full.abs().mean().clamp(min=MINIMUM_SCALE)
+    return (full * inverse).round().clamp(-1, 1).to(weight.dtype), 1 / inverse
 
 
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,12 +35,12 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
         x: (..., D) floating point; each of the leading positions is a token.
 
     Returns:
-        codes (..., D), whole numbers in x's dtype, and `127/a` (..., 1), by which codes are DIVIDED, as
-        transformers does: multiplying by a/127 rounds otherwise. Neither has a gradient.
+        codes (..., D), whole numbers in x's dtype, and `127/a` (..., 1), at least float32, by which codes are
+        DIVIDED, as transformers does: multiplying by a/127 rounds otherwise. Neither has a gradient.
     """
-    x = x.detach()
-    codes_per_unit = 127 / x.abs().amax(dim=-1, keepdim=True).clamp(min=MINIMUM_SCALE)
-    return (x * codes_per_unit).round().clamp(-128, 127), codes_per_unit
+    full = at_least_float32(x.detach())
+    codes_per_unit = 127 / full.abs().amax(dim=-1, keepdim=True).clamp(min=MINIMUM_SCALE)
+    return (full * codes_per_unit).round().clamp(-128, 127).to(x.dtype), codes_per_unit
 
 
 def at_least_float32(x: Tensor) -> Tensor:

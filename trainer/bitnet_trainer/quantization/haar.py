@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bitnet_trainer.errors import BadInput
-from bitnet_trainer.quantization.codes import quantize_weights
+from bitnet_trainer.quantization.codes import at_least_float32, quantize_weights
 
 _SQRT2 = math.sqrt(2)
 
@@ -49,14 +49,14 @@ def haar_weight_quantization_no_scale(weight: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         codes (out, in) in {-1, 0, 1}, laid out [low | high], in the weight's dtype, and the scales (2,) of
-        low and high. Neither has a gradient.
+        low and high, at least float32. Neither has a gradient.
 
     Raises:
         BadInput: `in` is odd.
     """
-    bands = haar_transform_1d_row(weight.detach()).chunk(2, dim=-1)
+    bands = haar_transform_1d_row(at_least_float32(weight.detach())).chunk(2, dim=-1)
     codes, scales = zip(*(quantize_weights(band) for band in bands), strict=True)
-    return torch.cat(codes, dim=-1), torch.stack(scales)
+    return torch.cat(codes, dim=-1).to(weight.dtype), torch.stack(scales)
 
 
 def dequantize_haar(codes: Tensor, scales: Tensor) -> Tensor:
@@ -66,11 +66,12 @@ def dequantize_haar(codes: Tensor, scales: Tensor) -> Tensor:
 
 
 def haar_weight_quantization(weight: Tensor) -> Tensor:
-    """The weight (out, in) as its quantised bands give it back, without gradient.
+    """The weight (out, in) as its quantised bands give it back, in its dtype and without gradient.
 
     Raises BadInput where `in` is odd.
     """
-    return dequantize_haar(*haar_weight_quantization_no_scale(weight))
+    full = at_least_float32(weight)
+    return dequantize_haar(*haar_weight_quantization_no_scale(full)).to(weight.dtype)
 
 
 def _check_even(width: int) -> None:
