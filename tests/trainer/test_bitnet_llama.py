@@ -136,6 +136,15 @@ def test_each_row_has_positions_of_its_own() -> None:
     assert not torch.allclose(found[2], model(input_ids).logits[2], atol=1e-2)
 
 
+@pytest.mark.parametrize("first", [1_000, 8_000, 40_000])
+def test_far_positions_are_those_of_stock_bitnet(first: int) -> None:
+    """An angle's rounding grows with position, so that it has to be the same."""
+    model, input_ids = build(), tokens()
+    positions = first + torch.arange(9).expand(ROWS, 9)
+    arguments = {"attention_mask": torch.ones_like(input_ids), "position_ids": positions}
+    assert_close(model(input_ids, **arguments).logits, stock(model)(input_ids, **arguments).logits)
+
+
 def test_positions_that_are_written_out_change_nothing() -> None:
     model, input_ids = build(), tokens()
     expected = model(input_ids).logits

@@ -19,8 +19,9 @@ def angles(position_ids: Tensor, head_dim: int, theta: float) -> Tensor:
         with (B, H, S, head_dim) as if B were H.
     """
     exponents = torch.arange(0, head_dim, 2, device=position_ids.device, dtype=torch.float32) / head_dim
-    turned: Tensor = position_ids[:, None, :, None].float() / theta**exponents
-    return turned
+    # Inverse first, as transformers rounds: at position 40,000 the last bit of it is 0.004 radians.
+    frequencies: Tensor = 1 / theta**exponents
+    return position_ids[:, None, :, None].float() * frequencies
 
 
 def rotate(x: Tensor, angle: Tensor) -> Tensor:
