@@ -167,15 +167,17 @@ def test_sub_ln_changes_what_a_pretrained_model_computes(sequences) -> None:
 
 @every_architecture
 @pytest.mark.parametrize("init", ["Residual", "Kaiming"])
-def test_a_correction_is_all_that_trains(architecture, init, sequences) -> None:
+def test_a_correction_is_all_that_trains_of_what_was_there(architecture, init, sequences) -> None:
     """Trap 12: factors that are both zero never have a gradient."""
     model = small_model(architecture)
     before = weights_of(model)
     quantization = Quantization(low_rank_correction=LowRankCorrection(ratio=0.1, init=init))
     report = convert(model, quantization)
     set_lambda(model, 1.0)
-    corrections = {name: p for name, p in model.named_parameters() if ".low_rank." in name}
-    assert len(corrections) == 2 * 2 * 7
+    new = {"score.weight"} & set(before)
+    frozen = {name: weight for name, weight in before.items() if name not in new}
+    corrections = {name: p for name, p in model.named_parameters() if name not in frozen}
+    assert len(corrections) == 2 * 2 * 7 + len(new)
     started = {name: parameter.detach().clone() for name, parameter in corrections.items()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     for _ in range(2):
@@ -186,12 +188,23 @@ def test_a_correction_is_all_that_trains(architecture, init, sequences) -> None:
         assert parameter.grad.abs().max() > 0, name
         assert not torch.equal(parameter, started[name]), name
     after = weights_of(model)
-    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    assert all(torch.equal(after[name], weight) for name, weight in frozen.items())
     assert report.ranks == dict.fromkeys(report.converted, 3) | {
         name: 1 for name in report.converted if name.endswith(("k_proj", "v_proj"))
     }
     assert report.trained == sum(parameter.numel() for parameter in corrections.values())
-    assert report.frozen == sum(weight.numel() for weight in before.values())
+    assert report.frozen == sum(weight.numel() for weight in frozen.values())
+
+
+def test_beside_a_correction_all_that_is_new_trains() -> None:
+    """SubLN's gains, and a classifier's score, which is random and could learn nothing if it were frozen."""
+    model = small_model("LlamaForSequenceClassification")
+    quantization = LOW_RANK.model_copy(update={"sub_ln": "OutputProjections"})
+    report = convert(model, quantization)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    factors = {f"{name}.low_rank.{factor}" for name in report.converted for factor in "uv"}
+    assert trained == factors | {f"{name}.weight" for name in report.norms} | {"score.weight"}
+    assert report.trained == sum(model.get_parameter(name).numel() for name in trained)
 
 
 @pytest.mark.parametrize("weights", ["AbsMean", "Haar"])

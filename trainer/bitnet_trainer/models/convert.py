@@ -107,8 +107,9 @@ def convert(model: nn.Module, quantization: Quantization = _DEFAULT) -> Conversi
 
     The new layers hold the old parameters themselves: nothing is copied, an optimiser that holds them stays
     right, and state dicts have the same names. Embeddings and head are not touched: tied heads stay tied.
-    SubLN's norms have a gain of 1 and the model's own epsilon. With a low-rank correction nothing but its
-    factors is trained; the decomposition runs where the model is, and is much faster on a GPU.
+    SubLN's norms have a gain of 1 and the model's own epsilon. With a low-rank correction nothing is trained
+    but what is new: its factors, SubLN's gains, and a classifier's `score`, which else would stay random. The
+    decomposition runs where the model is, and is much faster on a GPU.
 
     A model that is refused is as it was.
 
@@ -130,7 +131,7 @@ def convert(model: nn.Module, quantization: Quantization = _DEFAULT) -> Conversi
             ranks[name] = low_rank.rank
         model.set_submodule(name, BitLinear.from_linear(linear, lam, quantization.weights, norm, low_rank))
     if ranks:
-        _train_corrections_alone(model)
+        _train_the_new_alone(model)
     return ConversionReport(
         converted=tuple(chosen),
         left=tuple(name for name in linears if name not in chosen),
@@ -205,10 +206,12 @@ def _low_rank(linear: nn.Linear, quantization: Quantization) -> LowRankCorrectio
     return residual_correction(full - scheme.dequantize(*scheme.quantize(full)), rank).to(weight.dtype)
 
 
-def _train_corrections_alone(model: nn.Module) -> None:
+def _train_the_new_alone(model: nn.Module) -> None:
     model.requires_grad_(False)
-    for module in model.modules():
-        if isinstance(module, LowRankCorrection):
+    layers = [module for module in model.modules() if isinstance(module, BitLinear)]
+    new = [part for layer in layers for part in (layer.rms_norm, layer.low_rank)]
+    for module in (*new, getattr(model, "score", None)):
+        if module is not None:
             module.requires_grad_(True)
 
 
