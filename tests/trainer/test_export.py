@@ -20,6 +20,7 @@ from bitnet_trainer.export.huggingface import SCALE_CONVENTION, export_huggingfa
 from bitnet_trainer.export.stock import check_exportable
 from bitnet_trainer.models.convert import ConversionReport, convert
 from bitnet_trainer.models.load import load_model
+from bitnet_trainer.models.packed import write_packed
 from bitnet_trainer.quantization.warmup import set_lambda
 from families import TRANSFORMERS_ARCHITECTURES, small_model
 
@@ -184,6 +185,25 @@ def test_the_tokenizer_comes_along(trained, tokenizer, tmp_path):
     model, report = trained()
     folder = export_huggingface(model, tokenizer, report, tmp_path / "export")
     assert AutoTokenizer.from_pretrained(folder)("w3 w9").input_ids == [3, 9]
+
+
+@pytest.mark.parametrize("padding", [None, "w2"])
+def test_a_classifiers_tokenizer_pads_with_what_the_classifier_takes_for_padding(
+    trained, tokenizer, tmp_path, padding
+):
+    """Else it pads with a token that the classifier reads as text, or, having none, refuses to pad at all."""
+    tokenizer.pad_token = padding
+    model, report = trained("LlamaForSequenceClassification")
+    export_huggingface(model, tokenizer, report, tmp_path / "export")
+    write_packed(model, report, tmp_path / "packed", tokenizer)
+    beside = AutoTokenizer.from_pretrained(tmp_path / "export")
+    assert beside.pad_token_id == model.config.pad_token_id
+    assert AutoTokenizer.from_pretrained(tmp_path / "packed").pad_token_id == model.config.pad_token_id
+    assert tokenizer.pad_token == padding
+    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "export")
+    together = stock(**beside(["w5 w7 w9", "w4"], padding=True, return_tensors="pt")).logits
+    alone = stock(**beside(["w4"], return_tensors="pt")).logits
+    torch.testing.assert_close(together[[1]], alone)
 
 
 def test_the_config_says_what_the_weights_are(trained, tokenizer, tmp_path):

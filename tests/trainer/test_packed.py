@@ -179,6 +179,28 @@ def test_a_damaged_file_is_a_sentence(trained, tmp_path, name):
         load_packed(folder)
 
 
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda folder: edit(folder / "config.json", hidden_size="many"),
+        lambda folder: edit(folder / "config.json", hidden_size=30),
+        lambda folder: (folder / "tokenizer.json").write_text("{}"),
+        lambda folder: (folder / "bitnet.json").write_bytes(b"\xff\xfe"),
+    ],
+    ids=["type", "size", "tokenizer", "no text"],
+)
+def test_whatever_a_library_says_of_a_damaged_file_is_one_error(trained, tokenizer, tmp_path, break_it):
+    model, report = trained()
+    folder = write_packed(model, report, tmp_path / "packed", tokenizer)
+    break_it(folder)
+    with pytest.raises(ModelUnavailable, match=str(folder)):
+        load_packed(folder)
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def test_tensors_of_another_size_are_refused(trained, tmp_path):
     model, report = trained()
     folder = write_packed(model, report, tmp_path / "packed")

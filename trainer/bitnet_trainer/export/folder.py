@@ -1,11 +1,14 @@
 """A folder of a model's files that appears whole or not at all."""
 
+import copy
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bitnet_trainer.errors import CheckpointError
 
@@ -43,6 +46,19 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> Path:
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return folder
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, folder: Path) -> None:
+    """Saves a model's tokenizer; a classifier's so that it pads with what the classifier takes for padding.
+
+    transformers' classifiers read the last token that is not `config.pad_token_id`, whatever the mask says.
+    """
+    padding = model.config.pad_token_id
+    if hasattr(model, "score") and padding is not None:
+        beside: Any = copy.deepcopy(tokenizer)
+        beside.pad_token = beside.convert_ids_to_tokens(padding)
+        tokenizer = beside
+    tokenizer.save_pretrained(folder)
 
 
 def _put_in_place(staged: Path, folder: Path) -> None:

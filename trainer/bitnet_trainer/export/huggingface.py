@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import BitNetQuantConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from bitnet_trainer.export.folder import write_folder
+from bitnet_trainer.export.folder import save_tokenizer, write_folder
 from bitnet_trainer.export.stock import bitnet_form
 from bitnet_trainer.export.stock import check_exportable as check_exportable
 from bitnet_trainer.models.convert import ConversionReport
@@ -63,7 +63,7 @@ def export_huggingface(
     def write(staged: Path) -> None:
         stock.save_pretrained(staged, state_dict=stock_weights)
         _config(stock, model, report).save_pretrained(staged)
-        tokenizer.save_pretrained(staged)
+        save_tokenizer(tokenizer, model, staged)
 
     return write_folder(folder, write)
 
