@@ -1,12 +1,12 @@
 """The objectives of each phase of a run, made ready before the first step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from bitnet_crds.objectives import BalancedObjective, Objective
-from bitnet_crds.spec import BitNetRunSpec, Phase
+from bitnet_crds.objectives import BalancedObjective, MaskedDiffusion, Objective, TeacherLogits
+from bitnet_crds.spec import BitNetRunSpec
 from bitnet_trainer.errors import BadInput
 from bitnet_trainer.models.load import LoadedModel
 from bitnet_trainer.models.view import LanguageModel
@@ -25,16 +25,14 @@ class PhaseObjectives:
 def phase_objectives(
     spec: BitNetRunSpec, loaded: LoadedModel, student: LanguageModel
 ) -> dict[str, PhaseObjectives]:
-    """The objectives of each phase by its name: those that it names, and those of the one before that fade.
+    """The objectives of each phase by its name: those that have weight in some step of it.
 
     Raises BadInput where a mask token is not to be had, or an objective speaks of a layer that is not there.
     """
-    mask_tokens = _mask_tokens(spec, loaded)
+    needed = [_needed(spec, index) for index in range(len(spec.phases))]
+    mask_tokens = _mask_tokens(needed, loaded)
     phases: dict[str, PhaseObjectives] = {}
-    before: Phase | None = None
-    for phase in spec.phases:
-        fading = before.objectives.named() if before is not None and phase.transition is not None else {}
-        named = {**fading, **phase.objectives.named()}
+    for phase, named in zip(spec.phases, needed, strict=True):
         objectives = objectives_of(
             named, key_heads=student.key_heads, mask_tokens=mask_tokens, seed=spec.seed
         )
@@ -42,8 +40,18 @@ def phase_objectives(
         # Said now, and not at the step where the phase begins.
         manager.capture(dict.fromkeys(named, 1.0), student.layers)
         phases[phase.name] = PhaseObjectives(manager, _balanced(named))
-        before = phase
     return phases
+
+
+def _needed(spec: BitNetRunSpec, index: int) -> Mapping[str, Objective]:
+    """The objectives that have weight in a phase, and maskedDiffusion where it masks for one of them."""
+    weighted = spec.objectives_in(index)
+    distilled = weighted.get("teacherLogits")
+    if not isinstance(distilled, TeacherLogits) or distilled.input == "Clean":
+        return weighted
+    # One that fades out of the phase before takes its masking along.
+    maskings = (phase.objectives.masked_diffusion for phase in reversed(spec.phases[: index + 1]))
+    return {"maskedDiffusion": next(masking for masking in maskings if masking is not None), **weighted}
 
 
 def _balanced(named: Mapping[str, Objective]) -> frozenset[str]:
@@ -54,12 +62,12 @@ def _balanced(named: Mapping[str, Objective]) -> frozenset[str]:
     )
 
 
-def _mask_tokens(spec: BitNetRunSpec, loaded: LoadedModel) -> Mapping[str, int]:
-    """The id of each mask token that the run's phases name; of the tokenizer's own under ""."""
+def _mask_tokens(needed: Sequence[Mapping[str, Objective]], loaded: LoadedModel) -> Mapping[str, int]:
+    """The id of each mask token that the run's phases need; of the tokenizer's own under ""."""
     asked = {
         (index, diffusion.mask_token or "")
-        for index, phase in enumerate(spec.phases)
-        if (diffusion := phase.objectives.masked_diffusion) is not None
+        for index, named in enumerate(needed)
+        if isinstance(diffusion := named.get("maskedDiffusion"), MaskedDiffusion)
     }
     known = len(loaded.model.get_input_embeddings().get_parameter("weight"))
     tokens: dict[str, int] = {}

@@ -156,13 +156,13 @@ class ObjectiveManager:
 
     def _weighed(self, weights: Mapping[str, float]) -> list[tuple[str, Objective]]:
         for name, weight in weights.items():
-            if name not in self._objectives:
+            if not (math.isfinite(weight) and weight >= 0):
+                raise BadInput(f"objective {name!r} has weight {weight}; a weight is a number from 0 up")
+            if weight > 0 and name not in self._objectives:
                 raise BadInput(
                     f"objective {name!r} has weight {weight} but this phase has no such objective; "
                     f"it has {', '.join(self._objectives)}"
                 )
-            if not (math.isfinite(weight) and weight >= 0):
-                raise BadInput(f"objective {name!r} has weight {weight}; a weight is a number from 0 up")
         return [(name, self._objectives[name]) for name, weight in weights.items() if weight > 0]
 
 
