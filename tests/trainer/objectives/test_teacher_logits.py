@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from answering import (
+    CPU,
     MASK,
     VOCABULARY,
     SmallModel,
+    SmallTeacher,
     assert_same,
     batch_of,
     few,
@@ -23,6 +25,7 @@ from bitnet_trainer.answer import Answer, Capture
 from bitnet_trainer.batch import IGNORED
 from bitnet_trainer.errors import TeacherUnavailable
 from bitnet_trainer.objectives.masking import Masking
+from bitnet_trainer.objectives.micro_batch import MicroBatch
 from bitnet_trainer.objectives.teacher_logits import TeacherLogitsObjective, teacher_logits, teacher_top_k
 from bitnet_trainer.objectives.top_k import top_k_of
 
@@ -107,6 +110,37 @@ def test_a_student_of_masked_text_follows_a_teacher_of_the_text(rows, way, mode)
     goal = logits_of(teacher(rows.input_ids, None, Capture())).repeat(len(masked) // len(rows), 1, 1)
     assert_same(loss.total, twin(own, goal, masked.labels, 2.0, *way), student)
     assert loss.tokens == objective.count(rows) == (masked.input_ids == MASK).sum()
+
+
+def test_the_teacher_is_asked_once_for_a_row_that_is_masked_twice():
+    class Counted(SmallTeacher):
+        asked = 0
+
+        def top_k(self, *question):
+            self.asked += 1
+            return super().top_k(*question)
+
+    teacher, rows = Counted(SmallModel(1)), rows_of(9, 9)
+    objective = TeacherLogitsObjective(2.0, 4, "Bucket", Masking(0.5, MASK, "Complementary", seed=1))
+    objective(MicroBatch(SmallModel(0), rows, CPU, layers=4, teacher=teacher))
+    assert teacher.asked == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_token_that_the_teacher_rules_out_counts_for_nothing(way):
+    """Its logit is -inf, so 0 log 0 stands in the sum."""
+    torch.manual_seed(0)
+    own, goal = torch.randn(2, 1, 4, VOCABULARY, dtype=torch.float64).unbind()
+    labels = torch.zeros(1, 4, dtype=torch.long)
+
+    def found(least: float) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, ruled = own.clone().requires_grad_(), goal.clone()
+        ruled[..., 5] = least
+        loss = loss_of(given_logits(logits), given_logits(ruled), labels, 2.0, *way).total
+        return loss, torch.autograd.grad(loss, logits)[0]
+
+    for one, other in zip(found(-torch.inf), found(-1e4), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("way", WAYS)

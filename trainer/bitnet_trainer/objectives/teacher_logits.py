@@ -141,18 +141,18 @@ class TeacherLogitsObjective:
     def __call__(self, batch: MicroBatch) -> TokenLoss:
         """Divergence in nats from the batch's teacher. Raises TeacherUnavailable where the batch has none."""
         rows, student = (batch.rows, batch.student) if self.masking is None else batch.masked(self.masking)
+        teacher = batch.teacher if self.top_k is None else batch.teacher_top_k(self.top_k, self.temperature)
         # Masking may give each row twice; the teacher saw it once.
         size = len(batch.rows)
         halves = zip(torch.split(student.hidden, size), torch.split(rows.labels, size), strict=True)
         return reduce(
-            add, (self._loss(batch, replace(student, hidden=hidden), labels) for hidden, labels in halves)
+            add, (self._loss(replace(student, hidden=hidden), teacher, labels) for hidden, labels in halves)
         )
 
-    def _loss(self, batch: MicroBatch, student: Answer, labels: Tensor) -> TokenLoss:
-        if self.top_k is None:
-            return teacher_logits(student, batch.teacher, labels, self.temperature)
-        top = batch.teacher_top_k(self.top_k, self.temperature)
-        return teacher_top_k(student, top, labels, self.temperature, self.tail)
+    def _loss(self, student: Answer, teacher: Answer | TopK, labels: Tensor) -> TokenLoss:
+        if isinstance(teacher, TopK):
+            return teacher_top_k(student, teacher, labels, self.temperature, self.tail)
+        return teacher_logits(student, teacher, labels, self.temperature)
 
 
 def _scaled(answer: Answer, hidden: Tensor, temperature: float) -> Tensor:
@@ -161,8 +161,10 @@ def _scaled(answer: Answer, hidden: Tensor, temperature: float) -> Tensor:
 
 
 def _divergence(log_goal: Tensor, log_own: Tensor) -> Tensor:
-    """(N, outcomes) each -> (N,): the sum over outcomes of `p (log p - log q)`."""
-    return (log_goal.exp() * (log_goal - log_own)).sum(-1)
+    """(N, outcomes) each -> (N,): the sum over outcomes of `p (log p - log q)`, 0 where p is 0."""
+    # A logit of -inf, by which a model may rule a token out, would make 0 * inf.
+    terms = torch.where(log_goal == -torch.inf, 0.0, log_goal.exp() * (log_goal - log_own))
+    return terms.sum(-1)
 
 
 def _sum_where_predicted(divergence: Tensor, targets: Tensor) -> Tensor:
