@@ -83,6 +83,13 @@ def test_padding_is_not_kept_and_a_row_may_be_padded_otherwise_the_next_time(tmp
         assert all((tensor[0, 5:] == tensor[0, 4]).all() for tensor in one)
 
 
+def test_a_row_of_padding_alone_is_kept_too(tmp_path):
+    cache, said = LogitsCache(tmp_path, "data"), computed(2)
+    first = cache.top_k(rows(0, 1, lengths=(3, 0)), QUESTION, lambda: said)
+    assert equal(cache.top_k(rows(0, 1, lengths=(3, 0)), QUESTION, never), first)
+    assert equal(TopK(*(tensor[0, :3] for tensor in first)), TopK(*(tensor[0, :3] for tensor in said)))
+
+
 @pytest.mark.parametrize(
     "other",
     [

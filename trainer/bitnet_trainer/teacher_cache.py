@@ -72,8 +72,13 @@ class LogitsCache:
         """
         folder = self._folder / self._name(question)
         width = rows.input_ids.shape[1]
-        # Told apart, since to look at the mask the host has to wait for the device.
-        lengths = [width] * len(rows.ids) if rows.attention_mask is None else rows.tokens.sum(1).tolist()
+        # Told apart, since to look at the mask the host has to wait for the device. Of a row that is all
+        # padding one position is kept, to be repeated.
+        lengths = (
+            [width] * len(rows.ids)
+            if rows.attention_mask is None
+            else rows.tokens.sum(1).clamp(min=1).tolist()
+        )
         files = [_file(folder, id_) for id_ in rows.ids]
         kept = [self._read(file, length) for file, length in zip(files, lengths, strict=True)]
         if None in kept:
