@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
@@ -46,6 +47,17 @@ def test_head_of_hidden_is_the_models_logits(model: PreTrainedModel) -> None:
     torch.testing.assert_close(answer.head(answer.hidden), expected, rtol=0, atol=0)
     piecewise = torch.cat([answer.head(answer.hidden[:, i]) for i in range(7)]).reshape(7, 2, 61)
     torch.testing.assert_close(piecewise.transpose(0, 1), expected)
+
+
+def test_a_classifiers_logits_are_not_capped() -> None:
+    """Gemma 2 caps the logits of its language model, and transformers those alone."""
+    torch.manual_seed(0)
+    config = Gemma2Config(**SIZES, num_labels=2, final_logit_softcapping=0.01)
+    classifier = AutoModelForSequenceClassification.from_config(config).eval()
+    input_ids = torch.randint(1, 61, (2, 7))
+    answer = LanguageModel(classifier)(input_ids)
+    expected = classifier(input_ids=input_ids).logits
+    torch.testing.assert_close(answer.head(answer.hidden[:, -1]), expected)
 
 
 def test_padding_is_honoured(model: PreTrainedModel) -> None:

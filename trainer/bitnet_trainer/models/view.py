@@ -64,15 +64,14 @@ class LanguageModel(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """(..., D) -> logits (..., V), or (..., labels) for a classifier."""
-        # The module is called, not its weight used: whatever shards it gathers it so.
-        logits: Tensor = self._head(hidden)
-        cap = getattr(self.model.config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
-
-    @property
-    def _head(self) -> Any:
         model: Any = self.model
-        return getattr(model, "score", None) or model.get_output_embeddings()
+        # A module is called, not its weight used: whatever shards it gathers it so.
+        if hasattr(model, "score"):
+            scores: Tensor = model.score(hidden)
+            return scores
+        logits: Tensor = model.get_output_embeddings()(hidden)
+        cap = getattr(model.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     @property
     def _base(self) -> Any:
