@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from bitnet_crds.errors import WrongValueError
-from bitnet_crds.objectives import TEACHER_OBJECTIVES, TeacherLogits
+from bitnet_crds.objectives import TEACHER_OBJECTIVES, BalancedObjective, TeacherLogits
 
 if TYPE_CHECKING:
     from bitnet_crds.spec import BitNetRunSpec
@@ -81,6 +82,22 @@ def _transitions(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
             "Remove it",
             field="phases[0].transition",
         )
+    for index, (before, phase) in enumerate(pairwise(spec.phases), start=1):
+        if phase.transition is None or phase.transition.steps == 1:
+            continue
+        earlier = before.objectives.named()
+        for name, own in phase.objectives.named().items():
+            old = earlier.get(name)
+            # From a weight of 0 there is nothing that could change its meaning.
+            if not isinstance(own, BalancedObjective) or not isinstance(old, BalancedObjective):
+                continue
+            if old.weight > 0 and own.weighting != old.weighting:
+                yield WrongValueError(
+                    f"{own.weighting} here and {old.weighting} in phase {before.name!r}: a factor of the "
+                    "loss and a share of a gradient do not blend into each other",
+                    "Write the same weighting in both, or remove the transition",
+                    field=f"phases[{index}].objectives.{name}.weighting",
+                )
 
 
 def _mixtures(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
@@ -138,6 +155,12 @@ def _classification(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
                 f"Set its weight to 0, or remove {name} or spec.classification",
                 field=f"phases[{index}].objectives.{name}",
             )
+    if spec.data.mixture.policy == "Influence":
+        yield WrongValueError(
+            "influence is measured by next tokens, which a classifier does not predict",
+            "Write `policy: Static`, or leave it out",
+            field="data.mixture.policy",
+        )
 
 
 def _preset(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
@@ -157,6 +180,10 @@ def _export(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
         inexpressible.append("weights: Haar")
     if spec.quantization.low_rank_correction is not None:
         inexpressible.append("lowRankCorrection")
+    if spec.classification is not None and spec.model.preset is not None:
+        inexpressible.append(f"classification of a {spec.model.preset}")
+    if spec.classification is not None and spec.quantization.sub_ln == "OutputProjections":
+        inexpressible.append("classification with subLN: OutputProjections")
     if inexpressible:
         yield WrongValueError(
             f"stock transformers cannot run what `{'` and `'.join(inexpressible)}` makes, and HuggingFace "

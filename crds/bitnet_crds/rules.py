@@ -1,8 +1,8 @@
 """CEL rules: what the API server itself checks of a run, by the block each rule belongs to.
 
-They say again, in the API server's language, what `spec` and `plan` check; where the two could disagree
-(a batch size factor that is no short decimal, a teacher that stays while it fades out) the rule lets pass and
-`plan` refuses.
+They say again, in the API server's language, what `spec` and `plan` check. Where the two could disagree (a
+batch size factor that is no short decimal, a teacher that stays while it fades out) or a rule would have to
+look at two phases side by side (a weight that changes its meaning), the server lets pass and they refuse.
 """
 
 from collections.abc import Iterable
@@ -214,6 +214,11 @@ _NO_NEXT_TOKEN = Rule(
     "or spec.classification",
     field_path=".classification",
 )
+_LABELLED_TEXT = Rule(
+    "!has(self.classification) || self.data.mixture.policy != 'Influence'",
+    "influence is measured by next tokens, which a classifier does not predict: write `policy: Static`",
+    field_path=".data.mixture.policy",
+)
 _PRESET = Rule(
     "!has(self.model.preset) || self.quantization.subLN == 'None'",
     "a preset has a SubLN of its own before the output projections: write `subLN: None`",
@@ -221,9 +226,12 @@ _PRESET = Rule(
 )
 _STOCK = Rule(
     "!self.export.formats.exists(f, f == 'HuggingFace') || "
-    "self.quantization.weights == 'AbsMean' && !has(self.quantization.lowRankCorrection)",
-    "stock transformers runs neither `weights: Haar` nor a lowRankCorrection, and HuggingFace is for that: "
-    "write `formats: [Packed]`, or `formats: []`",
+    "self.quantization.weights == 'AbsMean' && !has(self.quantization.lowRankCorrection) && "
+    "!(has(self.classification) && (has(self.model.preset) || "
+    "self.quantization.subLN == 'OutputProjections'))",
+    "stock transformers runs neither `weights: Haar` nor a lowRankCorrection nor a classifier made from a "
+    "preset or with `subLN: OutputProjections`, and HuggingFace is for that: write `formats: [Packed]`, or "
+    "`formats: []`",
     field_path=".export.formats",
 )
 _BATCH = Rule(
@@ -303,6 +311,7 @@ RULES: dict[str, list[Rule]] = {
         _LABELS,
         _CLASSIFIER,
         _NO_NEXT_TOKEN,
+        _LABELLED_TEXT,
         _PRESET,
         _STOCK,
         _BATCH,

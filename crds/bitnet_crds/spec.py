@@ -94,7 +94,8 @@ class LambdaWarmup(Record):
 class LowRankCorrection(Record):
     """Trains a low-rank matrix beside each frozen ternary one: y = Wq Q(x) + lambda * U (V^T x).
 
-    Only U and V train; the rest of the model is frozen. Source: arXiv 2412.07902.
+    Only what is new trains: U and V, the gains of subLN, and a classifier's head; the rest of the model is
+    frozen. Source: arXiv 2412.07902.
     """
 
     ratio: float = Field(gt=0, le=1)

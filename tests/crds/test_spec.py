@@ -184,6 +184,38 @@ def test_parts_that_disagree_are_an_error_with_field_and_mend(full_run: dict[str
     assert wrong.fix in problem.fix
 
 
+RATIO = {"weight": 0.1, "weighting": "GradientRatio"}
+
+
+@pytest.mark.parametrize(
+    ("before", "own", "steps", "refused"),
+    [
+        ({"weight": 5}, RATIO, 9, True),
+        (RATIO, {"weight": 0}, 9, True),  # it fades out by this phase's settings
+        ({"weight": 0}, RATIO, 9, False),
+        ({"weight": 5}, RATIO, 1, False),  # nothing blends in a single step
+        (RATIO, RATIO, 9, False),
+    ],
+)
+def test_a_weight_does_not_change_its_meaning_while_it_blends(
+    full_run: dict[str, Any], before: Any, own: Any, steps: int, refused: bool
+) -> None:
+    """5 as a factor half blended into 0.1 of a gradient would be 2.5 times crossEntropy's gradient."""
+    changes = {
+        "spec.phases.1.objectives.hiddenStates": before,
+        "spec.phases.2.objectives.hiddenStates": own,
+        "spec.phases.2.transition": {"steps": steps},
+    }
+    document = written(full_run, changes)
+    if not refused:
+        parse_run(document)
+        return
+    problem = only_problem(document)
+    assert problem.field == "spec.phases[2].objectives.hiddenStates.weighting"
+    assert f"{before.get('weighting', 'Fixed')} in phase 'main'" in problem.what
+    assert "the same weighting in both" in problem.fix
+
+
 def test_every_disagreement_is_reported_at_once(full_run: dict[str, Any]) -> None:
     changes = {"spec.quantization.weights": "Haar", "spec.phases.0.transition": {"steps": 5}}
     with pytest.raises(InvalidRun) as caught:

@@ -62,6 +62,7 @@ RIGHT: dict[str, Changes] = {
     "a classifier": _CLASSIFIER,
     "a classifier from a preset, with a teacher": {
         "spec.model": {"preset": "BitNetLlama-1M", "tokenizer": "file:///tokenizer"},
+        "spec.export.formats": ["Packed"],
         "spec.classification": _LABELS,
         "spec.phases.0.objectives": {"classification": _WEIGHT},
         "spec.phases.1.objectives": {"classification": _WEIGHT, "crossEntropy": {"weight": 0}},
@@ -71,6 +72,11 @@ RIGHT: dict[str, Changes] = {
     "a correction, not exported": {
         "spec.quantization.lowRankCorrection": {"ratio": 0.1},
         "spec.export.formats": [],
+    },
+    "a classifier with a correction": {
+        **_CLASSIFIER,
+        "spec.quantization.lowRankCorrection": {"ratio": 0.1},
+        "spec.export.formats": ["Packed"],
     },
     "SubLN for stock transformers": {"spec.quantization.subLN": "OutputProjections"},
     "influence": {"spec.data.mixture": {"policy": "Influence", "everySteps": 50, "target": "code"}},
@@ -303,6 +309,30 @@ WRONG: dict[str, Wrong] = {
         "Set its weight to 0",
         "spec.classification",
         "remove crossEntropy, maskedDiffusion and teacherLogits",
+    ),
+    "a classifier that follows influence": Wrong(
+        {**_CLASSIFIER, "spec.data.mixture": {"policy": "Influence"}},
+        "spec.data.mixture.policy",
+        "measured by next tokens",
+        "policy: Static",
+        "spec.data.mixture.policy",
+        "write `policy: Static`",
+    ),
+    "a preset's classifier for stock transformers": Wrong(
+        {**_CLASSIFIER, "spec.model": {"preset": "BitNetLlama-1M", "tokenizer": "hf://a/b"}},
+        "spec.export.formats",
+        "cannot run what `classification of a BitNetLlama-1M` makes",
+        "formats: [Packed]",
+        "spec.export.formats",
+        "write `formats: [Packed]`",
+    ),
+    "a classifier with SubLN for stock transformers": Wrong(
+        {**_CLASSIFIER, "spec.quantization.subLN": "OutputProjections"},
+        "spec.export.formats",
+        "`classification with subLN: OutputProjections`",
+        "formats: [Packed]",
+        "spec.export.formats",
+        "write `formats: [Packed]`",
     ),
     "a label twice": Wrong(
         {**_CLASSIFIER, "spec.classification": {"labels": ["good", "good"]}},
