@@ -6,6 +6,14 @@ import random
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from bitnet_crds import Order, parse_run, plan
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+TRAINED = sorted(path for path in EXAMPLES.glob("*.yaml") if not path.stem.startswith("quickstart"))
+"""`make quickstart` trains the one that is left out, `make test-cluster` the other."""
+
 STEPS = 20
 SEQUENCE, GLOBAL_BATCH, MICRO_BATCH = 32, 8, 4
 LAYERS = 4
@@ -15,6 +23,18 @@ FAMILIES = {
     "pvc://training-data/qwen3-06b-tuned": "qwen3",
 }
 """The family of each model that an example names."""
+
+
+def document(path: Path) -> dict[str, Any]:
+    """The run in an example."""
+    (run,) = (part for part in yaml.safe_load_all(path.read_text()) if part["kind"] == "BitNetRun")
+    return run
+
+
+def order_of(document: dict[str, Any]) -> Order:
+    """The order that the operator would give for a run."""
+    run = parse_run(document)
+    return Order(namespace="default", name=run.metadata.name, job="job", spec=run.spec, plan=plan(run.spec))
 
 
 def write_scene(folder: Path) -> None:

@@ -1,0 +1,35 @@
+"""Training an order in this process, as its only rank."""
+
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from bitnet_crds import Order
+from bitnet_crds.protocol import Progress
+from bitnet_trainer.loop import Result, train
+from bitnet_trainer.report import Reporter
+from bitnet_trainer.stop import StopRequest
+
+
+def train_in_process(
+    order: Order,
+    monkeypatch: pytest.MonkeyPatch,
+    reporter: Reporter | None = None,
+    stop: StopRequest | None = None,
+) -> Result:
+    """Trains to the end or until asked to stop, on a GPU where there is one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = {"RANK": 0, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "WORLD_SIZE": 1, "MASTER_PORT": port}
+    for name, value in {**ranks, "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, str(value))
+    torch.set_num_threads(1)
+    begun = Progress(total_steps=order.plan.total_steps, phase=order.plan.phases[0].name)
+    try:
+        return train(order, reporter or Reporter(begun), stop or StopRequest())
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
