@@ -98,7 +98,8 @@ def test_padding_is_neither_asked_nor_counted(values):
         )
         for filling in (0.0, values)
     ]
-    torch.testing.assert_close(*padded)
+    torch.testing.assert_close(*(loss.total for loss in padded))
+    assert {int(loss.tokens) for loss in padded} == {8}
     for gradient in torch.autograd.grad(padded[1].total, own):
         assert torch.isfinite(gradient).all()
         assert not gradient[~tokens].any()
