@@ -1,9 +1,9 @@
 """Field types that several parts of the spec share."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
+from pydantic import Field, StringConstraints, WithJsonSchema
 
 from bitnet_crds.errors import WrongValueError
 
@@ -22,18 +22,7 @@ Label = Annotated[
 PositiveInt = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 
-def _no_word(weight: Any) -> Any:
-    """`auto` is what a person writes who means a weight found by measuring; the API has numbers alone."""
-    if isinstance(weight, str) and weight.lower() == "auto":
-        raise WrongValueError(
-            "a weight is a number, and `auto` is none",
-            "Write `weighting: GradientRatio` beside a weight such as 0.1, which is then the share of "
-            "crossEntropy's gradient that this objective's is held at",
-        )
-    return weight
-
-
-Weight = Annotated[float, Field(ge=0, le=1_000_000), BeforeValidator(_no_word)]
+Weight = Annotated[float, Field(ge=0, le=1_000_000)]
 
 
 def refuse_duplicates(what: str, names: Sequence[str]) -> None:

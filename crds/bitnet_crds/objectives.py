@@ -1,8 +1,8 @@
 """What a phase minimises: one record an objective, as a person writes it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bitnet_crds.errors import WrongValueError
 from bitnet_crds.fields import Weight
@@ -14,17 +14,33 @@ Weighting = Literal["Fixed", "GradientRatio"]
 class Objective(Record):
     """What every objective has."""
 
+    _instead_of_auto: ClassVar[str] = "Write one, such as 1"
+
     weight: Weight
     """Factor in the total loss; 0 leaves the objective out, with all that prepares for it."""
+
+    @field_validator("weight", mode="before")
+    @classmethod
+    def _no_word(cls, weight: Any) -> Any:
+        """`auto` is what a person writes who means a weight found by measuring; the API has numbers alone."""
+        if isinstance(weight, str) and weight.lower() == "auto":
+            raise WrongValueError(f"a weight is a number, and {weight!r} is none", cls._instead_of_auto)
+        return weight
 
 
 class BalancedObjective(Objective):
     """An objective whose weight may be found by measuring."""
 
+    _instead_of_auto = (
+        "Write `weighting: GradientRatio` beside a weight such as 0.1, which is then the share of "
+        "crossEntropy's gradient that this objective's is held at"
+    )
+
     weighting: Weighting = "Fixed"
     """Fixed: weight is the factor in the total loss. GradientRatio: the factor is found while training, so
     that the norm of this objective's gradient is `weight` times that of crossEntropy's, as crossEntropy is
-    weighted in the phase. It is measured as the phase begins and every 50 steps."""
+    weighted in the phase. It is measured as the phase begins, soon again while it settles, and then every
+    50 steps."""
 
 
 class CrossEntropy(Objective):

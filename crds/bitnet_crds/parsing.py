@@ -36,8 +36,15 @@ def _problems(detail: Mapping[str, Any]) -> Iterator[Problem]:
             yield _wrong_value(location, error)
         case WrongValuesError() as errors:
             yield from (_wrong_value(location, error) for error in errors.wrong)
+        case _ if _is_echo(detail):
+            return
         case _:
             yield _malformed(location, detail)
+
+
+def _is_echo(detail: Mapping[str, Any]) -> bool:
+    """Whether a list is called too short only because some of its items are wrong, which is said already."""
+    return detail["type"] == "too_short" and bool(detail["ctx"]["actual_length"] < len(detail["input"]))
 
 
 def _wrong_value(location: tuple[int | str, ...], error: WrongValueError) -> Problem:
@@ -57,12 +64,23 @@ def _malformed(location: tuple[int | str, ...], detail: Mapping[str, Any]) -> Pr
         case "string_pattern_mismatch":
             fix = "Write lower-case letters, digits and hyphens, a letter first and no hyphen last"
             return Problem(field, f"{value!r} is not a name that Kubernetes takes", fix)
+        case "too_short":
+            return Problem(field, _items(detail), f"Write at least {detail['ctx']['min_length']}")
+        case "too_long":
+            return Problem(field, _items(detail), f"Write at most {detail['ctx']['max_length']}")
+        case "dict_type":
+            return Problem(field, found, "Write a block of keys")
         case "model_type" | "model_attributes_type":
             return Problem(field, found, f"Write a block of keys. {_keys_of(location)}")
         case "tuple_type":
             return Problem(field, found, "Write a list: each item begins with a dash")
         case _:
             return Problem(field, found, detail["msg"].replace("Input should", "It should"))
+
+
+def _items(detail: Mapping[str, Any]) -> str:
+    number = len(detail["input"])
+    return f"{number} item{'' if number == 1 else 's'} found"
 
 
 def _field(location: tuple[int | str, ...]) -> str:

@@ -217,11 +217,11 @@ WRONG: dict[str, Wrong] = {
         "write `input: Clean`",
     ),
     "a weight in a word": Wrong(
-        {"spec.phases.0.objectives.crossEntropy.weight": "auto"},
-        "spec.phases[0].objectives.crossEntropy.weight",
-        "`auto` is none",
+        {"spec.phases.2.objectives.teacherLogits.weight": "Auto"},
+        "spec.phases[2].objectives.teacherLogits.weight",
+        "'Auto' is none",
         "weighting: GradientRatio",
-        "spec.phases[0].objectives.crossEntropy.weight",
+        "spec.phases[2].objectives.teacherLogits.weight",
         "must be of type number",
     ),
     "settings of a static mixture": Wrong(
