@@ -168,7 +168,8 @@ def plan(spec: BitNetRunSpec) -> Plan:
 
     Steps are whole: the budget is cut down to whole steps, and a phase that ends at p of the run ends at
     floor(p * steps). Raises InvalidRun where the budget holds no step, a phase gets none or fewer than its
-    transition lasts, or a phase's processes and micro batch do not divide the global batch.
+    transition lasts, a phase's processes and micro batch do not divide the global batch, or influence would
+    never be measured.
     """
     tokens_per_step = spec.data.sequence_length * spec.budget.global_batch_size
     total_steps = spec.budget.tokens // tokens_per_step
@@ -184,6 +185,7 @@ def plan(spec: BitNetRunSpec) -> Plan:
             ]
         )
     phases = _phases(spec, total_steps)
+    _check_influence(spec, total_steps)
     decay_steps = math.floor(Fraction(str(spec.schedule.decay_fraction)) * total_steps)
     warmup = spec.quantization.lambda_warmup
     return Plan(
@@ -252,6 +254,22 @@ def _phases(spec: BitNetRunSpec, total_steps: int) -> tuple[PlannedPhase, ...]:
     if problems:
         raise InvalidRun(dict.fromkeys(problems))
     return tuple(phases)
+
+
+def _check_influence(spec: BitNetRunSpec, total_steps: int) -> None:
+    """Raises InvalidRun where the policy Influence would do nothing, the run being too short."""
+    mixture = spec.data.mixture
+    if mixture.policy == "Influence" and mixture.measured_every >= total_steps:
+        raise InvalidRun(
+            [
+                Problem(
+                    "spec.data.mixture.everySteps",
+                    f"influence is measured first after {mixture.measured_every} steps, and the run has "
+                    f"{total_steps}, so the shares would never change",
+                    "Write fewer, give the run more tokens, or write `policy: Static`",
+                )
+            ]
+        )
 
 
 def _along(curve: Curve, progress: float) -> float:

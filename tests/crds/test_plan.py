@@ -249,6 +249,26 @@ def test_weights_at_a_step_are_those_of_the_formula(spec: BitNetRunSpec) -> None
 
 
 @given(curricula())
+def test_weights_go_from_the_old_to_the_own_without_a_jump(spec: BitNetRunSpec) -> None:
+    """Each one straight there: never back, never past it, and in no step more than the curve's steepest."""
+    ledger = plan(spec)
+    for before, phase in pairwise(ledger.phases):
+        steepest = (math.pi / 2 if phase.curve == "Cosine" else 1) / max(1, phase.transition_steps)
+        for name in before.weights | phase.weights:
+            old, own = before.weights.get(name, 0.0), phase.weights.get(name, 0.0)
+            values = [
+                ledger.weights_at(step).get(name, 0.0) for step in range(phase.first_step - 1, phase.end_step)
+            ]
+            assert (values[0], values[-1]) == (ledger.weights_at(before.end_step - 1).get(name, 0.0), own)
+            assert values[0] == old
+            rounding = 1e-12 * max(old, own)
+            assert all(min(old, own) - rounding <= value <= max(old, own) + rounding for value in values)
+            changes = [after - value for value, after in pairwise(values)]
+            assert all(change * (own - old) >= -rounding for change in changes)
+            assert all(abs(change) <= steepest * abs(own - old) + rounding for change in changes)
+
+
+@given(curricula())
 def test_the_teacher_is_there_where_any_step_asks_it(spec: BitNetRunSpec) -> None:
     """Also while its objective fades out, and then for the whole phase, which has one shape."""
     ledger = plan(spec)
@@ -284,6 +304,18 @@ def test_a_transition_longer_than_its_phase_is_an_error() -> None:
         InvalidRun, match=r"spec\.phases\[1\]\.transition\.steps: 11 steps .* the 10 of .* Write at most 10"
     ):
         plan(spec_of(budget={"tokens": 6400}, phases=phases))
+
+
+@pytest.mark.parametrize("every", [None, 100, 1000])
+def test_influence_that_is_never_measured_is_an_error(every: int | None) -> None:
+    """Trap 1: a policy that is chosen and changes nothing. After the last of 100 steps is too late."""
+    sources = [{"name": name, "uri": f"file:///{name}"} for name in ("web", "code")]
+    mixture = {"policy": "Influence"} | ({"everySteps": every} if every else {})
+    with pytest.raises(InvalidRun, match=rf"mixture\.everySteps: .* after {every or 100} steps, .* has 100,"):
+        plan(spec_of(budget={"tokens": 6400}, data={"sources": sources, "mixture": mixture}))
+    assert plan(
+        spec_of(budget={"tokens": 6400}, data={"sources": sources, "mixture": mixture | {"everySteps": 99}})
+    )
 
 
 def test_a_phase_mixes_as_the_spec_does_or_by_its_own_weights() -> None:
