@@ -106,9 +106,12 @@ class Stepper:
         return add_up(losses)
 
     def _reaching_all(self, batch: MicroBatch, loss: WeightedLoss) -> torch.Tensor | float:
-        """0, by way of the head where no objective reads it: DDP waits for a gradient of each parameter."""
-        reached = any(part.name in HEAD_READERS for part in loss.parts)
-        if reached or not isinstance(self.model, DistributedDataParallel):
+        """0, by way of the head where no objective reads it, so that each parameter has a gradient.
+
+        DDP waits for one; and one rank has to do the same, since the optimiser neither decays a parameter
+        without a gradient nor has a state of it for the checkpoint.
+        """
+        if any(part.name in HEAD_READERS for part in loss.parts):
             return 0.0
         return batch.student.head(batch.student.hidden[:, :1]).sum() * 0.0
 

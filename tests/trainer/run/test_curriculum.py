@@ -153,6 +153,32 @@ def test_two_ranks_train_what_does_not_reach_the_head(make_run, train_here, ende
             assert found.objectives[name].weight == pytest.approx(part.weight, rel=1e-2)
 
 
+def test_layers_that_no_objective_reaches_train_alike_on_any_ranks_and_resume(
+    make_run, train_here, weights_of, ended
+):
+    """They are decayed, and have a state in checkpoints."""
+    changes = {
+        "phases": [
+            {
+                "name": "relate",
+                "until": "100%",
+                "objectives": {"attentionRelations": {"weight": 1, "layer": 0}},
+            }
+        ],
+        "optimizer": {"adamLearningRate": 0.05, "weightDecay": 0.5},
+    }
+    pair = make_run(name="pair", workers=2, **changes)
+    assert ended(pair.launch()) == 0
+    parts = make_run(name="parts", **changes)
+    train_here(parts, stop_at=3)
+    train_here(parts)
+    expected, found = weights_of(pair), weights_of(parts)
+    unreached = [name for name in expected if name.startswith("/model") and "layers.1." in name]
+    assert unreached
+    for name in unreached:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=0)
+
+
 def test_the_teachers_logits_are_asked_once_and_replayed_bit_equal(make_run, train_here, monkeypatch):
     """With little text every sequence comes again; the second time the teacher is not asked."""
     asked = []
