@@ -81,11 +81,11 @@ def test_output_and_gradients_are_those_of_the_formula_in_float64(lam: float) ->
 
     output = layer(x)
     output.backward(upstream)
-    torch.testing.assert_close(output.detach(), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(output.detach(), expected, rtol=1e-12, atol=1e-12)
     # Straight-through: the gradients of a plain linear at the effective weight and the effective input.
-    torch.testing.assert_close(x.grad, upstream @ effective, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(x.grad, upstream @ effective, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(
-        layer.weight.grad, torch.einsum("bso,bsi->oi", upstream, inputs), rtol=1e-6, atol=1e-6
+        layer.weight.grad, torch.einsum("bso,bsi->oi", upstream, inputs), rtol=1e-12, atol=1e-12
     )
 
 
@@ -121,10 +121,10 @@ def test_haar_weights_and_all_that_may_stand_beside_them_are_the_formula_in_floa
     expected = inputs @ weight.T + twin["bias"] + lam * correction
     expected.backward(upstream)
 
-    torch.testing.assert_close(output, expected, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(x.grad, y.grad, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-12, atol=1e-12)
     for name, parameter in layer.named_parameters():
-        torch.testing.assert_close(parameter.grad, twin[name].grad, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(parameter.grad, twin[name].grad, rtol=1e-12, atol=1e-12)
 
 
 def haar_in_words(weight: torch.Tensor) -> torch.Tensor:

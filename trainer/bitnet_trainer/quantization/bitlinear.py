@@ -16,7 +16,7 @@ from bitnet_trainer.quantization.schemes import SCHEMES, SchemeName
 class QuantizationLambda(nn.Module):
     """The one lambda of a model, in [0, 1]: 0 is full precision, 1 is fully quantised.
 
-    Every BitLinear of a model holds this same module. `value` is a 0-dim float32 tensor, so a new lambda
+    Every BitLinear of a model holds this same module. `value` is a 0-dim float64 tensor, so a new lambda
     makes torch.compile compile nothing again; it is in a module of its own because moving a model replaces
     buffers one module at a time, which would part layers that merely shared a tensor. It is not in state
     dicts: the ledger knows lambda at each step.
@@ -26,7 +26,7 @@ class QuantizationLambda(nn.Module):
 
     def __init__(self, value: float = 0.0) -> None:
         super().__init__()
-        self.register_buffer("value", torch.tensor(value, dtype=torch.float32), persistent=False)
+        self.register_buffer("value", torch.tensor(value, dtype=torch.float64), persistent=False)
 
 
 def blend(full: Tensor, quantized: Tensor, lam: Tensor) -> Tensor:
