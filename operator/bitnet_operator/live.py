@@ -124,7 +124,7 @@ class LiveView:
             if len(progress.mixture) > 1
             else []
         )
-        return Group(loss, table, *mixture, *skipped)
+        return Group(loss, *_objectives(progress), table, *mixture, *skipped)
 
     def _plain(self, progress: Progress) -> None:
         """One line where the trainer does something else now; while it trains, one every ten seconds."""
@@ -140,10 +140,12 @@ class LiveView:
             f"step {count(progress.step)}/{count(self._plan.total_steps)}",
             f"phase {progress.phase}",
             f"loss {_loss(progress)}",
+            *(f"{name} {figures}" for name, figures in _parts(progress)),
             f"{_rate(progress)} tokens/s",
             f"lambda {progress.quantization_lambda:.3f}",
             f"learning rate {significant(progress.learning_rate)}",
             f"teacher {_teacher(progress, self._plan)}",
+            f"mixture {mixture_words(progress.mixture)}" if len(progress.mixture) > 1 else "",
             self._left(progress),
         ]
         self._console.print(", ".join(filter(None, words)), highlight=False, soft_wrap=True)
@@ -200,6 +202,28 @@ def _waiting(status: BitNetRunStatus) -> str:
 
 def _loss(progress: Progress) -> str:
     return "-" if progress.loss is None else f"{progress.loss:.4f}"
+
+
+def _parts(progress: Progress) -> list[tuple[str, str]]:
+    """Each objective that ran in the last step with its loss and weight; none where the loss is one's own."""
+    if len(progress.objectives) == 1 and next(iter(progress.objectives.values())).weight == 1:
+        return []
+    return [
+        (name, f"{part.raw:.4f} x {significant(part.weight)}") for name, part in progress.objectives.items()
+    ]
+
+
+def _objectives(progress: Progress) -> list[RenderableType]:
+    """A row for each part of the loss."""
+    parts = _parts(progress)
+    if not parts:
+        return []
+    table = Table.grid(padding=(0, 2))
+    for width in (10, 18, None):
+        table.add_column(width=width, no_wrap=True)
+    for row, (name, figures) in enumerate(parts):
+        table.add_row(Text("" if row else "objectives", style=_LABEL_STYLE), name, figures)
+    return [table]
 
 
 def _rate(progress: Progress) -> str:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from bitnet_crds import BitNetRun, BitNetRunSpec, InvalidRun, Plan, PlannedPhase, Problem, Shape
 from bitnet_crds.advice import Advice
-from bitnet_crds.objectives import BalancedObjective, TeacherLogits
+from bitnet_crds.objectives import BalancedObjective, Objective, TeacherLogits
 from bitnet_crds.spec import Model, Quantization
 from bitnet_operator.wording import count, mixture_words, place, plural, significant
 
@@ -33,8 +33,10 @@ def render_step(run: BitNetRun, plan: Plan, step: int) -> RenderableType:
     phase = plan.phase_at(step)
     table = _grid()
     table.add_row("phase", Text(phase.name))
+    objectives = run.spec.objectives_in(plan.phases.index(phase))
     for name, weight in plan.weights_at(step).items():
-        table.add_row(name, significant(weight))
+        of_what = " of crossEntropy's gradient" if _is_ratio(objectives.get(name)) else ""
+        table.add_row(name, f"{significant(weight)}{of_what}")
     table.add_row("learning rate", significant(plan.learning_rate.at(step)))
     table.add_row("lambda", significant(plan.quantization_lambda.at(step)))
     table.add_row("teacher", "in memory" if phase.teacher else "not in memory")
@@ -187,8 +189,7 @@ def _objectives(run: BitNetRun, plan: Plan, phase: PlannedPhase) -> str:
     lines = []
     for name, objective in run.spec.objectives_in(index).items():
         old, own = before.get(name, 0.0), phase.weights.get(name, 0.0)
-        measured = isinstance(objective, BalancedObjective) and objective.weighting == "GradientRatio"
-        line = f"{name} {'ratio ' if measured else ''}"
+        line = f"{name} {'ratio ' if _is_ratio(objective) else ''}"
         line += f"{own:g}" if old == own else f"{old:g} -> {own:g}"
         if isinstance(objective, TeacherLogits):
             line += f", T {objective.temperature:g}"
@@ -196,6 +197,11 @@ def _objectives(run: BitNetRun, plan: Plan, phase: PlannedPhase) -> str:
     if phase.transition_steps:
         lines.append(f"over {plural(phase.transition_steps, 'step')}, {phase.curve.lower()}")
     return "\n".join(lines)
+
+
+def _is_ratio(objective: Objective | None) -> bool:
+    """Whether its weight is a share of a gradient, and no factor."""
+    return isinstance(objective, BalancedObjective) and objective.weighting == "GradientRatio"
 
 
 def _advice(advice: Sequence[Advice]) -> list[Text]:

@@ -20,7 +20,7 @@ from bitnet_crds import (
     parse_run,
     plan,
 )
-from bitnet_crds.protocol import Evaluation, TeacherState, TrainerState
+from bitnet_crds.protocol import Evaluation, ObjectiveProgress, TeacherState, TrainerState
 from bitnet_crds.status import RunPhase, SegmentOutcome
 from bitnet_operator.backends.local import LocalMachine
 from bitnet_operator.live import LiveView
@@ -134,6 +134,31 @@ def test_the_panel_shows_the_mixture_where_there_is_one(run: BitNetRun, ledger: 
     assert "mixture     web 62.5%, code 37.5%" in shown(view.panel(status(segment(ledger)), mixed))
     alone = progress(15, mixture={"web": 1.0})
     assert "mixture" not in shown(view.panel(status(segment(ledger)), alone))
+
+
+PARTS = {
+    "crossEntropy": ObjectiveProgress(raw=2.5, weight=1, weighted=2.5),
+    "attentionRelations": ObjectiveProgress(raw=12.25, weight=0.0125, weighted=0.153125),
+}
+
+
+def test_the_panel_shows_what_the_loss_is_made_of(run: BitNetRun, ledger: Plan) -> None:
+    view = Screen(run, ledger, terminal=True).view
+    text = shown(view.panel(status(segment(ledger)), progress(15, objectives=PARTS)))
+    rows = [line.rstrip() for line in text.splitlines() if " x " in line and "." in line]
+    assert rows == [
+        "objectives  crossEntropy        2.5000 x 1",
+        "            attentionRelations  12.2500 x 0.0125",
+    ]
+    alone = progress(15, objectives={"crossEntropy": PARTS["crossEntropy"]})
+    assert "objectives" not in shown(view.panel(status(segment(ledger)), alone)), "it is the loss itself"
+
+
+def test_a_line_holds_what_the_panel_does(lines: Screen, ledger: Plan) -> None:
+    mixed = progress(15, objectives=PARTS, mixture={"web": 0.625, "code": 0.375})
+    lines.view.update(status(segment(ledger)), mixed)
+    for words in ("attentionRelations 12.2500 x 0.0125", "mixture web 62.5%, code 37.5%"):
+        assert words in lines.text
 
 
 def test_the_panel_shows_the_loss_curve(run: BitNetRun, ledger: Plan) -> None:

@@ -187,6 +187,17 @@ def test_a_step_shows_all_that_holds_in_it() -> None:
     assert step_shown(document, 0)["teacher"] == "not in memory"
 
 
+def test_a_step_shows_which_weight_is_a_share_of_a_gradient() -> None:
+    document = read_document(EXAMPLES / "tcs-distillation.yaml")
+    figures = step_shown(document, 15_000)
+    assert figures["blockAttention"] == "0.1 of crossEntropy's gradient"
+    assert (figures["teacherLogits"], figures["maskedDiffusion"]) == ("1", "0")
+    # In the step before the transition nothing is there of what comes, and in its last nothing of what was.
+    assert "blockAttention" not in step_shown(document, 9_535)
+    assert step_shown(document, 9_536)["blockAttention"] == "0.0002 of crossEntropy's gradient"
+    assert step_shown(document, 10_035) == step_shown(document, 10_036)
+
+
 @pytest.mark.parametrize("step", [-1, 19_073])
 def test_a_step_outside_the_run_is_a_mistake(step: int) -> None:
     with pytest.raises(InvalidRun, match=rf"--step: the run has no step {step}\. Write one from 0 to 19,072"):
