@@ -107,12 +107,13 @@ def _lambda_warmup(spec: BitNetRunSpec, plan: Plan) -> Iterator[Advice]:
 def _mended(spec: BitNetRunSpec, plan: Plan) -> Iterator[Advice]:
     """What changes a pretrained model, without the distillation that mends it."""
     named = {name for index in range(len(plan.phases)) for name in spec.objectives_in(index)}
+    output = "teacherLogits" if spec.classification is None else "hiddenStates"
     if spec.quantization.sub_ln != "None" and named.isdisjoint(TEACHER_OBJECTIVES):
         yield Advice(
             "spec.quantization.subLN",
             f"{spec.quantization.sub_ln} changes what the pretrained model computes, and no phase distils "
             "what it computed before",
-            "Give teacherLogits or attentionRelations a weight in some phase, or write `subLN: None`",
+            f"Give attentionRelations or {output} a weight in some phase, or write `subLN: None`",
             "arXiv 2510.13998",
         )
     if spec.quantization.low_rank_correction is not None and "hiddenStates" not in named:
@@ -127,7 +128,8 @@ def _mended(spec: BitNetRunSpec, plan: Plan) -> Iterator[Advice]:
 
 def _learning_rate(spec: BitNetRunSpec, _: Plan) -> Iterator[Advice]:
     rate = spec.optimizer.adam_learning_rate
-    if rate <= LOW_LEARNING_RATE:
+    # Beside a low-rank correction the ternary weights are frozen, and what trains is not ternary.
+    if rate <= LOW_LEARNING_RATE and spec.quantization.low_rank_correction is None:
         yield Advice(
             "spec.optimizer.adamLearningRate",
             f"{rate:g} is a rate for fine-tuning; a ternary weight moves only when the one below crosses "
@@ -182,8 +184,8 @@ def _distillation(field: str, objectives: Objectives) -> Iterator[Advice]:
             field,
             f"the loss has T^2 inside: weight {teacher.weight:g} at temperature {teacher.temperature:g} "
             f"weighs {effective:g} against {cross_entropy.weight:g} for crossEntropy",
-            f"Write a weight of at most {_rounded_down(limit / teacher.temperature**2):g}, "
-            "or a lower temperature",
+            f"Write a weight of at most {_rounded_down(limit / teacher.temperature**2):g}"
+            + (", or a lower temperature" if teacher.temperature > 1 else ""),
             "arXiv 1503.02531, section 2",
         )
 

@@ -264,9 +264,10 @@ class Export(Record):
     """What is written when training has ended."""
 
     formats: tuple[Literal["HuggingFace", "Packed"], ...] = Field(default=("HuggingFace",), max_length=8)
-    """HuggingFace: a folder that stock transformers loads and runs quantised, which Haar
-    and lowRankCorrection do not allow. Packed: a folder with the ternary matrices packed, 2 bits a weight,
-    for any quantization. An empty list writes nothing."""
+    """HuggingFace: a folder that stock transformers loads and runs quantised; it can run neither Haar nor
+    lowRankCorrection, `subLN: OutputProjections` of Llamas alone, and no classifier made from a preset.
+    Packed: a folder with the ternary matrices packed, 2 bits a weight, of any model. An empty list writes
+    nothing."""
 
     @field_validator("formats")
     @classmethod

@@ -124,4 +124,4 @@ class BitNetRunStatus(Report):
     """Statements on the run, one a type."""
     evaluation: Evaluation | None = None
     artifacts: dict[str, str] = {}
-    """Where what came out is, by kind: HuggingFace, LossPlot."""
+    """Where what came out is, by kind: HuggingFace, Packed, LossPlot."""

@@ -6,7 +6,7 @@ import pytest
 
 from bitnet_crds import BitNetRun, parse_run, plan
 from bitnet_crds.advice import Advice, advise
-from written_runs import Changes
+from written_runs import RIGHT, Changes
 from written_runs import changed as written
 
 
@@ -101,6 +101,24 @@ DISTILL = "spec.phases.2.objectives"
             "teacherLogits",
         ),
         (
+            {
+                **RIGHT["a classifier"],
+                "spec.quantization.subLN": "AllProjections",
+            },
+            "spec.quantization.subLN",
+            "no phase distils",
+            "attentionRelations or hiddenStates",
+        ),
+        (
+            {
+                f"{DISTILL}.teacherLogits": {"weight": 1},
+                f"{DISTILL}.crossEntropy.weight": 0.01,
+            },
+            f"{DISTILL}.teacherLogits",
+            "weight 1 at temperature 1 weighs 1 against 0.01",
+            "at most 0.1",
+        ),
+        (
             {"spec.quantization.lowRankCorrection": {"ratio": 0.1}, "spec.export.formats": []},
             "spec.quantization.lowRankCorrection",
             "no phase compares it with the teacher's",
@@ -142,6 +160,8 @@ def test_advice_on_parts_together(
             "spec.quantization.lowRankCorrection": {"ratio": 0.1},
             "spec.export.formats": [],
             f"{DISTILL}.hiddenStates": {"weight": 1},
+            # Nothing that trains is ternary.
+            "spec.optimizer.adamLearningRate": 1e-4,
         },
         {f"{DISTILL}.maskedDiffusion": {"weight": 1, "maskProbability": 0.8}},
         {f"{DISTILL}.teacherLogits": {"weight": 0.5, "temperature": 9, "weighting": "GradientRatio"}},

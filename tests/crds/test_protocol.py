@@ -143,7 +143,16 @@ DECISIVE: dict[str, Any] = {
     "spec.data.mixture": {"policy": "Influence", "smoothing": 0.2},
     "spec.phases.1.mixture": {"web": 1},
     "spec.phases.2.transition": {"steps": 9, "curve": "Cosine"},
+    "spec.phases.2.transition.curve": "Cosine",
     "spec.phases.2.objectives.teacherLogits.topK": 7,
+    "spec.phases.2.objectives.teacherLogits.tail": "Renormalized",
+    "spec.phases.2.objectives.teacherLogits.temperature": 1.5,
+    "spec.phases.2.objectives.teacherLogits.weighting": "GradientRatio",
+    "spec.phases.2.objectives.crossEntropy.weight": 0.25,
+    "spec.data.sequenceLength": 256,
+    "spec.budget.tokens": "11G",
+    "spec.schedule.decayFraction": 0.1,
+    "spec.optimizer.gradientClipping": 2,
     "spec.teacher.precision": "Int8",
     "spec.teacher.revision": "v2",
     "spec.optimizer.weightDecay": 0.1,
@@ -158,7 +167,37 @@ IRRELEVANT: dict[str, Any] = {
     "spec.retries": 1,
     "spec.export.formats": [],
     "spec.data.heldOut": "3%",
+    "spec.budget.tokens": 10_000_000_001,
+    "spec.phases.0.until": "10.0%",
+    "spec.health.nonFinite.skipSteps": 1,
+    "spec.workers.template": {"spec": {}},
 }
+"""heldOut is in the text's own fingerprint, as the sources are; one token more makes no step more."""
+
+MORE_DECISIVE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "a classifier": (RIGHT["a classifier"], {"spec.classification": {"labels": ["good", "bad"]}}),
+    "a preset": (RIGHT["a preset"], {"spec.model.preset": "BitNetLlama-135M"}),
+    "its tokenizer": (RIGHT["a preset"], {"spec.model.tokenizer": "gs://models/other"}),
+    "a correction": (
+        RIGHT["a correction, not exported"],
+        {"spec.quantization.lowRankCorrection.init": "Kaiming"},
+    ),
+    "influence": (RIGHT["influence"], {"spec.data.mixture.target": "web"}),
+    "masking": (
+        RIGHT["masked distillation, cached"],
+        {"spec.phases.2.objectives.maskedDiffusion.maskToken": "<mask>"},
+    ),
+    "how likely": (
+        RIGHT["masked distillation, cached"],
+        {"spec.phases.2.objectives.maskedDiffusion.maskProbability": 0.25},
+    ),
+    "layers": (
+        RIGHT["weights found by measuring"],
+        {"spec.phases.2.objectives.hiddenStates.layerWeights": [1, 1]},
+    ),
+    "blocks": (RIGHT["weights found by measuring"], {"spec.phases.2.objectives.blockAttention.layer": 3}),
+}
+"""A right run and one change of it."""
 
 
 def hash_of(document: dict[str, Any]) -> str:
@@ -178,7 +217,9 @@ def test_what_decides_no_step_is_not_in_the_training_hash(
     assert hash_of(changed(full_run, {path: value})) == hash_of(full_run)
 
 
-def test_the_labels_are_in_the_training_hash(full_run: dict[str, Any]) -> None:
-    labels = {"spec.classification": {"labels": ["good", "bad"]}}
-    classifier = changed(full_run, RIGHT["a classifier"])
-    assert hash_of(changed(classifier, labels)) != hash_of(classifier)
+@pytest.mark.parametrize(("right", "change"), MORE_DECISIVE.values(), ids=MORE_DECISIVE)
+def test_what_decides_a_step_of_other_runs_is_in_the_training_hash(
+    full_run: dict[str, Any], right: dict[str, Any], change: dict[str, Any]
+) -> None:
+    before = changed(full_run, right)
+    assert hash_of(changed(before, change)) != hash_of(before)

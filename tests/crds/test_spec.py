@@ -5,11 +5,13 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
+import yaml
 
 from bitnet_crds import BitNetRun, InvalidRun, Problem, parse_run, plan
 from bitnet_crds.objectives import Objective
 from bitnet_crds.record import Record
 from bitnet_crds.spec import BitNetRunSpec
+from bitnet_crds.yaml_text import to_yaml
 from written_runs import RIGHT, Wrong
 from written_runs import WRONG as DISAGREEING
 from written_runs import changed as written
@@ -197,8 +199,15 @@ def test_defaults(full_run: dict[str, Any]) -> None:
     assert spec.export.formats == ("HuggingFace",)
 
 
-def test_a_run_survives_json(run: BitNetRun) -> None:
+@pytest.mark.parametrize("changes", RIGHT.values(), ids=RIGHT)
+def test_a_run_survives_json_and_yaml(full_run: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    run = parse_run(written(full_run, changes))
     assert BitNetRun.model_validate_json(run.model_dump_json(by_alias=True)) == run
+    for document in (
+        run.model_dump(mode="json", by_alias=True),
+        run.model_dump(mode="json", by_alias=True, exclude_none=True),
+    ):
+        assert parse_run(document) == parse_run(yaml.safe_load(to_yaml(document))) == run
 
 
 @pytest.mark.parametrize("changes", RIGHT.values(), ids=RIGHT)
