@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from bitnet_trainer.errors import BadInput, ModelUnavailable
 from bitnet_trainer.models import load
 from bitnet_trainer.models.convert import convert
-from bitnet_trainer.models.load import load_model, load_weights
+from bitnet_trainer.models.load import load_model, load_vocabulary, load_weights
 from gcs_server import gcs_server, upload
 
 
@@ -201,6 +201,17 @@ def test_a_broken_tokenizer(folder):
         load_model(f"file://{folder}")
 
 
+def test_a_vocabulary_that_is_there_and_cannot_be_read_is_not_taken_for_none(folder):
+    address = f"file://{folder}"
+    assert load_vocabulary(address)["w5"] == 5
+    (folder / "tokenizer.json").write_text('{"version": "1.0", "model": {')
+    with pytest.raises(ModelUnavailable, match=r"the tokenizer of .* cannot be loaded"):
+        load_vocabulary(address)
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    assert load_vocabulary(address) is None
+
+
 def test_missing_weights_are_not_replaced_by_random_ones(folder):
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
@@ -209,8 +220,10 @@ def test_missing_weights_are_not_replaced_by_random_ones(folder):
         load_model(f"file://{folder}")
 
 
-def test_a_folder_without_tokenizer(make_model, tmp_path):
-    make_model().save_pretrained(tmp_path)
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_a_folder_without_tokenizer(make_model, tmp_path, family):
+    """transformers makes Qwen's up, of one token, and all text would be none."""
+    make_model(family).save_pretrained(tmp_path)
     with pytest.raises(ModelUnavailable, match=r"the tokenizer of .* put tokenizer\.json"):
         load_model(f"file://{tmp_path}")
     # A teacher needs none.

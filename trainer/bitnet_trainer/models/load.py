@@ -29,6 +29,9 @@ HUB_TIMEOUT = 5.0
 HUB_PAUSES = (2.0, 4.0)
 """Seconds between tries to reach it."""
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+"""One of them at least is where a tokenizer is."""
+
 Loaded = TypeVar("Loaded")
 
 
@@ -102,13 +105,17 @@ def load_tokenizer(address: str) -> PreTrainedTokenizerBase:
 
 
 def load_vocabulary(address: str, revision: str | None = None) -> dict[str, int] | None:
-    """Token ids by token at an address; None where there are weights and no tokenizer to tell."""
+    """Token ids by token at an address; None where there are weights and no tokenizer to tell.
+
+    Raises ModelUnavailable where a folder holds a tokenizer that cannot be read.
+    """
     source = _resolve(address, revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.name, **source.arguments())
-    except (OSError, ValueError):
+        return dict(_tokenizer(source).get_vocab())
+    except ModelUnavailable:
+        if any(Path(source.name, file).exists() for file in _TOKENIZER_FILES):
+            raise
         return None
-    return dict(tokenizer.get_vocab())
 
 
 def load_weights(
@@ -119,12 +126,14 @@ def load_weights(
 
 
 def _tokenizer(source: _Source) -> PreTrainedTokenizerBase:
-    return _load(
-        source,
-        "tokenizer",
-        "put tokenizer.json and tokenizer_config.json beside the weights",
-        lambda: AutoTokenizer.from_pretrained(source.name, **source.arguments()),
-    )
+    def load() -> PreTrainedTokenizerBase:
+        made: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.name, **source.arguments())
+        # transformers makes one up for some architectures where there is none, which knows no text at all.
+        if set(made.get_vocab()) <= {*made.all_special_tokens, *made.get_added_vocab()}:
+            raise ValueError("it has no vocabulary, special tokens aside")
+        return made
+
+    return _load(source, "tokenizer", "put tokenizer.json and tokenizer_config.json beside the weights", load)
 
 
 def _weights(source: _Source, dtype: torch.dtype) -> PreTrainedModel:
