@@ -303,7 +303,9 @@ def test_held_out_rows_are_drawn_by_weight_and_move_on_with_training(corpus):
     for consumed in range(20):
         ids = made.take_held_out(Cursor((consumed, 3), (0, 0)), 2, (1.0, 0.0))
         assert {id_.source for id_ in ids} == {0}
-        seen |= {tuple(row) for row in made.held_out_rows(ids).input_ids.tolist()}
+        rows = made.held_out_rows(ids)
+        assert rows.ids == (), "a mask or kept logits of training text would be taken for theirs"
+        seen |= {tuple(row) for row in rows.input_ids.tolist()}
     assert seen <= kept_back
     assert len(seen) == made.sources[0].held_out_sequences
 

@@ -91,8 +91,8 @@ class MixedSources(ABC):
         return self._rows(np.stack([self.sources[id_.source].training(id_.index) for id_ in ids]), ids)
 
     def held_out_rows(self, ids: Sequence[SequenceId]) -> Rows:
-        """These held-out sequences, on the CPU."""
-        return self._rows(np.stack([self.sources[id_.source].held_out(id_.index) for id_ in ids]), ids)
+        """These held-out sequences, on the CPU, without ids: they would be taken for training sequences'."""
+        return self._rows(np.stack([self.sources[id_.source].held_out(id_.index) for id_ in ids]), ())
 
     def largest_token(self) -> int:
         """The largest token id of all sources; a model must have an embedding for it."""

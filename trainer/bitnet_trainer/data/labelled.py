@@ -114,9 +114,9 @@ def open_labelled(
     """Reads and tokenises (or finds tokenised in `cache`) every source.
 
     A source is a .jsonl file whose lines have a `text` and, as `label`, one of `labels`, or a folder of them;
-    a line whose text is blank is left out. A text is cut to S tokens, and padded with the end-of-text token,
-    which no row ends in: transformers' classifiers tell padding by its token alone. Raises DataUnavailable
-    for a source that cannot be used, naming it and the mend.
+    a line whose text is blank is left out. A text is cut to S tokens, and padded with the end-of-text token;
+    where it ends in that itself, this counts as padding too: transformers' classifiers tell padding by its
+    token alone. Raises DataUnavailable for a source that cannot be used, naming it and the mend.
     """
     numbers = {label: number for number, label in enumerate(labels)}
     sources = tuple(
@@ -172,6 +172,8 @@ def _table_rows(
         for record in records(name, file):
             number = _class(name, file, record, numbers)
             tokens = np.concatenate([*encoded_pieces(record.text, tokenizer)])[:sequence_length]
+            while len(tokens) and tokens[-1] == end:
+                tokens = tokens[:-1]
             if not record.text.strip() or not len(tokens):
                 continue
             row = np.full(sequence_length + 2, end, dtype=np.uint32)
