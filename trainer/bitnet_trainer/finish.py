@@ -101,7 +101,7 @@ def sentence(evaluated: Evaluation) -> str:
             f"{evaluated.accuracy_before} quantised untrained, {evaluated.accuracy_after} trained"
         )
     return (
-        f"held-out perplexity {evaluated.perplexity_original} as published, "
+        f"held-out perplexity {evaluated.perplexity_original} before quantisation, "
         f"{evaluated.perplexity_before} quantised untrained, {evaluated.perplexity_after} trained"
     )
 

@@ -14,6 +14,7 @@ from bitnet_trainer import checkpoint
 from bitnet_trainer.batch import Rows
 from bitnet_trainer.checkpoint import CheckpointStore, Position
 from bitnet_trainer.data import Corpus, Cursor, LabelledCorpus, influenced
+from bitnet_trainer.errors import TeacherUnavailable
 from bitnet_trainer.export.stock import check_exportable
 from bitnet_trainer.finish import (
     evaluated_sequences,
@@ -45,7 +46,6 @@ from bitnet_trainer.setup import (
     load_student,
     open_run_corpus,
     planned_teacher,
-    teacher_is_the_original,
     wrapped,
     write_record,
 )
@@ -149,10 +149,7 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
     reporter.update(state=TrainerState.EVALUATING)
     of_teacher = None
     if teacher is not None and not isinstance(held_out, Rows):
-        same = teacher_is_the_original(order) and baseline.original is not None
-        of_teacher = (
-            baseline.original if same else measure_teacher(teacher, held_out, evaluation_batch, ranks)
-        )
+        of_teacher = measure_teacher(teacher, held_out, evaluation_batch, ranks)
     evaluated = evaluation(baseline, after, of_teacher, classifier=isinstance(held_out, Rows))
     reporter.update(state=TrainerState.FINISHED)
     return Result(
@@ -284,7 +281,12 @@ class _Session:
         else:
             _log.info("loading the teacher for phase %s at step %d", phase.name, self.step)
             self.reporter.update(teacher=TeacherState.LOADING)
-            load_together(self.teacher, self.ranks)
+            try:
+                load_together(self.teacher, self.ranks)
+            except TeacherUnavailable:
+                # On every rank alike. What was trained up to here is there when the teacher can be had.
+                self._save()
+                raise
             self.speed.restart()
         self.reporter.update(teacher=self.teacher.state)
 

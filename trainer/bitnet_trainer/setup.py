@@ -151,10 +151,11 @@ def planned_teacher(
     order: Order, loaded: LoadedModel, device: torch.device, fingerprint: str
 ) -> Teacher | None:
     """The run's teacher, not loaded yet; None where it has none."""
-    asked = order.spec.teacher
+    asked, model = order.spec.teacher, order.spec.model
     if asked is None:
         return None
-    tokens = None if teacher_is_the_original(order) else loaded.tokenizer.get_vocab()
+    is_the_original = (asked.from_, asked.revision) == (model.from_, model.revision)
+    tokens = None if is_the_original else loaded.tokenizer.get_vocab()
     cache = LogitsCache(order.folder / "teacher-logits", fingerprint) if asked.cache_logits else None
     return Teacher(
         asked.from_,
@@ -165,9 +166,3 @@ def planned_teacher(
         precision=asked.precision,
         cache=cache,
     )
-
-
-def teacher_is_the_original(order: Order) -> bool:
-    """Whether the teacher is the very model that the student began as."""
-    teacher, model = order.spec.teacher, order.spec.model
-    return teacher is not None and (teacher.from_, teacher.revision) == (model.from_, model.revision)

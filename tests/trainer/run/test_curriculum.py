@@ -278,10 +278,19 @@ def test_what_cannot_be_done_is_said_before_the_first_step(make_run, train_here,
     assert not (run.folder / "metrics.jsonl").exists()
 
 
-def test_a_teacher_of_8_bits_a_weight(make_run, train_here):
+def test_a_teacher_of_8_bits_a_weight_is_measured_as_it_is_asked(make_run, train_here, make_model):
+    """Also where it is the model that the student began as."""
     run = make_run(steps=12)
-    teacher = {"from": f"file://{run.root}/teacher", "precision": "Int8"}
+    model = make_model()
+    for name, weight in model.named_parameters():
+        if name.endswith("proj.weight"):
+            weight.data[:, 0] *= 50  # so that 8 bits are few for the rest of the row
+    model.save_pretrained(run.root / "model")
+    teacher = {"from": f"file://{run.root}/model", "precision": "Int8"}
     run = make_run(steps=12, teacher=teacher)
-    _, reporter = train_here(run)
+    result, reporter = train_here(run)
     assert reporter.progress.teacher is TeacherState.READY
-    assert run.metrics()[-1].objectives["teacherLogits"].raw > 0
+    asked = Teacher(teacher["from"], None, 61, torch.device("cpu"), precision="Int8")
+    asked.load()
+    found = f"{perplexity(asked.model, _held_out(run)).value:.2f}"
+    assert result.evaluation.perplexity_teacher == found != result.evaluation.perplexity_original

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -74,6 +76,58 @@ def test_success_is_zero_and_the_first_ranks_report(make_run, ended):
     assert Path(word.artifacts["LossPlot"]).is_file()
     assert word.evaluation is not None
     assert [record.world_size for record in run.metrics()] == [2] * 12
+
+
+TEACHERLESS = """
+import os, sys
+from pathlib import Path
+from bitnet_trainer import outcome, teacher, worker
+from bitnet_trainer.errors import ModelUnavailable
+from bitnet_trainer.models import load
+
+load.HUB_TIMEOUT, load.HUB_PAUSES = 0.2, (0.1,)
+if os.environ.get("BROKEN_ON") == os.environ["RANK"]:
+    def broken(*_):
+        raise ModelUnavailable("this node's disk is broken")
+    teacher.load_weights = broken
+
+def leave_report(report):
+    Path(sys.argv[0]).with_name(f"report-{report.rank}").write_text(report.to_message())
+    outcome.leave_report(report)
+
+worker.leave_report = leave_report
+worker.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("address", "more", "says"),
+    [
+        (None, {"BROKEN_ON": "0"}, "1 of 2 ranks .* rank 0 says: .*disk is broken"),
+        (None, {"BROKEN_ON": "1"}, "1 of 2 ranks .* rank 1 says: .*disk is broken"),
+        ("hf://nobody/nothing", {}, "2 of 2 ranks .* out of reach"),
+    ],
+    ids=["the first rank lacks it", "the second rank lacks it", "both lack it"],
+)
+def test_a_teacher_that_a_rank_lacks_ends_all_of_them_at_its_step(make_run, ended, address, more, says):
+    """Trap 7, as the operator starts it: within a minute, and what was trained before is kept."""
+    teacher = {"from": address or f"file://{make_run().root}/teacher"}
+    run = make_run(steps=12, workers=2, every_steps=4, teacher=teacher)
+    worker = run.root / "worker.py"
+    worker.write_text(TEACHERLESS)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        hub = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert ended(run.launch(worker, HF_ENDPOINT=hub, HF_HOME=str(run.root / "hub"), **more)) == 4
+    for name in ("report-0", "report-1", "termination-log"):
+        word = run.last_word(name)
+        assert (word.exit_code, word.reason, word.step) == (4, "TeacherUnavailable", 9)
+        assert re.search(says, word.message)
+        assert word.checkpoint.step == 9 or name == "report-1"
+    assert [record.step for record in run.metrics()] == list(range(1, 10))
+    assert not any("teacherLogits" in record.objectives for record in run.metrics())
+    assert run.checkpoints() == ["step-00000008", "step-00000009"]
 
 
 def test_two_nodes_find_each_other_and_stop_together(make_run, ended):
