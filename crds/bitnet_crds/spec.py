@@ -106,7 +106,7 @@ class LowRankCorrection(Record):
 
 
 class Quantization(Record):
-    """How the student's projections become ternary. Activations have 8 bits a token."""
+    """How the student's projections become ternary. Their inputs have 8 bits a value and a scale a token."""
 
     weights: Literal["AbsMean", "Haar"] = "AbsMean"
     """AbsMean: one scale a matrix, the mean of its absolute values. Haar: each row is split into the low and
@@ -170,8 +170,8 @@ class Transition(Record):
 
     weight = before + (own - before) * p; an objective that one of the two phases does not name has 0 there.
     One that fades out keeps the settings of the phase before, unless this phase names it too: then this
-    phase's hold from its first step on. A teacher stays in memory for the whole of a phase in which the last
-    objective that asks it fades out.
+    phase's hold from its first step on, and its weighting has to be that of the phase before. A teacher stays
+    in memory for the whole of a phase in which the last objective that asks it fades out.
     """
 
     steps: PositiveInt

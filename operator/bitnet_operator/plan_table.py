@@ -94,7 +94,7 @@ def _model(model: Model) -> str:
 
 def _quantization(quantization: Quantization) -> str:
     """How the projections become ternary, without what is left at None."""
-    words = [f"{quantization.weights} weights, 8 bits a token for activations"]
+    words = [f"{quantization.weights} weights, 8-bit activations"]
     if quantization.sub_ln != "None":
         words.append(f"SubLN: {quantization.sub_ln}")
     if (correction := quantization.low_rank_correction) is not None:

@@ -37,6 +37,16 @@ def test_a_run_is_trained_to_its_end_and_says_what_came_out(make_bitnetctl: Make
     assert (bitnetctl.run_folder / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_run_without_a_teacher_is_trained_to_its_end(make_bitnetctl: MakeBitnetctl) -> None:
+    bitnetctl = make_bitnetctl(steps=4)
+    spec = bitnetctl.document["spec"]
+    del spec["teacher"]
+    spec["phases"] = [{"name": "all", "until": "100%", "objectives": {"crossEntropy": {"weight": 1}}}]
+    code, output = bitnetctl("run", str(bitnetctl.file))
+    assert code == 0, output
+    assert bitnetctl.status()["step"] == 4
+
+
 def test_a_changed_run_is_never_given_the_old_ones_result(make_bitnetctl: MakeBitnetctl) -> None:
     bitnetctl = make_bitnetctl(steps=4)
     code, output = bitnetctl("run", str(bitnetctl.file))

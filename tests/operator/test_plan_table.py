@@ -60,7 +60,7 @@ def test_says_what_the_ledger_says() -> None:
     assert "1,024 sequences x 512 tokens = 524,288 tokens" in text
     assert "1,024 = 2 workers x 1 process x micro batch 32 x accumulation 16" in text
     assert "hf://organisation/teacher, loaded at step 17,165 (Deferred)" in text
-    assert "AbsMean weights, 8 bits a token for activations" in text
+    assert "AbsMean weights, 8-bit activations" in text
     assert "rises to 0.001 in 1,000 steps, falls to 0 from step 15,259" in text
     assert "0 to 1 over 1,000 steps, cosine" in text
     assert "every 2,000 steps in /runs, the newest 3 kept" in text
