@@ -30,7 +30,8 @@ class Int8Linear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the input's dtype, or in autocast's."""
-        return F.linear(input, (self.codes * self.scale).to(input.dtype), self.bias)
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return F.linear(input, (self.codes * self.scale).to(input.dtype), bias)
 
     def extra_repr(self) -> str:
         """Shown where the model is printed."""
