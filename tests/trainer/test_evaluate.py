@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitnet_crds.protocol import Evaluation
 from bitnet_trainer.batch import IGNORED, Rows
 from bitnet_trainer.errors import BadInput
 from bitnet_trainer.evaluate import (
@@ -18,7 +19,9 @@ from bitnet_trainer.evaluate import (
     perplexity,
     perplexity_of,
 )
+from bitnet_trainer.finish import Score, evaluation
 from bitnet_trainer.models.sequence_classification import classifier_from
+from bitnet_trainer.record import Baseline
 
 
 def test_it_is_the_exponential_of_the_mean_over_all_tokens(make_model, sequences):
@@ -130,6 +133,14 @@ def test_a_classifier_may_be_all_right_or_all_wrong(labelled, right):
         return SimpleNamespace(logits=torch.nn.functional.one_hot(answers, 3))
 
     assert count_correct(oracle, labelled, 2) == (5 if right else 0, 5)
+
+
+def test_accuracy_is_reported_to_the_single_example():
+    baseline = Baseline.of(800, 0.5, 0.5)
+    found = evaluation(baseline, Score(731 / 800, 800), None, classifier=True)
+    assert found == Evaluation(
+        examples=800, accuracy_original="0.5000", accuracy_before="0.5000", accuracy_after="0.9137"
+    )
 
 
 def test_accuracy_without_labels_is_an_error(make_model, sequences):

@@ -77,13 +77,14 @@ def measure_teacher(teacher: Teacher, held_out: torch.Tensor, batch_size: int, r
 
 def evaluation(baseline: Baseline, after: Score, teacher: float | None, *, classifier: bool) -> Evaluation:
     """The figures as they stand in reports and status; `teacher` is none where there is none."""
-    original, before, trained = (
-        _decimal(value) for value in (baseline.original, baseline.quantized, _finite(after.value))
-    )
+    figures = baseline.original, baseline.quantized, _finite(after.value)
     if classifier:
+        # Two digits would hide one example of several hundred.
+        original, before, trained = (None if value is None else f"{value:.4f}" for value in figures)
         return Evaluation(
             examples=after.count, accuracy_original=original, accuracy_before=before, accuracy_after=trained
         )
+    original, before, trained = map(_decimal, figures)
     return Evaluation(
         tokens=after.count,
         perplexity_original=original,

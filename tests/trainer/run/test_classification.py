@@ -69,7 +69,7 @@ def test_a_pretrained_classifier_is_what_stock_transformers_runs(make_classifier
     assert type(model).__name__ == "LlamaForSequenceClassification"
     assert model.config.id2label == dict(enumerate(LABELS))
     correct, count = count_correct(model, rows)
-    assert f"{correct / count:.2f}" == found.accuracy_after
+    assert f"{correct / count:.4f}" == found.accuracy_after
     lengths = rows.attention_mask.sum(dim=1).tolist()[:8]
     with torch.no_grad():
         alone = torch.cat([model(rows.input_ids[i : i + 1, :n]).logits for i, n in enumerate(lengths)])
@@ -89,7 +89,7 @@ def test_a_preset_is_trained_from_scratch_and_resumes(make_classifier, train_her
     assert float(result.evaluation.accuracy_after) > 0.7
     model, _ = load_packed(whole.folder / "export" / "packed")
     correct, count = count_correct(model, held_out(whole))
-    assert f"{correct / count:.2f}" == result.evaluation.accuracy_after
+    assert f"{correct / count:.4f}" == result.evaluation.accuracy_after
 
     parts = make_classifier("parts", **changes)
     train_here(parts, stop_at=17)
