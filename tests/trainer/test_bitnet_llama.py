@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitNetForCausalLM
@@ -67,6 +67,48 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 def test_stock_bitnet_gives_the_same_logits(hidden_act: str, key_heads: int, tied: bool) -> None:
     model = build(hidden_act=hidden_act, num_key_value_heads=key_heads, tie_word_embeddings=tied)
     assert_close(model(tokens()).logits, stock(model)(tokens()).logits)
+
+
+@settings(max_examples=30)
+@given(
+    key_heads=st.integers(1, 3),
+    groups=st.sampled_from([1, 2, 4]),
+    head_dim=st.sampled_from([2, 6, 8]),
+    rows=st.integers(1, 4),
+    length=st.integers(1, 12),
+    padding=st.sampled_from(["none", "left", "right"]),
+    shift=st.none() | st.integers(0, 50),
+    seed=st.integers(0, 1000),
+)
+def test_stock_bitnet_gives_the_same_logits_of_any_sizes_padding_and_positions(
+    key_heads: int,
+    groups: int,
+    head_dim: int,
+    rows: int,
+    length: int,
+    padding: str,
+    shift: int | None,
+    seed: int,
+) -> None:
+    heads = key_heads * groups
+    model = build(hidden_size=heads * head_dim, num_attention_heads=heads, num_key_value_heads=key_heads)
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, length + 1, (rows, 1), generator=generator)
+    places = torch.arange(length)
+    real = {
+        "none": torch.ones(rows, length, dtype=torch.bool),
+        "left": places >= length - lengths,
+        "right": places < lengths,
+    }[padding]
+    arguments = {
+        "attention_mask": None if padding == "none" else real.long(),
+        "position_ids": None if shift is None else shift + lengths + places,
+    }
+    input_ids = tokens(rows, length)
+    expected = stock(model)(input_ids, use_cache=False, **arguments).logits
+    torch.testing.assert_close(
+        model(input_ids, **arguments).logits[real], expected[real], rtol=1e-3, atol=1e-4
+    )
 
 
 def test_stock_bitnet_gives_the_same_hidden_states() -> None:
