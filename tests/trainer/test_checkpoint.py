@@ -24,6 +24,7 @@ POSITION = Position(
     origin=(20, 10),
     mixture=(0.1, 0.7),
     skipped_steps=2,
+    skipped_in_row=0,
     ledger_hash="a" * 16,
     data_fingerprint="b" * 64,
     world_size=1,

@@ -13,8 +13,9 @@ class NonFiniteGuard:
     goes into the fused optimiser's `found_inf`, which leaves weights, moments and step counts as they were.
     """
 
-    def __init__(self, device: torch.device, skipped: int = 0) -> None:
-        self._counts = torch.tensor([skipped, 0, 0], dtype=torch.float32, device=device)
+    def __init__(self, device: torch.device, skipped: int = 0, in_row: int = 0) -> None:
+        """Goes on after `skipped` steps left out in all, the last `in_row` of them just before."""
+        self._counts = torch.tensor([skipped, in_row, in_row], dtype=torch.float32, device=device)
 
     def judge(
         self, loss: torch.Tensor, gradient_norm: torch.Tensor, optimizer: torch.optim.Optimizer

@@ -171,6 +171,7 @@ def _at_start(order: Order, fingerprint: str) -> Position:
         mixture=shares,
         balance={},
         skipped_steps=0,
+        skipped_in_row=0,
         ledger_hash=order.training_hash,
         data_fingerprint=fingerprint,
         world_size=0,
@@ -205,7 +206,7 @@ class _Session:
             model=wrapped(student, ranks),
             layers=student.layers,
             optimizer=optimizer,
-            guard=NonFiniteGuard(ranks.device, position.skipped_steps),
+            guard=NonFiniteGuard(ranks.device, position.skipped_steps, position.skipped_in_row),
             ranks=ranks,
             gradient_clipping=order.spec.optimizer.gradient_clipping,
         )
@@ -217,6 +218,7 @@ class _Session:
             world=ranks.world,
             allowed_skips=order.spec.health.non_finite.skip_steps,
             skipped=position.skipped_steps,
+            in_row=position.skipped_in_row,
         )
 
     def run(self, stop: StopRequest) -> bool:
@@ -348,6 +350,7 @@ class _Session:
             mixture=self.shares,
             balance=self.ratios,
             skipped_steps=self.recorder.skipped,
+            skipped_in_row=self.recorder.in_row,
             world_size=self.ranks.world,
         )
         committed = checkpoint.save(

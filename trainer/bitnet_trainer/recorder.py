@@ -48,6 +48,7 @@ class Recorder:
         world: int,
         allowed_skips: int,
         skipped: int,
+        in_row: int,
     ) -> None:
         """
         Args:
@@ -57,8 +58,9 @@ class Recorder:
             world: ranks.
             allowed_skips: steps in a row that may be left out.
             skipped: steps left out before.
+            in_row: how many of them were the last ones.
         """
-        self.skipped = skipped
+        self.skipped, self.in_row = skipped, in_row
         self._reporter, self._metrics, self._plan, self._world = reporter, metrics, plan, world
         self._allowed_skips = allowed_skips
         self._readback: Readback[StepTaken] = Readback()
@@ -71,9 +73,9 @@ class Recorder:
     def publish(self, wait: bool = False) -> None:
         """Gives out what has arrived; with `wait` all. Raises NonFinite after too many skips in a row."""
         for taken, values in self._readback.arrived(wait):
-            loss, norm, skipped, _, longest = values[:5]
+            loss, norm, skipped, in_row, longest = values[:5]
             good = int(skipped) == self.skipped
-            self.skipped = int(skipped)
+            self.skipped, self.in_row = int(skipped), int(in_row)
             self._publish(self._record(taken, loss, norm, values[5:], good=good))
             check_skips(int(longest), self._allowed_skips, taken.step)
 

@@ -131,10 +131,14 @@ def test_bad_steps_are_left_out_counted_and_the_run_goes_on(make_run, train_here
     assert position["skipped_steps"] == 3
 
 
-def test_one_bad_step_more_than_allowed_ends_the_run(make_run, train_here, poison):
+@pytest.mark.parametrize("stop_at", [None, 6])
+def test_one_bad_step_more_than_allowed_ends_the_run(make_run, train_here, poison, stop_at):
+    """Also where it was stopped and gone on with in the middle of them."""
     poison({5, 6, 7})
     run = make_run(steps=12, health={"nonFinite": {"skipSteps": 2}})
+    if stop_at is not None:
+        assert train_here(run, stop_at=stop_at)[0].stopped
     with pytest.raises(NonFinite, match="3 steps in a row, up to step 7") as caught:
         train_here(run)
     assert exit_code_of(caught.value) == ExitCode.NON_FINITE
-    assert run.checkpoints() == ["step-00000005"]
+    assert run.checkpoints()[-1] == f"step-{stop_at or 5:08d}"

@@ -39,6 +39,8 @@ class Position:
     """The weights in effect, one a source."""
     skipped_steps: int
     """Steps left out because loss or gradient was not finite."""
+    skipped_in_row: int
+    """How many of them are the last ones."""
     ledger_hash: str
     """`Plan.ledger_hash` of the run that wrote it."""
     data_fingerprint: str
