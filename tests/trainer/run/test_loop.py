@@ -3,7 +3,6 @@
 import json
 import math
 from importlib.metadata import version
-from itertools import pairwise
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from bitnet_trainer.errors import (
     TeacherUnavailable,
 )
 from bitnet_trainer.outcome import exit_code_of
+from bitnet_trainer.step import Stepper
 
 
 def test_a_run_goes_through_its_phases_and_leaves_everything(make_run, train_here):
@@ -69,16 +69,27 @@ def test_rate_and_lambda_are_the_ledgers_at_every_step(make_run, train_here):
         assert record.quantization_lambda == plan.quantization_lambda.at(record.step - 1)
 
 
-def test_the_teacher_comes_with_its_phase_and_the_global_batch_holds(make_run, train_here):
-    """Trap 8: the micro batch halves, accumulation doubles, tokens a step stay."""
-    run = make_run(steps=12)
+def test_the_teacher_comes_with_its_phase_and_the_global_batch_holds(make_run, train_here, monkeypatch):
+    """Trap 8: the micro batch halves, accumulation doubles, tokens a step stay: by the data cursor, and by
+    what is trained on."""
+    trained = []
+    real = Stepper.__call__
+
+    def step(self, given, weights):
+        trained.append([tuple(rows.input_ids.shape) for rows in given.micro_batches])
+        return real(self, given, weights)
+
+    monkeypatch.setattr(Stepper, "__call__", step)
+    checkpoint = make_run().order.spec.checkpoint.model_dump(by_alias=True) | {"everySteps": 1, "keep": 12}
+    run = make_run(steps=12, checkpoint=checkpoint)
     _, reporter = train_here(run)
     shapes = {record.phase: (record.micro_batch_size, record.accumulation) for record in run.metrics()}
     assert shapes == {"warmup": (4, 2), "main": (4, 2), "distill": (2, 4)}
-    tokens = [record.tokens for record in run.metrics()]
-    assert {after - before for before, after in pairwise(tokens)} == {8 * 16}
-    position = json.loads((run.folder / "checkpoints" / "step-00000012" / "position.json").read_text())
-    assert sum(position["consumed"]) == 12 * 8
+    assert trained == [[(4, 16)] * 2] * 9 + [[(2, 16)] * 4] * 3
+    folders = [run.folder / "checkpoints" / name for name in run.checkpoints()]
+    consumed = [json.loads((folder / "position.json").read_text())["consumed"] for folder in folders]
+    assert [sum(each) * 16 for each in consumed] == [record.tokens for record in run.metrics()]
+    assert [sum(each) for each in consumed] == [8 * step for step in range(1, 13)]
     loading = next(seen for seen in reporter.seen if seen.teacher is TeacherState.LOADING)
     assert loading.step == 9
     assert reporter.progress.teacher is TeacherState.READY

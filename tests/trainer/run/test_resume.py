@@ -16,13 +16,42 @@ def kill_ranks(launcher):
     launcher.communicate()
 
 
-def test_killed_and_resumed_is_bit_equal_to_never_killed(make_run, train_here, weights_of):
-    """Traps 3, 4 and 10: schedule, lambda, cursor, moments and random state go on where they were.
+MASKED = {"weight": 0.5, "maskToken": "w60", "weighting": "GradientRatio"}
+PHASES = [
+    {
+        "name": "diffuse",
+        "until": "30%",
+        "objectives": {"crossEntropy": {"weight": 1}, "maskedDiffusion": MASKED},
+    },
+    {
+        "name": "distill",
+        "until": "100%",
+        "transition": {"steps": 40},
+        "objectives": {
+            "crossEntropy": {"weight": 1},
+            "teacherLogits": {"weight": 0.5, "topK": 5, "temperature": 2},
+            "hiddenStates": {"weight": 0.3, "weighting": "GradientRatio"},
+        },
+    },
+]
 
-    The first kill is while lambda warms up, the second while the teacher is there. The model has dropout, so
-    that a random state which did not go on would show.
+
+def test_killed_and_resumed_is_bit_equal_to_never_killed(make_run, train_here, weights_of):
+    """Traps 3, 4 and 10: schedule, lambda, cursor, moments and random state go on where they were, and so do
+    measured weights and shares, masks, and the teacher's kept logits.
+
+    The first kill is while lambda warms up, the second while the weights blend over and the teacher is there.
+    The model has dropout, so that a random state which did not go on would show.
     """
-    changes = {"quantization": {"lambdaWarmup": {"steps": 40, "curve": "Cosine"}}, "seed": 5}
+    first = make_run()
+    changes = {
+        "quantization": {"lambdaWarmup": {"steps": 40, "curve": "Cosine"}},
+        "seed": 5,
+        "phases": PHASES,
+        "teacher": {"from": f"file://{first.root}/teacher", "cacheLogits": True},
+        "data": first.order.spec.data.model_dump(by_alias=True)
+        | {"mixture": {"policy": "Influence", "everySteps": 6, "smoothing": 0.5}, "heldOut": "2%"},
+    }
     whole = make_run(steps=60, name="whole", **changes)
     config = whole.root / "model" / "config.json"
     config.write_text(config.read_text().replace('"attention_dropout": 0.0', '"attention_dropout": 0.1'))
@@ -44,16 +73,26 @@ def test_killed_and_resumed_is_bit_equal_to_never_killed(make_run, train_here, w
 
 
 def test_one_two_and_one_ranks_read_each_sequence_once(make_run, train_here, weights_of, ended):
-    """Traps 8 and 9: the cursor is the whole run's, so another number of ranks neither repeats nor skips.
+    """Traps 8 and 9: the cursor is the whole run's, so another number of ranks neither repeats nor skips, and
+    masks the same tokens of a sequence.
 
     Sums in another order round otherwise: losses agree to 1e-4, and weights to 1e-3.
     """
-    whole = make_run(steps=40, name="whole")
+    masked = {"crossEntropy": {"weight": 1}, "maskedDiffusion": {"weight": 1, "maskToken": "w60"}}
+    distilled = {"crossEntropy": {"weight": 0.5}, "teacherLogits": {"weight": 1, "temperature": 2}}
+    changes = {
+        "steps": 40,
+        "phases": [
+            {"name": "masked", "until": "75%", "objectives": masked},
+            {"name": "distilled", "until": "100%", "objectives": distilled},
+        ],
+    }
+    whole = make_run(name="whole", **changes)
     train_here(whole)
 
-    part = make_run(steps=40, name="parts")
+    part = make_run(name="parts", **changes)
     train_here(part, stop_at=4)
-    launcher = make_run(steps=40, name="parts", workers=2).launch()
+    launcher = make_run(name="parts", workers=2, **changes).launch()
     part.wait_for_step(8, launcher)
     launcher.send_signal(signal.SIGTERM)
     assert ended(launcher) == 143
