@@ -99,6 +99,7 @@ def test_one_more_than_allowed_ends_the_run():
 def test_norms_and_biases_are_not_decayed():
     model = nn.Sequential(nn.Embedding(5, 4), nn.LayerNorm(4), nn.Linear(4, 3))
     groups = build_adamw(model, weight_decay=0.1).param_groups
-    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.1, 2), (0.0, 3)]
+    found = {group["role"]: (group["weight_decay"], len(group["params"])) for group in groups}
+    assert found == {"embedding": (0.1, 1), "vector": (0.0, 3), "head": (0.1, 1)}
     set_learning_rate(optimizer := build_adamw(model, weight_decay=0.1), 0.5)
     assert {group["lr"] for group in optimizer.param_groups} == {0.5}

@@ -1,20 +1,31 @@
 """AdamW over a model's parameters, grouped by role."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
+from bitnet_trainer.optim.roles import parameter_group, parameters_by_role
 
-def build_adamw(model: nn.Module, *, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101) with betas 0.9 and 0.95 and a learning rate of 0 until one is set.
 
-    Parameters of two dimensions or more are decayed; norms and biases are not. The fused implementation is
-    asked for because it alone can leave a step out on the device: where its `found_inf` is 1, neither
-    weights nor moments nor step counts change.
+def build_adamw(model: nn.Module, *, weight_decay: float, learning_rate: float = 1.0) -> torch.optim.AdamW:
+    """AdamW over everything in `model` that is trained.
+
+    `learning_rate` is the peak, and nothing moves until `set_learning_rate` gives a share of it: of 1, the
+    rate itself.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    used = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(used, lr=0.0, betas=(0.9, 0.95), fused=True)
+    return fused_adamw(
+        [
+            parameter_group(role, parameters, peak=learning_rate, weight_decay=weight_decay)
+            for role, parameters in parameters_by_role(model).items()
+        ]
+    )
+
+
+def fused_adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101) with betas 0.9 and 0.95.
+
+    The fused implementation is asked for because it alone can leave a step out on the device: where its
+    `found_inf` is 1, neither weights nor moments nor step counts change.
+    """
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)

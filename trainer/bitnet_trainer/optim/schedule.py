@@ -3,7 +3,11 @@
 import torch
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Sets the rate of every parameter group; call it each step with `Plan.learning_rate.at(step)`."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Sets each parameter group's rate to `share` of its own peak.
+
+    Call it each step with `Plan.learning_rate.share_at(step)`: two kinds of groups with rates of their own
+    follow one schedule.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = group["peak"] * share

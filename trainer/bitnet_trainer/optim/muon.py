@@ -1,0 +1,43 @@
+"""One step of Muon on one matrix: momentum, made orthogonal."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from bitnet_trainer.optim.newton_schulz import newton_schulz
+
+MOMENTUM = 0.95
+RMS = 0.2
+"""Root mean square of an update at a learning rate of 1, whatever the matrix's shape: about AdamW's."""
+
+
+def muon_step(
+    weight: Tensor,
+    gradient: Tensor,
+    momentum: Tensor,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    skipped: Tensor | None = None,
+) -> None:
+    """Changes weight and momentum in place.
+
+    `M = 0.95 M + 0.05 G`, then `W = W (1 - rate * decay) - rate * 0.2 sqrt(max(n, m)) NS(0.95 M + 0.05 G)`.
+    That is Nesterov's momentum up to a factor, which NS takes out. Source: arXiv 2502.16982.
+
+    Args:
+        weight: (n, m).
+        gradient: (n, m).
+        momentum: (n, m), 0 at first.
+        learning_rate: of this step.
+        weight_decay: its share of the weight a step, times the rate.
+        skipped: 0-dim bool on the device; where True nothing changes, whatever is in the gradient.
+    """
+    moved = momentum.lerp(gradient, 1 - MOMENTUM)
+    direction = newton_schulz(gradient.lerp(moved, MOMENTUM))
+    step = learning_rate * RMS * math.sqrt(max(weight.shape))
+    updated = (weight * (1 - learning_rate * weight_decay)).add_(direction, alpha=-step)
+    # Chosen, not multiplied: 0 times a NaN is a NaN.
+    momentum.copy_(moved if skipped is None else torch.where(skipped, momentum, moved))
+    weight.copy_(updated if skipped is None else torch.where(skipped, weight, updated))

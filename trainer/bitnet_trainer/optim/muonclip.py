@@ -1,0 +1,75 @@
+"""MuonClip as one optimiser: Muon for hidden matrices, AdamW for the rest."""
+
+import torch
+from torch import Tensor, nn
+
+from bitnet_trainer.optim.adamw import fused_adamw
+from bitnet_trainer.optim.muon import muon_step
+from bitnet_trainer.optim.roles import parameter_group, parameters_by_role
+
+
+class MuonClip(torch.optim.Optimizer):
+    """Muon on the groups of role hidden, torch's fused AdamW on the others (arXiv 2507.20534).
+
+    Its state dict is that of any optimiser: `momentum` a hidden matrix, AdamW's own for the others. As in
+    the fused AdamW, a `found_inf` of 1 leaves the whole step out, decided on the device.
+    """
+
+    found_inf: Tensor | None = None
+
+    def __init__(
+        self, model: nn.Module, *, muon_learning_rate: float, adam_learning_rate: float, weight_decay: float
+    ) -> None:
+        """
+        Args:
+            model: what is trained of it is grouped by role.
+            muon_learning_rate: peak for the hidden matrices.
+            adam_learning_rate: peak for the others.
+            weight_decay: of all but vectors.
+
+        Nothing moves until `set_learning_rate` gives a share of the peaks.
+        """
+        groups = [
+            parameter_group(
+                role,
+                parameters,
+                peak=muon_learning_rate if role == "hidden" else adam_learning_rate,
+                weight_decay=weight_decay,
+            )
+            for role, parameters in parameters_by_role(model).items()
+        ]
+        self._adamw = fused_adamw([group for group in groups if group["role"] != "hidden"])
+        hidden = [group for group in groups if group["role"] == "hidden"]
+        super().__init__([*hidden, *self._adamw.param_groups], {})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        """Updates every parameter that has a gradient. No closure is evaluated; DCP passes none, by name."""
+        skipped = None if self.found_inf is None else self.found_inf.bool()
+        for group in self.param_groups:
+            if group["role"] == "hidden":
+                for weight in group["params"]:
+                    if weight.grad is not None:
+                        muon_step(
+                            weight,
+                            weight.grad,
+                            self._momentum(weight),
+                            learning_rate=group["lr"],
+                            weight_decay=group["weight_decay"],
+                            skipped=skipped,
+                        )
+        self._step_adamw()
+
+    def _momentum(self, weight: Tensor) -> Tensor:
+        state = self.state[weight]
+        if not state:
+            state["momentum"] = torch.zeros_like(weight)
+        momentum: Tensor = state["momentum"]
+        return momentum
+
+    def _step_adamw(self) -> None:
+        # Shared anew each time: loading a state dict puts other objects in their places.
+        self._adamw.state = self.state
+        self._adamw.param_groups = [group for group in self.param_groups if group["role"] != "hidden"]
+        self._adamw.found_inf = self.found_inf  # type: ignore[attr-defined]  # read by torch's fused AdamW
+        self._adamw.step()
