@@ -149,7 +149,7 @@ def test_a_transition_shows_from_where_to_where() -> None:
 def test_what_the_student_is_made_of() -> None:
     text = shown(blended(), width=160)
     assert "Haar weights" in text
-    assert "low-rank correction: ratio 0.1, Residual; all else frozen" in text
+    assert "low-rank correction: ratio 0.1, Residual; only what is new trains" in text
     preset = full_run(model={"preset": "BitNetLlama-1M", "tokenizer": "file:///tokenizer"})
     assert "BitNetLlama-1M, from random weights, tokenizer of /tokenizer" in shown(preset, width=160)
 
