@@ -98,7 +98,8 @@ def _quantization(quantization: Quantization) -> str:
     if quantization.sub_ln != "None":
         words.append(f"SubLN: {quantization.sub_ln}")
     if (correction := quantization.low_rank_correction) is not None:
-        words.append(f"low-rank correction: ratio {correction.ratio:g}, {correction.init}; only what is new trains")
+        words.append(f"low-rank correction: ratio {correction.ratio:g}, {correction.init}")
+        words.append("only what is new trains")
     return "; ".join(words)
 
 
