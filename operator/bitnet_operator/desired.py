@@ -15,6 +15,7 @@ RUN_LABEL = "bitnet.training/run"
 JOB_LABEL = "bitnet.training/job"
 CONTAINER = "pytorch"
 ORDER_FOLDER = "/etc/bitnet"
+CACHE_FOLDER = "/var/cache/bitnet"
 
 
 def order_name(job: str) -> str:
@@ -82,12 +83,18 @@ def pod_template(run: BitNetRun, job: str, trainer_image: str) -> dict[str, Any]
                     "image": trainer_image,
                     "command": ["python", "-m", "bitnet_trainer"],
                     "args": ["--order", f"{ORDER_FOLDER}/order.json"],
-                    "env": [{"name": "PYTHONUNBUFFERED", "value": "1"}],
+                    "env": [
+                        {"name": "PYTHONUNBUFFERED", "value": "1"},
+                        # A user that the image does not know has no home that it could write to.
+                        {"name": "HF_HOME", "value": f"{CACHE_FOLDER}/huggingface"},
+                        {"name": "BITNET_MODEL_CACHE", "value": f"{CACHE_FOLDER}/models"},
+                    ],
                     "ports": [{"name": "progress", "containerPort": PROGRESS_PORT}],
                     "resources": {"limits": {"nvidia.com/gpu": gpus}} if gpus else {},
                     "volumeMounts": [
                         {"name": "order", "mountPath": ORDER_FOLDER, "readOnly": True},
                         {"name": "shared-memory", "mountPath": "/dev/shm"},
+                        {"name": "cache", "mountPath": CACHE_FOLDER},
                         *(
                             {"name": volume, "mountPath": f"{PVC_MOUNT_ROOT}/{claim}"}
                             for claim, volume in claims.items()
@@ -99,6 +106,8 @@ def pod_template(run: BitNetRun, job: str, trainer_image: str) -> dict[str, Any]
                 {"name": "order", "configMap": {"name": order_name(job)}},
                 # NCCL and data loading share memory through /dev/shm, of which a container has 64 MiB.
                 {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
+                # Models fetched from a hub or a bucket. A claim in its place keeps them for the next pod.
+                {"name": "cache", "emptyDir": {}},
                 *(
                     {"name": volume, "persistentVolumeClaim": {"claimName": claim}}
                     for claim, volume in claims.items()

@@ -100,6 +100,17 @@ def test_claims_of_tokenizer_and_teacher_are_mounted() -> None:
     assert paths >= {"/mnt/pvc/words", "/mnt/pvc/tuned"}
 
 
+def test_what_is_fetched_goes_to_a_volume_that_any_user_can_write(scene) -> None:
+    """The home of a user that the image does not know is /, which only root may write to."""
+    pod = pod_template(scene.run, "job", "image")["spec"]
+    (container,) = pod["containers"]
+    (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == "cache")
+    assert {"name": "cache", "emptyDir": {}} in pod["volumes"]
+    environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    for name in ("HF_HOME", "BITNET_MODEL_CACHE"):
+        assert environment[name].startswith(f"{mount['mountPath']}/")
+
+
 def test_every_claim_that_the_run_names_is_mounted_once(scene) -> None:
     spec = scene.run.spec.model_copy(
         update={

@@ -1,13 +1,18 @@
 """The teacher: absent until it is loaded, frozen then, and never quietly missing."""
 
+import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from bitnet_crds.protocol import TeacherState
 from bitnet_trainer.answer import Capture
@@ -183,6 +188,30 @@ def test_equal_vocabularies_of_other_tokens_are_refused(address, tokenizer, tmp_
     swapped = {**tokens, "w5": tokens["w6"], "w6": tokens["w5"]}
     with pytest.raises(TeacherUnavailable, match=r"token 'w[56]' at [56] and the student at [56]"):
         Teacher(address, None, 61, CPU, swapped).load()
+
+
+@pytest.mark.parametrize("width", [70, 58])
+def test_outputs_that_are_padding_alone_are_no_other_vocabulary(make_model, tokenizer, rows, tmp_path, width):
+    """Qwen2.5 has 151,936 outputs at 0.5B and 152,064 at 7B, of the same 151,665 tokens."""
+    model = make_model(vocab_size=width)
+    model.save_pretrained(tmp_path / "teacher")
+    known = {token: number for token, number in tokenizer.get_vocab().items() if number < 58}
+    smaller = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(known, unk_token="<s>")), unk_token="<s>", eos_token="</s>"
+    )
+    smaller.save_pretrained(tmp_path / "teacher")
+    teacher = Teacher(f"file://{tmp_path}/teacher", None, 61, CPU, tokenizer.get_vocab())
+    teacher.load()
+    rows = replace(rows, input_ids=rows.input_ids.clamp(max=57))
+    answer = teacher.answer(rows, Capture())
+    logits = answer.head(answer.hidden)
+    assert logits.shape[-1] == 61
+    shared = min(width, 61)
+    expected = model(rows.input_ids, rows.attention_mask).logits
+    torch.testing.assert_close(logits[..., :shared], expected[..., :shared])
+    assert (logits[..., shared:] == -math.inf).all()
+    top = teacher.top_k(rows, lambda: answer, 5, 1.0)
+    assert int(top.tokens.max()) < shared
 
 
 def test_a_teacher_that_fails_to_load_never_trains_on(make_model, rows, tmp_path):

@@ -1,9 +1,10 @@
 """The training loop: sets a run up, takes its steps by the ledger, evaluates and exports."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from bitnet_trainer.finish import (
 )
 from bitnet_trainer.guards import NonFiniteGuard
 from bitnet_trainer.influence import measure_alignments
-from bitnet_trainer.models.convert import ConversionReport, convert
+from bitnet_trainer.models.convert import convert
 from bitnet_trainer.models.packed import write_packed
 from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.objectives.gradient_ratio import balanced, is_due, measured_ratios
@@ -128,8 +129,11 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
         checkpoint.load(found, position, loaded.model, optimizer, ranks.control)
 
     teacher = planned_teacher(order, loaded, ranks.device, fingerprint)
+    inference = None
+    if spec.checkpoint.inference_weights:
+        inference = partial(write_packed, loaded.model, conversion, tokenizer=loaded.tokenizer)
     session = _Session(
-        order, reporter, ranks, store, corpus, student, conversion, objectives, optimizer, teacher, position
+        order, reporter, ranks, store, corpus, student, objectives, optimizer, teacher, position, inference
     )
     with stop.deferred(), closing(session):
         finished = session.run(stop)
@@ -189,15 +193,15 @@ class _Session:
         store: CheckpointStore,
         corpus: Corpus | LabelledCorpus,
         student: LanguageModel,
-        conversion: ConversionReport,
         objectives: Mapping[str, PhaseObjectives],
         optimizer: torch.optim.Optimizer,
         teacher: Teacher | None,
         position: Position,
+        inference: Callable[[Path], object] | None,
     ) -> None:
         self.order, self.reporter, self.ranks = order, reporter, ranks
         self.store, self.corpus, self.optimizer = store, corpus, optimizer
-        self.student, self.conversion, self.objectives = student, conversion, objectives
+        self.student, self.objectives, self.inference = student, objectives, inference
         self.teacher, self.begun_at = teacher, position
         self.step = self.checkpointed = position.step
         self.cursor = Cursor(position.consumed, position.origin)
@@ -302,7 +306,7 @@ class _Session:
         policy = self.order.spec.data.mixture
         if policy.policy == "Static":
             shares = tuple(self.order.plan.phase_at(self.step).mixture.values())
-        elif self.step % (policy.measured_every) == 0:
+        elif self.step % policy.measured_every == 0 and self.step < self.order.plan.total_steps:
             shares = self._measured_shares()
         if shares != self.shares:
             # The new shares hold from here on, and make up for nothing that the old ones did.
@@ -359,12 +363,8 @@ class _Session:
             self.student.model,
             self.optimizer,
             self.ranks.control,
-            also=self._inference_weights if self.order.spec.checkpoint.inference_weights else None,
+            inference=self.inference,
         )
         self.checkpointed = self.step
         self.reporter.update(state=TrainerState.TRAINING, checkpoint=reported(self.order, committed))
         self.speed.restart()
-
-    def _inference_weights(self, folder: Path) -> None:
-        """Puts the model, its ternary matrices packed, into a checkpoint's folder."""
-        write_packed(self.student.model, self.conversion, folder / "inference")

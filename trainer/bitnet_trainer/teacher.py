@@ -4,11 +4,14 @@ A teacher that cannot be loaded raises; there is no path on which training goes 
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Literal
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from bitnet_crds.protocol import TeacherState
@@ -103,9 +106,16 @@ class Teacher:
 
     @torch.no_grad()
     def answer(self, rows: Rows, capture: Capture) -> Answer:
-        """One forward pass of rows on its device, without gradient. CUDA's autocast is the caller's."""
+        """One forward pass of rows on its device, without gradient. CUDA's autocast is the caller's.
+
+        Its logits have the student's width: outputs that stand for no token are cut off, or ruled out (-inf).
+        """
         answer: Answer = self._asked(rows.input_ids, rows.attention_mask, capture)
-        return answer
+        surplus = self._student_vocabulary - self._asked.model.config.vocab_size
+        if not surplus:
+            return answer
+        # A negative padding cuts.
+        return replace(answer, head=lambda x: F.pad(answer.head(x), (0, surplus), value=-math.inf))
 
     def top_k(self, rows: Rows, answer: Callable[[], Answer], k: int, temperature: float) -> TopK:
         """Its K likeliest tokens at each position (B, S) of rows, on its device.
@@ -139,14 +149,7 @@ class Teacher:
 
     def _loaded(self) -> PreTrainedModel:
         model = load_weights(self._address, self._revision, self._dtype)
-        vocabulary = model.config.vocab_size
-        if vocabulary != self._student_vocabulary:
-            raise TeacherUnavailable(
-                f"the teacher {self._address} has a vocabulary of {vocabulary} tokens and the student one of "
-                f"{self._student_vocabulary}, so their logits cannot be compared; "
-                "name a teacher of the student's own family"
-            )
-        self._compare_tokens()
+        self._compare_vocabularies(model.config.vocab_size)
         model.requires_grad_(False)
         if self._precision == "Int8":
             quantize_to_int8(model)
@@ -169,18 +172,28 @@ class Teacher:
             return torch.bfloat16
         return torch.float32
 
-    def _compare_tokens(self) -> None:
-        """Two vocabularies of one size may still mean other things by the same number."""
-        if self._student_tokens is None:
-            return
-        tokens = load_vocabulary(self._address, self._revision)
+    def _compare_vocabularies(self, vocabulary: int) -> None:
+        """Raises TeacherUnavailable where the same number may mean one token here and another there.
+
+        Models of one family may have outputs of other widths, since some are padded: that is no difference,
+        where the tokenizers show it.
+        """
+        tokens = None
+        if self._student_tokens is not None:
+            tokens = load_vocabulary(self._address, self._revision)
         for token, number in (tokens or {}).items():
-            if self._student_tokens.get(token) != number:
+            if self._student_tokens is not None and self._student_tokens.get(token) != number:
                 raise TeacherUnavailable(
                     f"the teacher {self._address} has token {token!r} at {number} and the student at "
                     f"{self._student_tokens.get(token, 'none')}, so their logits speak of other tokens; "
                     "name a teacher of the student's own family"
                 )
+        if vocabulary != self._student_vocabulary and not tokens:
+            raise TeacherUnavailable(
+                f"the teacher {self._address} has a vocabulary of {vocabulary} tokens and the student one of "
+                f"{self._student_vocabulary}, and no tokenizer says which of them are the same; put the "
+                "files of its tokenizer beside its weights, or name a teacher of the student's own family"
+            )
 
 
 def load_together(teacher: Teacher, ranks: Ranks) -> None:

@@ -233,7 +233,8 @@ def test_packed_weights_are_the_trained_model(make_run, train_here, quantization
         run.folder / "export" / "packed",
         run.folder / "checkpoints" / "step-00000012" / "inference",
     ):
-        model, _ = load_packed(folder)
+        model, tokenizer = load_packed(folder)
+        assert tokenizer is not None
         assert f"{perplexity(model, held_out).value:.2f}" == result.evaluation.perplexity_after
 
 

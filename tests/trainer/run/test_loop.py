@@ -96,13 +96,14 @@ def test_the_teacher_comes_with_its_phase_and_the_global_batch_holds(make_run, t
 
 
 @pytest.mark.parametrize("breakage", ["absent", "other vocabulary"])
-def test_a_teacher_that_cannot_be_had_ends_the_run(make_run, train_here, make_model, breakage):
+def test_a_teacher_that_cannot_be_had_ends_the_run(make_run, train_here, breakage):
     """Trap 7: training never goes on without it."""
     run = make_run(steps=12)
     if breakage == "absent":
         (run.root / "teacher" / "model.safetensors").unlink()
     else:
-        make_model(vocab_size=70).save_pretrained(run.root / "teacher")
+        words = run.root / "teacher" / "tokenizer.json"
+        words.write_text(words.read_text().replace('"w5"', '"w1000"'))
     with pytest.raises(TeacherUnavailable) as caught:
         train_here(run)
     assert exit_code_of(caught.value) == ExitCode.TEACHER_UNAVAILABLE

@@ -21,12 +21,12 @@ def save(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     group: dist.ProcessGroup,
-    also: Callable[[Path], None] | None = None,
+    inference: Callable[[Path], object] | None = None,
 ) -> Committed:
     """Writes and commits a checkpoint; every rank calls it, and each returns when it is committed.
 
-    `group` is a process group for CPU tensors. `also` writes more into the checkpoint's folder, on the first
-    rank. Raises CheckpointError.
+    `group` is a process group for CPU tensors. `inference` writes the model to run into a folder of that
+    name inside, on the first rank. Raises CheckpointError.
     """
     first = dist.get_rank(group) == 0
     staging = store.stage(position.step) if first else store.staging(position.step)
@@ -35,8 +35,8 @@ def save(
     dist.barrier(group)
     if first:
         position.write(staging)
-        if also is not None:
-            also(staging)
+        if inference is not None:
+            inference(staging / "inference")
         committed = store.commit(position.step)
     else:
         committed = Committed(position.step, store.root / staging.name.removeprefix("."))
@@ -74,8 +74,8 @@ def check_position(found: Position, checkpoint: Committed, ledger_hash: str, dat
     if found.ledger_hash != ledger_hash:
         raise BadInput(
             f"{checkpoint.path} was written under ledger {found.ledger_hash} and this run's is "
-            f"{ledger_hash}: what it trains changed since (model, teacher, optimizer, quantization, budget, "
-            "phases, schedule or seed). "
+            f"{ledger_hash}: what it trains changed since (model, classification, teacher, optimizer, "
+            "quantization, mixture, budget, phases, schedule or seed). "
             f"Undo that change. {mend}"
         )
     if found.data_fingerprint != data_fingerprint:
