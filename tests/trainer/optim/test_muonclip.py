@@ -11,15 +11,18 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from bitnet_trainer.checkpoint.state import read_tensors, write_tensors
 from bitnet_trainer.guards import NonFiniteGuard
-from bitnet_trainer.optim import MuonClip, set_learning_rate
+from bitnet_trainer.optim import set_learning_rate
 from bitnet_trainer.optim.muon import muon_step
 from bitnet_trainer.optim.roles import parameters_by_role
+from bitnet_trainer.optimizer import build_muonclip
 from families import VOCABULARY, loss_of, small_model
 
 
 def training(seed=0, architecture="LlamaForCausalLM"):
     model = small_model(architecture, seed=seed)
-    optimizer = MuonClip(model, muon_learning_rate=0.02, adam_learning_rate=0.01, weight_decay=0.1)
+    optimizer = build_muonclip(
+        model, muon_learning_rate=0.02, adam_learning_rate=0.01, weight_decay=0.1, threshold=100, alpha=0.5
+    )
     set_learning_rate(optimizer, 1.0)
     return model, optimizer
 

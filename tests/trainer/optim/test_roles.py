@@ -5,9 +5,16 @@ import pytest
 from bitnet_crds.spec import LowRankCorrection, Quantization
 from bitnet_trainer.models.convert import ARCHITECTURES as PROJECTIONS
 from bitnet_trainer.models.convert import convert
-from bitnet_trainer.optim import MuonClip, build_adamw, groups_table, set_learning_rate
+from bitnet_trainer.optim import build_adamw, groups_table, set_learning_rate
 from bitnet_trainer.optim.roles import parameters_by_role
+from bitnet_trainer.optimizer import build_muonclip
 from families import ARCHITECTURES, small_model
+
+
+def muonclip(model):
+    return build_muonclip(
+        model, muon_learning_rate=0.02, adam_learning_rate=0.001, weight_decay=0.1, threshold=10, alpha=0.5
+    )
 
 
 def names_by_role(model):
@@ -46,8 +53,7 @@ def test_frozen_matrices_have_no_role_and_corrections_are_no_hidden_matrices():
 
 def test_the_table_says_what_moves_what():
     model = small_model()
-    muonclip = MuonClip(model, muon_learning_rate=0.02, adam_learning_rate=0.001, weight_decay=0.1)
-    assert groups_table(muonclip).splitlines() == [
+    assert groups_table(muonclip(model)).splitlines() == [
         "hidden: 14 parameters, 15,360 numbers, Muon at 0.02, decay 0.1",
         "embedding: 1 parameters, 1,952 numbers, AdamW at 0.001, decay 0.1",
         "vector: 5 parameters, 160 numbers, AdamW at 0.001, decay 0",
@@ -58,7 +64,7 @@ def test_the_table_says_what_moves_what():
 
 def test_two_rates_follow_one_share():
     model = small_model()
-    optimizer = MuonClip(model, muon_learning_rate=0.02, adam_learning_rate=0.001, weight_decay=0.1)
+    optimizer = muonclip(model)
     assert {group["lr"] for group in optimizer.param_groups} == {0.0}
     set_learning_rate(optimizer, 0.3)
     assert {group["role"]: group["lr"] for group in optimizer.param_groups} == {

@@ -24,6 +24,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
 from bitnet_trainer.errors import BadInput
+from bitnet_trainer.models.attention_logits import LayerLogits
 from bitnet_trainer.models.rope import angles, rotate
 from bitnet_trainer.objectives.cross_entropy import cross_entropy
 from bitnet_trainer.objectives.token_loss import at_least_float32
@@ -111,11 +112,15 @@ class BitNetLlamaAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.attn_sub_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.largest_logits: LayerLogits | None = None
 
     def forward(self, hidden: Tensor, angle: Tensor, mask: Tensor | None) -> Tensor:
         """hidden (B, S, D) -> (B, S, D); `mask` (B, 1, S, S) bool says who may look at whom; none: causal."""
         queries = rotate(self._heads(self.q_proj(hidden)), angle)
-        keys = rotate(self._heads(self.k_proj(hidden)), angle).repeat_interleave(self.groups, dim=1)
+        keys = rotate(self._heads(self.k_proj(hidden)), angle)
+        if self.largest_logits is not None and self.training:
+            self.largest_logits(queries, keys, mask)
+        keys = keys.repeat_interleave(self.groups, dim=1)
         values = self._heads(self.v_proj(hidden)).repeat_interleave(self.groups, dim=1)
         attended = F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=mask, is_causal=mask is None

@@ -2,7 +2,8 @@
 
 from bitnet_trainer.optim.adamw import build_adamw
 from bitnet_trainer.optim.muonclip import MuonClip
+from bitnet_trainer.optim.qk_clip import AttentionHeads, QKClip
 from bitnet_trainer.optim.roles import groups_table
 from bitnet_trainer.optim.schedule import set_learning_rate
 
-__all__ = ["MuonClip", "build_adamw", "groups_table", "set_learning_rate"]
+__all__ = ["AttentionHeads", "MuonClip", "QKClip", "build_adamw", "groups_table", "set_learning_rate"]

@@ -1,28 +1,37 @@
-"""MuonClip as one optimiser: Muon for hidden matrices, AdamW for the rest."""
+"""MuonClip as one optimiser: Muon for hidden matrices, AdamW for the rest, QK-clip after both."""
 
 import torch
 from torch import Tensor, nn
 
 from bitnet_trainer.optim.adamw import fused_adamw
 from bitnet_trainer.optim.muon import muon_step
+from bitnet_trainer.optim.qk_clip import QKClip
 from bitnet_trainer.optim.roles import parameter_group, parameters_by_role
 
 
 class MuonClip(torch.optim.Optimizer):
-    """Muon on the groups of role hidden, torch's fused AdamW on the others (arXiv 2507.20534).
+    """Muon on the groups of role hidden, torch's fused AdamW on the others, then QK-clip (arXiv 2507.20534).
 
-    Its state dict is that of any optimiser: `momentum` a hidden matrix, AdamW's own for the others. As in
-    the fused AdamW, a `found_inf` of 1 leaves the whole step out, decided on the device.
+    `zero_grad` begins a step: it forgets gradients, and the largest logits that came with them. The state
+    dict is that of any optimiser: `momentum` a hidden matrix, AdamW's own for the others. As in the fused
+    AdamW, a `found_inf` of 1 leaves the whole step out, decided on the device.
     """
 
     found_inf: Tensor | None = None
 
     def __init__(
-        self, model: nn.Module, *, muon_learning_rate: float, adam_learning_rate: float, weight_decay: float
+        self,
+        model: nn.Module,
+        clip: QKClip,
+        *,
+        muon_learning_rate: float,
+        adam_learning_rate: float,
+        weight_decay: float,
     ) -> None:
         """
         Args:
             model: what is trained of it is grouped by role.
+            clip: of the same model.
             muon_learning_rate: peak for the hidden matrices.
             adam_learning_rate: peak for the others.
             weight_decay: of all but vectors.
@@ -38,6 +47,7 @@ class MuonClip(torch.optim.Optimizer):
             )
             for role, parameters in parameters_by_role(model).items()
         ]
+        self._clip = clip
         self._adamw = fused_adamw([group for group in groups if group["role"] != "hidden"])
         hidden = [group for group in groups if group["role"] == "hidden"]
         super().__init__([*hidden, *self._adamw.param_groups], {})
@@ -59,6 +69,12 @@ class MuonClip(torch.optim.Optimizer):
                             skipped=skipped,
                         )
         self._step_adamw()
+        self._clip.apply(skipped)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets gradients, and the largest logits that came with them."""
+        super().zero_grad(set_to_none)
+        self._clip.forget()
 
     def _momentum(self, weight: Tensor) -> Tensor:
         state = self.state[weight]
