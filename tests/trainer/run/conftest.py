@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from bitnet_crds.locations import parse_location
 from bitnet_crds.plan import plan
 from bitnet_crds.protocol import Order, Progress, TerminationReport
 from bitnet_crds.spec import BitNetRunSpec
+from bitnet_trainer.data import SourceText, open_corpus
 from bitnet_trainer.loop import Result, train
 from bitnet_trainer.report import Reporter, StepRecord, read_metrics
 from bitnet_trainer.stop import StopRequest
@@ -64,6 +66,19 @@ class TinyRun:
 
     def checkpoints(self) -> list[str]:
         return sorted(path.name for path in (self.folder / "checkpoints").iterdir())
+
+    def held_out(self) -> torch.Tensor:
+        """The sequences (N, S) that perplexity is measured on."""
+        data = self.order.spec.data
+        corpus = open_corpus(
+            [SourceText(s.name, parse_location(s.uri).path, s.weight) for s in data.sources],
+            AutoTokenizer.from_pretrained(self.root / "model"),
+            sequence_length=data.sequence_length,
+            held_out=data.held_out,
+            seed=self.order.spec.seed,
+            cache=self.root / "again",
+        )
+        return corpus.held_out()
 
     def environment(self, **more: str) -> dict[str, str]:
         """What a launcher of this run is given; its last word goes to `last_word`."""

@@ -228,7 +228,7 @@ def test_packed_weights_are_the_trained_model(make_run, train_here, quantization
         export={"formats": ["Packed"]},
     )
     result, _ = train_here(run)
-    held_out = _held_out(run)
+    held_out = run.held_out()
     for folder in (
         run.folder / "export" / "packed",
         run.folder / "checkpoints" / "step-00000012" / "inference",
@@ -236,23 +236,6 @@ def test_packed_weights_are_the_trained_model(make_run, train_here, quantization
         model, tokenizer = load_packed(folder)
         assert tokenizer is not None
         assert f"{perplexity(model, held_out).value:.2f}" == result.evaluation.perplexity_after
-
-
-def _held_out(run):
-    from transformers import AutoTokenizer
-
-    from bitnet_trainer.data import SourceText, open_corpus
-
-    data = run.order.spec.data
-    corpus = open_corpus(
-        [SourceText(s.name, run.root / s.uri.rpartition("/")[2], s.weight) for s in data.sources],
-        AutoTokenizer.from_pretrained(run.root / "model"),
-        sequence_length=16,
-        held_out=data.held_out,
-        seed=0,
-        cache=run.root / "again",
-    )
-    return corpus.held_out()
 
 
 @pytest.mark.parametrize(
@@ -293,5 +276,5 @@ def test_a_teacher_of_8_bits_a_weight_is_measured_as_it_is_asked(make_run, train
     assert reporter.progress.teacher is TeacherState.READY
     asked = Teacher(teacher["from"], None, 61, torch.device("cpu"), precision="Int8")
     asked.load()
-    found = f"{perplexity(asked.model, _held_out(run)).value:.2f}"
+    found = f"{perplexity(asked.model, run.held_out()).value:.2f}"
     assert result.evaluation.perplexity_teacher == found != result.evaluation.perplexity_original

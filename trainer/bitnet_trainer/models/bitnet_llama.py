@@ -27,7 +27,7 @@ from bitnet_trainer.errors import BadInput
 from bitnet_trainer.models.attention_logits import LayerLogits
 from bitnet_trainer.models.rope import angles, rotate
 from bitnet_trainer.objectives.cross_entropy import cross_entropy
-from bitnet_trainer.objectives.token_loss import at_least_float32
+from bitnet_trainer.precision import at_least_float32
 
 
 class BitNetLlamaConfig(PreTrainedConfig):

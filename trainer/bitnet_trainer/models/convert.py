@@ -11,8 +11,8 @@ from torch import nn
 
 from bitnet_crds.spec import Quantization
 from bitnet_trainer.errors import BadInput
+from bitnet_trainer.precision import at_least_float32
 from bitnet_trainer.quantization.bitlinear import BitLinear, QuantizationLambda
-from bitnet_trainer.quantization.codes import at_least_float32
 from bitnet_trainer.quantization.low_rank import (
     LowRankCorrection,
     correction_rank,

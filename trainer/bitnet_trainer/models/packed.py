@@ -28,8 +28,8 @@ from bitnet_trainer.errors import ModelUnavailable
 from bitnet_trainer.export.folder import save_tokenizer, write_folder
 from bitnet_trainer.models import sequence_classification  # noqa: F401  (tells the Auto classes of BitNetLlama)
 from bitnet_trainer.models.convert import ConversionReport
+from bitnet_trainer.precision import at_least_float32
 from bitnet_trainer.quantization.bitlinear import BitLinear
-from bitnet_trainer.quantization.codes import at_least_float32
 from bitnet_trainer.quantization.low_rank import LowRankCorrection
 from bitnet_trainer.quantization.packed_linear import PackedLinear
 from bitnet_trainer.quantization.packing import pack_ternary

@@ -11,7 +11,8 @@ from bitnet_trainer.batch import IGNORED, Rows
 from bitnet_trainer.errors import BadInput
 from bitnet_trainer.last_token import at_last_token
 from bitnet_trainer.objectives.micro_batch import MicroBatch
-from bitnet_trainer.objectives.token_loss import TokenLoss, at_least_float32
+from bitnet_trainer.objectives.token_loss import TokenLoss
+from bitnet_trainer.precision import at_least_float32
 
 
 def classification_loss(

@@ -12,11 +12,11 @@ from bitnet_trainer.objectives.micro_batch import MicroBatch
 from bitnet_trainer.objectives.token_loss import (
     CHUNK_TOKENS,
     TokenLoss,
-    at_least_float32,
     count_targets,
     next_tokens,
     sum_over_chunks,
 )
+from bitnet_trainer.precision import at_least_float32
 
 
 def cross_entropy_of(

@@ -11,7 +11,8 @@ from bitnet_trainer.answer import Capture
 from bitnet_trainer.batch import Rows
 from bitnet_trainer.errors import BadInput
 from bitnet_trainer.objectives.micro_batch import MicroBatch, corresponding_layer
-from bitnet_trainer.objectives.token_loss import CHUNK_ELEMENTS, TokenLoss, at_least_float32, sum_over_chunks
+from bitnet_trainer.objectives.token_loss import CHUNK_ELEMENTS, TokenLoss, sum_over_chunks
+from bitnet_trainer.precision import at_least_float32
 
 Distance = Literal["MeanSquared", "Normalized", "Cosine"]
 

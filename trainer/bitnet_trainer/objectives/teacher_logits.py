@@ -15,12 +15,12 @@ from bitnet_trainer.objectives.micro_batch import MicroBatch
 from bitnet_trainer.objectives.token_loss import (
     CHUNK_TOKENS,
     TokenLoss,
-    at_least_float32,
     count_targets,
     next_tokens,
     sum_over_chunks,
 )
 from bitnet_trainer.objectives.top_k import TopK
+from bitnet_trainer.precision import at_least_float32
 
 Tail = Literal["Bucket", "Renormalized"]
 

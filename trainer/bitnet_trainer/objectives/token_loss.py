@@ -62,8 +62,3 @@ def sum_over_chunks(loss: Callable[..., Tensor], *rows: Tensor, chunk_rows: int)
     chunks = zip(*(torch.split(tensor, chunk_rows) for tensor in rows), strict=True)
     sums = [checkpoint(loss, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
     return torch.stack(sums).sum()
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """x itself, or as float32 where it is of a shorter type: sums over a vocabulary need the digits."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

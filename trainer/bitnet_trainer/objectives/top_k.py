@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bitnet_trainer.objectives.token_loss import CHUNK_TOKENS, at_least_float32
+from bitnet_trainer.objectives.token_loss import CHUNK_TOKENS
+from bitnet_trainer.precision import at_least_float32
 
 
 class TopK(NamedTuple):

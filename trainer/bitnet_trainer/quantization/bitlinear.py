@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitnet_trainer.quantization.codes import at_least_float32, quantize_activations
+from bitnet_trainer.precision import at_least_float32
+from bitnet_trainer.quantization.codes import quantize_activations
 from bitnet_trainer.quantization.low_rank import LowRankCorrection
 from bitnet_trainer.quantization.schemes import SCHEMES, SchemeName
 

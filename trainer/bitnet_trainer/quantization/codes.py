@@ -1,7 +1,8 @@
 """The formulas of BitNet b1.58 (arXiv 2402.17764): ternary codes of weights, 8-bit codes of activations."""
 
-import torch
 from torch import Tensor
+
+from bitnet_trainer.precision import at_least_float32
 
 MINIMUM_SCALE = 1e-5
 """Floor of a mean or maximum that is divided by: a weight or token of zeros quantises to zeros, not NaN."""
@@ -41,8 +42,3 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     full = at_least_float32(x.detach())
     codes_per_unit = 127 / full.abs().amax(dim=-1, keepdim=True).clamp(min=MINIMUM_SCALE)
     return (full * codes_per_unit).round().clamp(-128, 127).to(x.dtype), codes_per_unit
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """x itself, or in float32 where its type is shorter: scales and codes are never computed in less."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

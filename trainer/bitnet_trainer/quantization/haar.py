@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from bitnet_trainer.errors import BadInput
-from bitnet_trainer.quantization.codes import at_least_float32, quantize_weights
+from bitnet_trainer.precision import at_least_float32
+from bitnet_trainer.quantization.codes import quantize_weights
 
 _SQRT2 = math.sqrt(2)
 
