@@ -17,6 +17,8 @@ LARGE_DISTILLATION = 10
 FEW_MASKED, MANY_MASKED = 0.05, 0.8
 """Below the first share of masked tokens a step learns from few of them; above the second, from few that it
 sees."""
+MUON_RATES = ((150 * 10**6, 0.02), (450 * 10**6, 0.01), (math.inf, 0.005))
+"""Muon's learning rate by a model's parameters: up to so many, so much."""
 TOKENS_A_PARAMETER = 20
 """Training tokens for each parameter of a model trained from scratch, for the best of a given compute."""
 
@@ -127,6 +129,9 @@ def _mended(spec: BitNetRunSpec, plan: Plan) -> Iterator[Advice]:
 
 
 def _learning_rate(spec: BitNetRunSpec, _: Plan) -> Iterator[Advice]:
+    if spec.optimizer.name == "MuonClip":
+        yield from _muon_rate(spec)
+        return
     rate = spec.optimizer.adam_learning_rate
     # Beside a low-rank correction the ternary weights are frozen, and what trains is not ternary.
     if rate <= LOW_LEARNING_RATE and spec.quantization.low_rank_correction is None:
@@ -136,6 +141,22 @@ def _learning_rate(spec: BitNetRunSpec, _: Plan) -> Iterator[Advice]:
             "a threshold, and wants 5 to 10 times that: perplexity was 442 at 0.0003 and 224 at 0.001",
             "Try 0.001 to 0.004",
             _MEASURED,
+        )
+
+
+def _muon_rate(spec: BitNetRunSpec) -> Iterator[Advice]:
+    rate, preset = spec.optimizer.muon_rate, spec.model.preset
+    # How large a pretrained model is, its address does not say: it may be small.
+    parameters = 0 if preset is None else _PARAMETERS[preset]
+    most = next(good for size, good in MUON_RATES if parameters <= size)
+    if rate > most:
+        yield Advice(
+            "spec.optimizer.muonLearningRate",
+            f"{rate:g} is more than {most:g}, which does well with "
+            + (f"a {preset}" if preset is not None else "small models, and larger ones want less")
+            + ": 0.02 at 135M parameters, 0.01 at 350M, 0.005 from 0.6B on",
+            f"Write {most:g}" + ("" if preset is not None else " or less"),
+            "practice, not measured here",
         )
 
 

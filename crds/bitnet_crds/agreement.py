@@ -24,6 +24,7 @@ def disagreements(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
     yield from _mixtures(spec)
     yield from _classification(spec)
     yield from _preset(spec)
+    yield from _optimizer(spec)
     yield from _export(spec)
 
 
@@ -169,6 +170,16 @@ def _preset(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
             f"{spec.model.preset} has a SubLN of its own before the output projections",
             "Write `subLN: None`, or leave it out",
             field="quantization.subLN",
+        )
+
+
+def _optimizer(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
+    if spec.optimizer.name == "MuonClip" and spec.quantization.low_rank_correction is not None:
+        yield WrongValueError(
+            "beside a low-rank correction the matrices of the decoder layers are frozen, so Muon and QK-clip "
+            "have nothing to move",
+            "Write `name: AdamW`, or remove lowRankCorrection",
+            field="optimizer.name",
         )
 
 

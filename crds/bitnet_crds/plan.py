@@ -67,15 +67,20 @@ class LearningRateSchedule(Record):
     """Warmup-stable-decay over the ledger's own horizon (arXiv 2404.06395)."""
 
     peak: float
+    """AdamW's; Muon's own, in the spec, follows the same shares."""
     warmup_steps: int
     decay_start: int
     total_steps: int
 
     def at(self, step: int) -> float:
-        """The rate used in step `step` (from 0), above 0 in every step of the run and 0 after it.
+        """The rate used in step `step` (from 0): `peak` times the schedule's share."""
+        return self.peak * self.share_at(step)
 
-        It rises to `peak` in the last warmup step, holds, and falls linearly so that the step after the last
-        would have 0. Where the two overlap, the smaller holds.
+    def share_at(self, step: int) -> float:
+        """The share of its peak that each rate has in step `step` (from 0), above 0 in the run and 0 after.
+
+        It rises to 1 in the last warmup step, holds, and falls linearly so that the step after the last would
+        have 0. Where the two overlap, the smaller holds.
         """
         if step >= self.total_steps:
             return 0.0
@@ -85,7 +90,7 @@ class LearningRateSchedule(Record):
             if step >= self.decay_start
             else 1.0
         )
-        return self.peak * min(rising, falling)
+        return min(rising, falling)
 
 
 class LambdaSchedule(Record):

@@ -224,6 +224,18 @@ _PRESET = Rule(
     "a preset has a SubLN of its own before the output projections: write `subLN: None`",
     field_path=".quantization.subLN",
 )
+_ADAMW = Rule(
+    "self.name != 'AdamW' || "
+    "!has(self.muonLearningRate) && !has(self.clippingThreshold) && !has(self.clippingAlpha)",
+    "muonLearningRate, clippingThreshold and clippingAlpha have no meaning with AdamW: remove them, or write "
+    "`name: MuonClip`",
+)
+_MUON = Rule(
+    "self.optimizer.name != 'MuonClip' || !has(self.quantization.lowRankCorrection)",
+    "beside a low-rank correction the matrices of the decoder layers are frozen, and Muon has nothing to "
+    "move: write `name: AdamW`, or remove lowRankCorrection",
+    field_path=".optimizer.name",
+)
 _STOCK = Rule(
     "!self.export.formats.exists(f, f == 'HuggingFace') || "
     "self.quantization.weights == 'AbsMean' && !has(self.quantization.lowRankCorrection) && "
@@ -313,6 +325,7 @@ RULES: dict[str, list[Rule]] = {
         _NO_NEXT_TOKEN,
         _LABELLED_TEXT,
         _PRESET,
+        _MUON,
         _STOCK,
         _BATCH,
         _WHOLE_MICRO_BATCH,
@@ -323,6 +336,7 @@ RULES: dict[str, list[Rule]] = {
     ],
     "spec.model": [_ORIGIN, _TOKENIZER, _REVISION],
     "spec.teacher": [_REVISION],
+    "spec.optimizer": [_ADAMW],
     "spec.data": [_TARGET, _INFLUENCE],
     "spec.data.sources": [_SOURCE_NAMES],
     "spec.data.mixture": [_STATIC],

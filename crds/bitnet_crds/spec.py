@@ -11,6 +11,7 @@ from bitnet_crds.errors import WrongValueError, WrongValuesError
 from bitnet_crds.fields import Label, PositiveInt, refuse_duplicates
 from bitnet_crds.locations import CheckpointAddress, ModelAddress
 from bitnet_crds.objectives import Objective, Objectives
+from bitnet_crds.optimizer import Optimizer, Schedule
 from bitnet_crds.quantities import Percentage, Quantity, format_percentage
 from bitnet_crds.record import Record
 
@@ -142,26 +143,6 @@ class Budget(Record):
     """Training tokens in all, such as 10G. The last incomplete step is left out."""
     global_batch_size: int = Field(ge=1, le=1_000_000)
     """Sequences in one optimiser step, over all workers. Held constant through every resize."""
-
-
-class Optimizer(Record):
-    """AdamW (arXiv 1711.05101): betas 0.9 and 0.95; norms and biases are not decayed."""
-
-    adam_learning_rate: float = Field(default=1e-3, gt=0, le=1)
-    """Peak learning rate. Quantisation-aware training wants 5 to 10 times that of fine-tuning."""
-    weight_decay: float = Field(default=0.0, ge=0, le=1)
-    """Decoupled weight decay."""
-    gradient_clipping: float = Field(default=1.0, gt=0, le=1_000_000)
-    """The gradient's global L2 norm is clipped to this."""
-
-
-class Schedule(Record):
-    """Learning rate: linear warmup, constant, linear decay to 0 (warmup-stable-decay, arXiv 2404.06395)."""
-
-    warmup_steps: int = Field(default=0, ge=0, le=1_000_000_000)
-    """Steps in which the learning rate rises from 0 to its peak."""
-    decay_fraction: float = Field(default=0.2, ge=0, le=1)
-    """Share of all steps, at the end, in which it falls linearly to 0."""
 
 
 class Transition(Record):

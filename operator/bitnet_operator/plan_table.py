@@ -11,6 +11,7 @@ from rich.text import Text
 from bitnet_crds import BitNetRun, BitNetRunSpec, InvalidRun, Plan, PlannedPhase, Problem, Shape
 from bitnet_crds.advice import Advice
 from bitnet_crds.objectives import BalancedObjective, Objective, TeacherLogits
+from bitnet_crds.optimizer import Optimizer
 from bitnet_crds.spec import Model, Quantization
 from bitnet_operator.wording import count, mixture_words, place, plural, significant
 
@@ -38,6 +39,9 @@ def render_step(run: BitNetRun, plan: Plan, step: int) -> RenderableType:
         of_what = " of crossEntropy's gradient" if _is_ratio(objectives.get(name)) else ""
         table.add_row(name, f"{significant(weight)}{of_what}")
     table.add_row("learning rate", significant(plan.learning_rate.at(step)))
+    if run.spec.optimizer.name == "MuonClip":
+        muon = run.spec.optimizer.muon_rate * plan.learning_rate.share_at(step)
+        table.add_row("Muon's rate", significant(muon))
     table.add_row("lambda", significant(plan.quantization_lambda.at(step)))
     table.add_row("teacher", "in memory" if phase.teacher else "not in memory")
     table.add_row("global batch", _global_batch(phase.shape))
@@ -75,6 +79,8 @@ def _ledger(run: BitNetRun, plan: Plan) -> Table:
     for words in _mixtures(spec, plan):
         table.add_row("mixture", Text(words))
     table.add_row("learning rate", _learning_rate(plan))
+    if spec.optimizer.name == "MuonClip":
+        table.add_row("Muon's rate", _muon(spec.optimizer, plan))
     table.add_row("lambda", _lambda(plan))
     table.add_row(
         "checkpoints",
@@ -142,6 +148,13 @@ def _learning_rate(plan: Plan) -> str:
     begins = rises if schedule.warmup_steps else f"{schedule.peak:g} from the first step"
     falls = schedule.decay_start < schedule.total_steps
     return begins + (f", falls to 0 from step {count(schedule.decay_start)}" if falls else ", then holds")
+
+
+def _muon(optimizer: Optimizer, plan: Plan) -> str:
+    return (
+        f"{optimizer.muon_rate:g} where the other is {plan.learning_rate.peak:g}; "
+        f"attention logits kept to {optimizer.largest_logit:g}"
+    )
 
 
 def _lambda(plan: Plan) -> str:

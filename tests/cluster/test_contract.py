@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from local_cluster import CommandFailed, Kubectl
-from written_runs import RIGHT, WRONG, Wrong, changed
+from written_runs import RIGHT, changed
+from wrong_runs import WRONG, Wrong
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("definition")]
 

@@ -64,6 +64,30 @@ def test_no_advice_on_this_side_of_the_line(changed: Any, path: str, value: Any)
     assert advice_on(changed(path, value)) == ()
 
 
+@pytest.mark.parametrize(
+    ("model", "rate", "why", "fix"),
+    [
+        ({"preset": "BitNetLlama-135M"}, 0.03, "0.03 is more than 0.02, which does well", "Write 0.02"),
+        ({"preset": "BitNetLlama-350M"}, 0.02, "0.02 is more than 0.01", "Write 0.01"),
+        ({"preset": "BitNetLlama-1.7B"}, 0.01, "0.01 is more than 0.005", "Write 0.005"),
+        ({"from": "hf://a/b"}, 0.03, "0.03 is more than 0.02, which does well with small", "0.02 or less"),
+    ],
+)
+def test_muons_rate_by_size(full_run: dict[str, Any], model: Any, rate: float, why: str, fix: str) -> None:
+    tokenizer = {"tokenizer": "hf://a/b"} if "preset" in model else {}
+
+    def on(rate: float) -> list[Advice]:
+        optimizer = {"name": "MuonClip", "muonLearningRate": rate, "adamLearningRate": 1e-4}
+        run = written(full_run, {"spec.model": model | tokenizer, "spec.optimizer": optimizer})
+        return [advice for advice in advice_on(run) if "optimizer" in advice.field]
+
+    (advice,) = on(rate)
+    assert advice.field == "spec.optimizer.muonLearningRate"
+    assert why in advice.why
+    assert fix in advice.fix
+    assert on(float(advice.fix.split()[1])) == []
+
+
 def test_following_the_advice_silences_it(changed: Any) -> None:
     before = advice_on(changed("spec.phases.2.objectives.teacherLogits", {"weight": 7, "temperature": 3}))
     weight = float(before[0].fix.split("at most ")[1].split(",")[0])

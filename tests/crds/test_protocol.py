@@ -153,6 +153,7 @@ DECISIVE: dict[str, Any] = {
     "spec.budget.tokens": "11G",
     "spec.schedule.decayFraction": 0.1,
     "spec.optimizer.gradientClipping": 2,
+    "spec.optimizer.name": "MuonClip",
     "spec.teacher.precision": "Int8",
     "spec.teacher.revision": "v2",
     "spec.optimizer.weightDecay": 0.1,
@@ -175,6 +176,10 @@ IRRELEVANT: dict[str, Any] = {
 """heldOut is in the text's own fingerprint, as the sources are; one token more makes no step more."""
 
 MORE_DECISIVE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    **{
+        key: (RIGHT["MuonClip in its own words"], {f"spec.optimizer.{key}": value})
+        for key, value in {"muonLearningRate": 0.01, "clippingThreshold": 11, "clippingAlpha": 0.1}.items()
+    },
     "a classifier": (RIGHT["a classifier"], {"spec.classification": {"labels": ["good", "bad"]}}),
     "a preset": (RIGHT["a preset"], {"spec.model.preset": "BitNetLlama-135M"}),
     "its tokenizer": (RIGHT["a preset"], {"spec.model.tokenizer": "gs://models/other"}),

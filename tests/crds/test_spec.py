@@ -12,9 +12,10 @@ from bitnet_crds.objectives import Objective
 from bitnet_crds.record import Record
 from bitnet_crds.spec import BitNetRunSpec
 from bitnet_crds.yaml_text import to_yaml
-from written_runs import RIGHT, Wrong
-from written_runs import WRONG as DISAGREEING
+from written_runs import RIGHT
 from written_runs import changed as written
+from wrong_runs import WRONG as DISAGREEING
+from wrong_runs import Wrong
 
 WRONG: list[tuple[str, Any, str, str, str]] = [
     # path of the change, value, field blamed, words in what, words in fix

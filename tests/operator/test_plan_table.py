@@ -94,6 +94,13 @@ def test_without_a_teacher_or_a_warmup_none_is_spoken_of() -> None:
     assert "0.001 from the first step, falls to 0" in text
 
 
+def test_muons_rate_is_shown_beside_adamws() -> None:
+    muon = full_run(optimizer={"name": "MuonClip", "muonLearningRate": 0.02, "clippingThreshold": 10})
+    assert "0.02 where the other is 0.001; attention logits kept to 10" in shown(muon)
+    assert "Muon" not in shown(full_run())
+    assert step_shown(muon, 499)["Muon's rate"] == "0.01"
+
+
 def test_a_lambda_that_never_reaches_1_is_spoken_of() -> None:
     text = shown(full_run(quantization={"lambdaWarmup": {"steps": 20_000}}))
     assert "the run ends before it is 1" in text

@@ -209,7 +209,7 @@ def training(seed):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Embedding(7, 4), nn.LayerNorm(4), nn.Linear(4, 7, bias=False))
     model[2].weight = model[0].weight
-    optimizer = build_adamw(model, weight_decay=0.1)
+    optimizer = build_adamw(model, learning_rate=1.0, weight_decay=0.1)
     set_learning_rate(optimizer, 0.01)
     return model, optimizer
 
@@ -295,7 +295,9 @@ def test_a_checkpoint_of_another_model_says_so(store, group):
     committed = checkpoint.save(store, POSITION, model, optimizer, group)
     other = nn.Sequential(nn.Embedding(9, 4))
     with pytest.raises(CheckpointError, match=r"cannot be loaded .*written by another model"):
-        checkpoint.load(committed, POSITION, other, build_adamw(other, weight_decay=0.0), group)
+        checkpoint.load(
+            committed, POSITION, other, build_adamw(other, learning_rate=1.0, weight_decay=0.0), group
+        )
 
 
 def test_a_position_that_cannot_be_read_says_so(store):

@@ -27,7 +27,7 @@ def step(model, optimizer, guard, loss=1.0, poison=None):
 def trained():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))
-    optimizer = build_adamw(model, weight_decay=0.1)
+    optimizer = build_adamw(model, learning_rate=1.0, weight_decay=0.1)
     set_learning_rate(optimizer, 0.01)
     guard = NonFiniteGuard(torch.device("cpu"))
     for _ in range(3):
@@ -69,7 +69,7 @@ def test_the_next_good_step_is_as_if_the_bad_one_had_not_been(trained):
 def test_a_bad_first_step_leaves_the_weights():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))
-    optimizer = build_adamw(model, weight_decay=0.1)
+    optimizer = build_adamw(model, learning_rate=1.0, weight_decay=0.1)
     set_learning_rate(optimizer, 0.01)
     before = copy.deepcopy(model.state_dict())
     step(model, optimizer, NonFiniteGuard(torch.device("cpu")), poison=math.nan)
@@ -98,8 +98,8 @@ def test_one_more_than_allowed_ends_the_run():
 
 def test_norms_and_biases_are_not_decayed():
     model = nn.Sequential(nn.Embedding(5, 4), nn.LayerNorm(4), nn.Linear(4, 3))
-    groups = build_adamw(model, weight_decay=0.1).param_groups
+    groups = build_adamw(model, learning_rate=1.0, weight_decay=0.1).param_groups
     found = {group["role"]: (group["weight_decay"], len(group["params"])) for group in groups}
     assert found == {"embedding": (0.1, 1), "vector": (0.0, 3), "head": (0.1, 1)}
-    set_learning_rate(optimizer := build_adamw(model, weight_decay=0.1), 0.5)
+    set_learning_rate(optimizer := build_adamw(model, learning_rate=1.0, weight_decay=0.1), 0.5)
     assert {group["lr"] for group in optimizer.param_groups} == {0.5}

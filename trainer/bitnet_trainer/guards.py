@@ -42,6 +42,6 @@ def check_skips(longest_row: int, allowed: int, step: int) -> None:
     if longest_row > allowed:
         raise NonFinite(
             f"loss or gradient was not finite in {longest_row} steps in a row, up to step {step}, and "
-            f"health.nonFinite.skipSteps allows {allowed}. None of them changed the weights. Lower "
-            "optimizer.adamLearningRate, lengthen schedule.warmupSteps, or look at the text of those steps."
+            f"health.nonFinite.skipSteps allows {allowed}. None of them changed the weights. Lower the "
+            "optimizer's learning rates, lengthen schedule.warmupSteps, or look at the text of those steps."
         )

@@ -31,7 +31,8 @@ from bitnet_trainer.models.convert import convert
 from bitnet_trainer.models.packed import write_packed
 from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.objectives.gradient_ratio import balanced, is_due, measured_ratios
-from bitnet_trainer.optim import build_adamw, set_learning_rate
+from bitnet_trainer.optim import groups_table, set_learning_rate
+from bitnet_trainer.optimizer import build_optimizer
 from bitnet_trainer.outcome import reported
 from bitnet_trainer.phases import PhaseObjectives, phase_objectives
 from bitnet_trainer.quantization.warmup import set_lambda
@@ -123,7 +124,8 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
     if ranks.first:
         write_record(order, loaded, conversion, fingerprint, baseline)
 
-    optimizer = build_adamw(loaded.model, weight_decay=spec.optimizer.weight_decay)
+    optimizer = build_optimizer(spec.optimizer, loaded.model)
+    _log.info("%s", groups_table(optimizer))
     torch.manual_seed(spec.seed + ranks.rank)
     if found is not None:
         checkpoint.load(found, position, loaded.model, optimizer, ranks.control)
@@ -248,7 +250,7 @@ class _Session:
 
             lam, rate = plan.quantization_lambda.at(self.step), plan.learning_rate.at(self.step)
             set_lambda(self.student, lam)
-            set_learning_rate(self.optimizer, rate)
+            set_learning_rate(self.optimizer, plan.learning_rate.share_at(self.step))
             teacher = self.teacher if phase.teacher else None
             step = StepInput(micro_batches, objectives, dict(zip(counts, totals, strict=True)), teacher)
             weights = self._balanced(phase, weights, step)

@@ -1,16 +1,35 @@
-"""Joins a model and the optimiser that bounds its attention logits."""
+"""Builds the optimiser that a run asks for; MuonClip has to see into the model's attention."""
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bitnet_crds.optimizer import Optimizer
 from bitnet_trainer.errors import BadInput
 from bitnet_trainer.models.attention_logits import LargestLogits
-from bitnet_trainer.optim import AttentionHeads, MuonClip, QKClip
+from bitnet_trainer.optim import AttentionHeads, MuonClip, QKClip, build_adamw
 
 _GAIN_OFFSETS = {"Qwen3RMSNorm": 0.0, "Gemma3RMSNorm": 1.0}
 """What a norm of queries and keys adds to its gain, by class."""
+
+
+def build_optimizer(asked: Optimizer, model: PreTrainedModel) -> torch.optim.Optimizer:
+    """The optimiser of a run's words, over what is trained in `model`, which is on its device already.
+
+    Raises BadInput as `build_muonclip` does.
+    """
+    if asked.name == "AdamW":
+        return build_adamw(model, learning_rate=asked.adam_learning_rate, weight_decay=asked.weight_decay)
+    return build_muonclip(
+        model,
+        muon_learning_rate=asked.muon_rate,
+        adam_learning_rate=asked.adam_learning_rate,
+        weight_decay=asked.weight_decay,
+        threshold=asked.largest_logit,
+        alpha=asked.queries_exponent,
+    )
 
 
 def build_muonclip(

@@ -34,7 +34,7 @@ rows = torch.load(root / "rows.pt")
 model = AutoModelForCausalLM.from_pretrained(root / "model")
 world = int(os.environ["WORLD_SIZE"])
 ranks = Ranks.join(gpus_per_worker=0)
-optimizer = build_adamw(model, weight_decay=0.0)
+optimizer = build_adamw(model, learning_rate=1.0, weight_decay=0.0)
 guard = NonFiniteGuard(ranks.device)
 stepper = Stepper(
     wrapped(LanguageModel(model), ranks), 2, optimizer, guard, ranks, gradient_clipping=1e9

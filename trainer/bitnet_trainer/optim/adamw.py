@@ -8,11 +8,10 @@ from torch import nn
 from bitnet_trainer.optim.roles import parameter_group, parameters_by_role
 
 
-def build_adamw(model: nn.Module, *, weight_decay: float, learning_rate: float = 1.0) -> torch.optim.AdamW:
+def build_adamw(model: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW over everything in `model` that is trained.
 
-    `learning_rate` is the peak, and nothing moves until `set_learning_rate` gives a share of it: of 1, the
-    rate itself.
+    `learning_rate` is the peak, and nothing moves until `set_learning_rate` gives a share of it.
     """
     return fused_adamw(
         [
