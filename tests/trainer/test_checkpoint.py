@@ -335,7 +335,7 @@ def test_a_position_is_read_strictly(tmp_path, field, value, says):
 @pytest.mark.parametrize(
     ("field", "says"),
     [
-        ("ledger_hash", "written under ledger aaaa.*cccc.*model, classification, teacher, optimizer, quantization"),
+        ("ledger_hash", "written under ledger aaaa.*cccc.*model, classification, teacher, optimizer"),
         ("data_fingerprint", "trained on text bbbb.*cccc"),
     ],
 )
