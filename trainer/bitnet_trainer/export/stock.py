@@ -11,6 +11,7 @@ from transformers import BitNetConfig, BitNetForCausalLM, PreTrainedModel
 
 from bitnet_crds.spec import Quantization
 from bitnet_trainer.errors import BadInput
+from bitnet_trainer.export.gguf import GGUF_FORMATS, gguf_obstacle
 from bitnet_trainer.models.bitnet_llama import as_huggingface_bitnet
 
 SubLN = Literal["None", "OutputProjections", "AllProjections"]
@@ -103,11 +104,14 @@ def check_exportable(model: nn.Module, quantization: Quantization, formats: Sequ
         formats: as in `spec.export.formats`. Packed holds anything.
 
     Raises:
-        BadInput: stock transformers computes nothing equal to the model, so it cannot be in a HuggingFace
-            export.
+        BadInput: stock transformers, or llama.cpp, computes nothing equal to the model, so it cannot be in
+            an export of that format.
     """
     if "HuggingFace" in formats and (why := _inexpressible(model, quantization)) is not None:
         raise BadInput(f"stock transformers cannot run the export: {why}")
+    for name in formats:
+        if name in GGUF_FORMATS and (why := gguf_obstacle(model, quantization, name)) is not None:
+            raise BadInput(f"llama.cpp cannot run the export as {name}: {why}")
 
 
 def _inexpressible(model: nn.Module, quantization: Quantization) -> str | None:
