@@ -13,9 +13,13 @@ from bitnet_crds.spec import Quantization
 from bitnet_trainer.errors import BadInput
 from bitnet_trainer.export.gguf import GGUF_FORMATS, gguf_obstacle
 from bitnet_trainer.models.bitnet_llama import as_huggingface_bitnet
+from bitnet_trainer.models.convert import ARCHITECTURES
 
 SubLN = Literal["None", "OutputProjections", "AllProjections"]
 """As in `spec.quantization.subLN`."""
+
+HUGGING_FACE_FORMATS = ("HuggingFace", "HuggingFacePacked")
+"""Those of `spec.export.formats` that stock transformers runs."""
 
 _MEND = "write export.formats: [Packed]"
 
@@ -107,9 +111,11 @@ def check_exportable(model: nn.Module, quantization: Quantization, formats: Sequ
         BadInput: stock transformers, or llama.cpp, computes nothing equal to the model, so it cannot be in
             an export of that format.
     """
-    if "HuggingFace" in formats and (why := _inexpressible(model, quantization)) is not None:
-        raise BadInput(f"stock transformers cannot run the export: {why}")
     for name in formats:
+        if name in HUGGING_FACE_FORMATS and (why := _inexpressible(model, quantization)) is not None:
+            raise BadInput(f"stock transformers cannot run the export: {why}")
+        if name == "HuggingFacePacked" and (why := _unpackable(model)) is not None:
+            raise BadInput(f"stock transformers cannot run the export as {name}: {why}")
         if name in GGUF_FORMATS and (why := gguf_obstacle(model, quantization, name)) is not None:
             raise BadInput(f"llama.cpp cannot run the export as {name}: {why}")
 
@@ -136,4 +142,15 @@ def _inexpressible(model: nn.Module, quantization: Quantization) -> str | None:
         )
     if not hasattr(transformers, architecture):
         return f"it has no class equal to {architecture}; {_MEND}"
+    return None
+
+
+def _unpackable(model: nn.Module) -> str | None:
+    ends = ARCHITECTURES.get(type(model).__name__, ())  # others are for `convert` to refuse
+    for name, linear in model.named_modules():
+        if name.endswith(ends) and isinstance(linear, nn.Linear) and linear.out_features % 4:
+            return (
+                f"{name} has {linear.out_features} rows, of which it packs four in one; formats that do fit: "
+                "HuggingFace, Packed"
+            )
     return None
