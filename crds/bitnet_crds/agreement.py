@@ -184,24 +184,53 @@ def _optimizer(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
 
 
 def _export(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
-    if "HuggingFace" not in spec.export.formats:
-        return
-    inexpressible = []
-    if spec.quantization.weights == "Haar":
-        inexpressible.append("weights: Haar")
-    if spec.quantization.low_rank_correction is not None:
-        inexpressible.append("lowRankCorrection")
-    if spec.classification is not None and spec.model.preset is not None:
-        inexpressible.append(f"classification of a {spec.model.preset}")
-    if spec.classification is not None and spec.quantization.sub_ln == "OutputProjections":
-        inexpressible.append("classification with subLN: OutputProjections")
-    if inexpressible:
+    runners = {
+        "stock transformers": ("HuggingFace", _beyond_transformers(spec)),
+        "llama.cpp": ("GGUF", _beyond_llama_cpp(spec)),
+    }
+    for runner, (prefix, inexpressible) in runners.items():
+        asked = [name for name in spec.export.formats if name.startswith(prefix)]
+        if asked and inexpressible:
+            yield WrongValueError(
+                f"{runner} cannot run what `{'` and `'.join(inexpressible)}` makes, and "
+                f"{' and '.join(asked)} {'is' if len(asked) == 1 else 'are'} for that",
+                "Write `formats: [Packed]`, or `formats: []`",
+                field="export.formats",
+            )
+    ternary = [name for name in spec.export.formats if name.startswith("GGUF-TQ")]
+    if ternary and spec.quantization.weights == "Haar":
         yield WrongValueError(
-            f"stock transformers cannot run what `{'` and `'.join(inexpressible)}` makes, and HuggingFace "
-            "is for that",
-            "Write `formats: [Packed]`, or `formats: []`",
+            f"`weights: Haar` multiplies by weights that are not ternary, and {' and '.join(ternary)} "
+            "holds ternary ones",
+            "Write GGUF-F16 in its place, or `formats: [Packed]`",
             field="export.formats",
         )
+
+
+def _beyond_transformers(spec: BitNetRunSpec) -> list[str]:
+    found = []
+    if spec.quantization.weights == "Haar":
+        found.append("weights: Haar")
+    if spec.quantization.low_rank_correction is not None:
+        found.append("lowRankCorrection")
+    if spec.classification is not None and spec.model.preset is not None:
+        found.append(f"classification of a {spec.model.preset}")
+    if spec.classification is not None and spec.quantization.sub_ln == "OutputProjections":
+        found.append("classification with subLN: OutputProjections")
+    return found
+
+
+def _beyond_llama_cpp(spec: BitNetRunSpec) -> list[str]:
+    found = []
+    if spec.quantization.low_rank_correction is not None:
+        found.append("lowRankCorrection")
+    if spec.quantization.sub_ln != "None":
+        found.append(f"subLN: {spec.quantization.sub_ln}")
+    if spec.classification is not None:
+        found.append("classification")
+    if spec.model.preset is not None:
+        found.append(f"preset: {spec.model.preset}")
+    return found
 
 
 def _any_of(names: frozenset[str]) -> str:

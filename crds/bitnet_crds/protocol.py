@@ -179,7 +179,7 @@ class TerminationReport(Report):
     """The newest committed checkpoint."""
     evaluation: Evaluation | None = None
     artifacts: dict[str, str] = {}
-    """Where what came out is, by kind: HuggingFace, Packed, LossPlot."""
+    """Where what came out is, by kind: a format of the export, or LossPlot."""
 
     def to_message(self) -> str:
         """The report as JSON that Kubernetes keeps whole.

@@ -237,13 +237,27 @@ _MUON = Rule(
     field_path=".optimizer.name",
 )
 _STOCK = Rule(
-    "!self.export.formats.exists(f, f == 'HuggingFace') || "
+    "!self.export.formats.exists(f, f.startsWith('HuggingFace')) || "
     "self.quantization.weights == 'AbsMean' && !has(self.quantization.lowRankCorrection) && "
     "!(has(self.classification) && (has(self.model.preset) || "
     "self.quantization.subLN == 'OutputProjections'))",
     "stock transformers runs neither `weights: Haar` nor a lowRankCorrection nor a classifier made from a "
     "preset or with `subLN: OutputProjections`, and HuggingFace is for that: write `formats: [Packed]`, or "
     "`formats: []`",
+    field_path=".export.formats",
+)
+_LLAMA_CPP = Rule(
+    "!self.export.formats.exists(f, f.startsWith('GGUF')) || "
+    "self.quantization.subLN == 'None' && !has(self.quantization.lowRankCorrection) && "
+    "!has(self.classification) && !has(self.model.preset)",
+    "llama.cpp runs neither subLN nor a lowRankCorrection nor a classifier nor a preset, and GGUF is for "
+    "that: write `formats: [Packed]`, or `formats: []`",
+    field_path=".export.formats",
+)
+_TERNARY_GGUF = Rule(
+    "!self.export.formats.exists(f, f.startsWith('GGUF-TQ')) || self.quantization.weights == 'AbsMean'",
+    "`weights: Haar` multiplies by weights that are not ternary: write GGUF-F16 in place of GGUF-TQ2_0 and "
+    "GGUF-TQ1_0, or `formats: [Packed]`",
     field_path=".export.formats",
 )
 _BATCH = Rule(
@@ -327,6 +341,8 @@ RULES: dict[str, list[Rule]] = {
         _PRESET,
         _MUON,
         _STOCK,
+        _LLAMA_CPP,
+        _TERNARY_GGUF,
         _BATCH,
         _WHOLE_MICRO_BATCH,
         _TEACHER_BATCH,

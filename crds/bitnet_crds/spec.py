@@ -30,6 +30,9 @@ Preset = Literal[
 ]
 """Sizes of BitNetLlama, by their parameters; the first is for tests and first tries."""
 
+ExportFormat = Literal["HuggingFace", "HuggingFacePacked", "Packed", "GGUF-TQ2_0", "GGUF-TQ1_0", "GGUF-F16"]
+"""What a trained model is written as; `Export.formats` says what each is."""
+
 
 class Pretrained(Record):
     """A pretrained model."""
@@ -244,11 +247,15 @@ class Health(Record):
 class Export(Record):
     """What is written when training has ended."""
 
-    formats: tuple[Literal["HuggingFace", "Packed"], ...] = Field(default=("HuggingFace",), max_length=8)
-    """HuggingFace: a folder that stock transformers loads and runs quantised; it can run neither Haar nor
-    lowRankCorrection, `subLN: OutputProjections` of Llamas alone, and no classifier made from a preset.
-    Packed: a folder with the ternary matrices packed, 2 bits a weight, of any model. An empty list writes
-    nothing."""
+    formats: tuple[ExportFormat, ...] = Field(default=("HuggingFace",), max_length=8)
+    """HuggingFace: a folder that stock transformers loads, runs quantised and can train on.
+    HuggingFacePacked: the same to run alone, ternary matrices in 2 bits a weight. Stock transformers can run
+    neither Haar nor lowRankCorrection, `subLN: OutputProjections` of Llamas alone, and no classifier made
+    from a preset. Packed: a folder with the ternary matrices packed, 2 bits a weight, of any model, for this
+    project to load. GGUF-TQ2_0 and GGUF-TQ1_0: one file that llama.cpp runs, ternary matrices in 2.06 or 1.69
+    bits a weight; their rows must be multiples of 256. GGUF-F16: the same weights in 16 bits, rows of any
+    length. llama.cpp runs pretrained Llama, Qwen2 and Qwen3 that predict tokens, without subLN and
+    lowRankCorrection, and Haar in GGUF-F16 alone. An empty list writes nothing."""
 
     @field_validator("formats")
     @classmethod

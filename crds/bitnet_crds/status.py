@@ -124,4 +124,4 @@ class BitNetRunStatus(Report):
     """Statements on the run, one a type."""
     evaluation: Evaluation | None = None
     artifacts: dict[str, str] = {}
-    """Where what came out is, by kind: HuggingFace, Packed, LossPlot."""
+    """Where what came out is, by kind: a format of the export, or LossPlot."""

@@ -5,7 +5,9 @@ Each is the full run of examples/ with some values changed.
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any
+from typing import Any, get_args
+
+from bitnet_crds.spec import ExportFormat
 
 Document = dict[str, Any]
 Changes = Mapping[str, Any]
@@ -61,6 +63,8 @@ RIGHT: dict[str, Changes] = {
         DISTILL: {"classification": WEIGHT, "attentionRelations": WEIGHT, "hiddenStates": WEIGHT},
     },
     "Haar, packed": {"spec.quantization.weights": "Haar", "spec.export.formats": ["Packed"]},
+    "every format": {"spec.export.formats": list(get_args(ExportFormat))},
+    "Haar in GGUF": {"spec.quantization.weights": "Haar", "spec.export.formats": ["GGUF-F16", "Packed"]},
     "a correction, not exported": {
         "spec.quantization.lowRankCorrection": {"ratio": 0.1},
         "spec.export.formats": [],

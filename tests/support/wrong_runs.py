@@ -316,6 +316,38 @@ WRONG: dict[str, Wrong] = {
         "spec.export.formats",
         "write `formats: [Packed]`",
     ),
+    "Haar packed for stock transformers": Wrong(
+        {"spec.quantization.weights": "Haar", "spec.export.formats": ["HuggingFacePacked"]},
+        "spec.export.formats",
+        "`weights: Haar` makes, and HuggingFacePacked is for that",
+        "formats: [Packed]",
+        "spec.export.formats",
+        "write `formats: [Packed]`",
+    ),
+    "Haar in ternary GGUF": Wrong(
+        {"spec.quantization.weights": "Haar", "spec.export.formats": ["GGUF-F16", "GGUF-TQ2_0"]},
+        "spec.export.formats",
+        "and GGUF-TQ2_0 holds ternary ones",
+        "GGUF-F16 in its place",
+        "spec.export.formats",
+        "write GGUF-F16 in place",
+    ),
+    **{
+        f"{key} for llama.cpp": Wrong(
+            {**changes, "spec.export.formats": ["GGUF-TQ2_0", "GGUF-F16"]},
+            "spec.export.formats",
+            f"llama.cpp cannot run what `{key}` makes, and GGUF-TQ2_0 and GGUF-F16 are for that",
+            "formats: [Packed]",
+            "spec.export.formats",
+            "write `formats: [Packed]`",
+        )
+        for key, changes in {
+            "lowRankCorrection": {"spec.quantization.lowRankCorrection": {"ratio": 0.1}},
+            "subLN: OutputProjections": {"spec.quantization.subLN": "OutputProjections"},
+            "classification": CLASSIFIER,
+            "preset: BitNetLlama-1M": {"spec.model": {"preset": "BitNetLlama-1M", "tokenizer": "hf://a/b"}},
+        }.items()
+    },
     "a format twice": Wrong(
         {"spec.export.formats": ["Packed", "Packed"]},
         "spec.export.formats",

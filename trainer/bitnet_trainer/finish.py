@@ -15,9 +15,8 @@ from bitnet_crds.spec import BitNetRunSpec
 from bitnet_trainer.batch import Rows
 from bitnet_trainer.errors import TeacherUnavailable
 from bitnet_trainer.evaluate import count_correct, negative_log_likelihood, perplexity_of
-from bitnet_trainer.export.huggingface import export_huggingface
+from bitnet_trainer.export.formats import write_export
 from bitnet_trainer.models.convert import ConversionReport
-from bitnet_trainer.models.packed import write_packed
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.record import Baseline
 from bitnet_trainer.report import read_metrics
@@ -115,13 +114,10 @@ def write_artifacts(
     tokenizer: PreTrainedTokenizerBase,
     conversion: ConversionReport,
 ) -> dict[str, str]:
-    """Writes the export and the loss plot into the run's folder; gives their paths by kind. For one rank."""
-    artifacts = {}
-    if "HuggingFace" in spec.export.formats:
-        exported = export_huggingface(model, tokenizer, conversion, folder / "export" / "huggingface")
-        artifacts["HuggingFace"] = str(exported)
-    if "Packed" in spec.export.formats:
-        artifacts["Packed"] = str(write_packed(model, conversion, folder / "export" / "packed", tokenizer))
+    """Writes the exports and the loss plot into the run's folder; gives their paths by kind. For one rank."""
+    artifacts: dict[str, str] = {}
+    for name in spec.export.formats:
+        artifacts[name] = str(write_export(name, folder / "export", model, tokenizer, conversion))
     records = read_metrics(folder / "metrics.jsonl")
     if records:
         # Matplotlib takes a second to import, which no other rank and no earlier moment needs.

@@ -86,7 +86,7 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
 
     reporter.update(state=TrainerState.LOADING_MODEL, world_size=ranks.world)
     loaded = load_student(spec)
-    check_exportable(loaded.model, spec.quantization, spec.export.formats)
+    check_exportable(loaded.model, spec.quantization, spec.export.formats, loaded.tokenizer)
     student = LanguageModel(loaded.model).to(ranks.device)
     objectives = phase_objectives(spec, loaded, student)
 

@@ -7,11 +7,12 @@ from typing import Any, Literal
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import BitNetConfig, BitNetForCausalLM, PreTrainedModel
+from transformers import BitNetConfig, BitNetForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from bitnet_crds.spec import Quantization
 from bitnet_trainer.errors import BadInput
 from bitnet_trainer.export.gguf import GGUF_FORMATS, gguf_obstacle
+from bitnet_trainer.export.gguf_tokenizer import pre_tokenizer_name
 from bitnet_trainer.models.bitnet_llama import as_huggingface_bitnet
 from bitnet_trainer.models.convert import ARCHITECTURES
 
@@ -99,17 +100,23 @@ def bitnet_form(model: nn.Module, quantization: Quantization) -> BitNetForm | No
     return BITNET_FORMS.get((type(model).__name__, quantization.sub_ln))
 
 
-def check_exportable(model: nn.Module, quantization: Quantization, formats: Sequence[str]) -> None:
+def check_exportable(
+    model: nn.Module,
+    quantization: Quantization,
+    formats: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> None:
     """Refuses what a format cannot express; to be called before training, whether converted or not.
 
     Args:
         model: the student, not wrapped.
         quantization: what it is, or will be, converted by.
         formats: as in `spec.export.formats`. Packed holds anything.
+        tokenizer: the student's, of which llama.cpp has to know the kind.
 
     Raises:
         BadInput: stock transformers, or llama.cpp, computes nothing equal to the model, so it cannot be in
-            an export of that format.
+            an export of that format; or llama.cpp cannot take text apart as the tokenizer does.
     """
     for name in formats:
         if name in HUGGING_FACE_FORMATS and (why := _inexpressible(model, quantization)) is not None:
@@ -118,6 +125,8 @@ def check_exportable(model: nn.Module, quantization: Quantization, formats: Sequ
             raise BadInput(f"stock transformers cannot run the export as {name}: {why}")
         if name in GGUF_FORMATS and (why := gguf_obstacle(model, quantization, name)) is not None:
             raise BadInput(f"llama.cpp cannot run the export as {name}: {why}")
+    if tokenizer is not None and any(name in GGUF_FORMATS for name in formats):
+        pre_tokenizer_name(tokenizer)
 
 
 def _inexpressible(model: nn.Module, quantization: Quantization) -> str | None:
