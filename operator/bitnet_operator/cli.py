@@ -1,13 +1,12 @@
-"""bitnetctl: plan · run · status. A person's mistake is one paragraph and exit code 2, never a traceback."""
+"""bitnetctl: plan · run · status · export · eval. A person's mistake is a paragraph and exit code 2."""
 
 import asyncio
-import importlib.util
 import signal
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar, get_args
 
 import aiohttp
 import typer
@@ -16,6 +15,7 @@ from rich.console import Console
 from bitnet_crds import BitNetRun, BitNetRunStatus, ExitCode, InvalidRun, Plan, parse_run, plan
 from bitnet_crds.advice import advise
 from bitnet_crds.protocol import run_folder
+from bitnet_crds.spec import ExportFormat
 from bitnet_crds.status import RunPhase
 from bitnet_operator.api import RUNS, ApiError, connect
 from bitnet_operator.backends.local import (
@@ -34,9 +34,18 @@ from bitnet_operator.observation import Key
 from bitnet_operator.outcome import render_outcome
 from bitnet_operator.plan_table import render_plan, render_step
 from bitnet_operator.reconcile import reconcile
+from bitnet_operator.trainer_process import run_trainer, trainer_is_installed
 
 EXIT_USER_MISTAKE = 2
 EXIT_FAILED = 1
+_MISTAKES = (
+    ExitCode.BAD_INPUT,
+    ExitCode.MODEL_UNAVAILABLE,
+    ExitCode.TEACHER_UNAVAILABLE,
+    ExitCode.DATA_UNAVAILABLE,
+    ExitCode.CHECKPOINT_UNAVAILABLE,
+)
+"""What the trainer ends with where a person has to mend something."""
 EXIT_INTERRUPTED = 130
 """As a shell reports a program that Ctrl-C ended."""
 
@@ -77,8 +86,7 @@ def plan_command(
 def run_command(file: RunFile) -> None:
     """Trains on this machine. Ctrl-C checkpoints and stops; the same command again goes on from there."""
     document, run, ledger = _read(file)
-    if importlib.util.find_spec("bitnet_trainer") is None or importlib.util.find_spec("torch") is None:
-        _exit_with("the trainer is not installed here. Install bitnet-operator[operator,trainer].")
+    _check_trainer()
     _or_exit(lambda: check_local_files(run.spec, run.metadata.namespace, run.metadata.name))
     folder = run_folder(run.spec, run.metadata.namespace, run.metadata.name)
     _or_exit(lambda: check_unchanged(run))
@@ -115,6 +123,51 @@ def status_command(
         parsed = _or_exit(lambda: parse_run(document))
         status = BitNetRunStatus.model_validate(document.get("status") or {})
     out.print(render_outcome(parsed, status))
+
+
+@app.command("export")
+def export_command(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run's folder, or the folder of one of its checkpoints.")
+    ],
+    formats: Annotated[
+        list[str],
+        typer.Option("--format", help=f"May be given again: {', '.join(get_args(ExportFormat))}."),
+    ],
+    to: Annotated[Path | None, typer.Option("--to", help="Instead of export/ in the run's folder.")] = None,
+) -> None:
+    """Exports what a run has trained, from its newest checkpoint, fully quantised whatever the step."""
+    _check_trainer()
+    known = get_args(ExportFormat)
+    if strange := [name for name in formats if name not in known]:
+        _exit_with(f"{strange[0]} is no format of an export. Choose among {', '.join(known)}.")
+    arguments = [str(source), *(f"--format={name}" for name in formats), *([f"--to={to}"] if to else [])]
+    raise typer.Exit(_as_exit_status(run_trainer("export", arguments)))
+
+
+@app.command("eval")
+def eval_command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A run, a checkpoint, an exported folder or file, or hf://organisation/name.",
+        ),
+    ],
+    text: Annotated[Path, typer.Option("--text", help="The text to predict, in UTF-8.")],
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="TEACHER", help="A second model, on the same text.")
+    ] = None,
+    sequence_length: Annotated[
+        int | None, typer.Option("--sequence-length", help="Tokens read at once; 1024 or the model's most.")
+    ] = None,
+) -> None:
+    """Prints a model's perplexity on a text, how many tokens it reads a second, and its bytes in memory."""
+    _check_trainer()
+    arguments = [model, f"--text={text}"]
+    arguments += [] if against is None else [f"--against={against}"]
+    arguments += [] if sequence_length is None else [f"--sequence-length={sequence_length}"]
+    raise typer.Exit(_as_exit_status(run_trainer("compare", arguments)))
 
 
 def _names_file(words: str) -> bool:
@@ -177,14 +230,17 @@ def _exit_status(status: BitNetRunStatus) -> int:
         return 0
     if status.phase is RunPhase.SUSPENDED:
         return EXIT_INTERRUPTED
-    mistakes = {
-        ExitCode.BAD_INPUT,
-        ExitCode.MODEL_UNAVAILABLE,
-        ExitCode.TEACHER_UNAVAILABLE,
-        ExitCode.DATA_UNAVAILABLE,
-        ExitCode.CHECKPOINT_UNAVAILABLE,
-    }
-    return EXIT_USER_MISTAKE if status.segments and status.segments[-1].exit_code in mistakes else EXIT_FAILED
+    return _as_exit_status(status.segments[-1].exit_code if status.segments else None)
+
+
+def _as_exit_status(code: int | None) -> int:
+    """bitnetctl's own exit code where the trainer ended with `code`."""
+    return 0 if code == 0 else EXIT_USER_MISTAKE if code in _MISTAKES else EXIT_FAILED
+
+
+def _check_trainer() -> None:
+    if not trainer_is_installed():
+        _exit_with("the trainer is not installed here. Install bitnet-operator[operator,trainer].")
 
 
 def _read(file: Path) -> tuple[dict[str, Any], BitNetRun, Plan]:

@@ -88,3 +88,15 @@ def make_bitnetctl(inputs: Path, tmp_path: Path) -> Callable[..., Bitnetctl]:
         return Bitnetctl(tmp_path, document)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Bitnetctl:
+    """A run of 12 steps that has ended, for commands that only read it."""
+    folder = tmp_path_factory.mktemp("finished")
+    document = copy.deepcopy(run_document(inputs))
+    document["spec"]["checkpoint"]["uri"] = f"file://{folder}/runs"
+    bitnetctl = Bitnetctl(folder, document)
+    code, output = bitnetctl("run", str(bitnetctl.file))
+    assert code == 0, output
+    return bitnetctl
