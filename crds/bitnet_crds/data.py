@@ -18,8 +18,8 @@ class Source(Record):
     name: Label
     """Names the source in metrics and errors."""
     uri: DataAddress
-    """A .txt or .jsonl file (its `text` field; with spec.classification its `label` too), or a folder of
-    them."""
+    """A .txt file, a .jsonl, .jsonl.gz or .parquet file (its `text` field; with spec.classification its
+    `label` too), or a folder of them."""
     weight: float = Field(default=1.0, gt=0, le=1_000_000)
     """Share of the sequences that come from this source, relative to the others' weights."""
 
@@ -74,6 +74,10 @@ class Data(Record):
     mixture: Mixture = Mixture()
     held_out: Percentage = Field(default="2%", validate_default=True)
     """The part of every source that is never trained on; the model is measured there before and after."""
+    corrupt_share: Percentage = Field(default="0.1%", validate_default=True)
+    """Up to this part of a source's records may be corrupt: they are left out, counted and named. Beyond it
+    the run ends with an error; 0% allows none. The default forgives a broken line in a large crawl, and
+    nothing in a source of fewer than a thousand records."""
 
     @field_validator("sources")
     @classmethod

@@ -1,16 +1,20 @@
 """Text into tokens, tokens into sequences: what is read, kept, held out and refused."""
 
+import gzip
 import json
 import random
 from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 
 from bitnet_trainer.data import Corpus, Cursor, SourceText, open_corpus, open_source
 from bitnet_trainer.data.packing import pack
+from bitnet_trainer.data.records import Tally, records
 from bitnet_trainer.errors import DataUnavailable
 
 EOS = 1
@@ -19,7 +23,7 @@ EOS = 1
 @pytest.fixture
 def read(tmp_path, tokenizer):
     """Reads a source by its path, as a list of token ids."""
-    return lambda path: open_source("books", path, tokenizer, tmp_path / "cache").tolist()
+    return lambda path: open_source("books", path, tokenizer, tmp_path / "cache").tokens.tolist()
 
 
 @pytest.fixture
@@ -80,7 +84,7 @@ def test_hidden_files_and_the_runs_own_are_not_text(tmp_path, tokenizer):
     (tmp_path / "linked.txt").symlink_to(tmp_path / ".hidden.txt")
     (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
     cache = tmp_path / "runs" / "mine" / "tokens"
-    assert open_source("books", tmp_path, tokenizer, cache).tolist() == [2, EOS, 2, EOS]
+    assert open_source("books", tmp_path, tokenizer, cache).tokens.tolist() == [2, EOS, 2, EOS]
     with pytest.raises(DataUnavailable, match=r"this run's own folder .*mine left out"):
         open_source("books", tmp_path / "runs", tokenizer, cache)
 
@@ -105,18 +109,18 @@ def test_tokens_are_kept_until_text_or_tokenizer_change(tmp_path, read, tokenize
     tokenizer.add_tokens(["new"])
     read(path)
     assert len(calls) == 2
-    assert len(list((tmp_path / "cache").iterdir())) == 3
+    assert len(list((tmp_path / "cache").glob("*.tokens"))) == 3
 
 
 @pytest.mark.parametrize(
     ("error", "raised"),
     [(OSError(28, "No space left on device"), DataUnavailable), (KeyboardInterrupt(), KeyboardInterrupt)],
 )
-@pytest.mark.parametrize("fails", ["numpy.save", "os.fsync", "pathlib.Path.replace"])
+@pytest.mark.parametrize("fails", ["os.fsync", "pathlib.Path.replace", "tempfile.NamedTemporaryFile"])
 def test_tokens_that_cannot_be_kept_leave_nothing_behind(
     tmp_path, read, words, monkeypatch, fails, error, raised
 ):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(fails, fail)
@@ -139,7 +143,7 @@ def test_a_long_document_is_cut_after_a_newline_and_nothing_is_lost(tmp_path, re
         ("a.txt", None, r"'books': .*a\.txt does not exist\. Mend its uri"),
         ("a.txt", b"", r"a\.txt holds no text\. Put text in it"),
         ("a.jsonl", b"\n\n", "holds no text"),
-        ("a.csv", b"w2", r"ends in '\.csv', which is not read\. Give a \.txt or \.jsonl"),
+        ("a.csv", b"w2", r"ends in '\.csv', which is not read\. Give a \.txt, \.jsonl, .* or \.parquet"),
         ("a.txt", b"w2 \xe9", r"not UTF-8 \(byte 3 is 0xe9\)\. Convert it, as in `iconv -f latin1"),
         ("a.jsonl", b'{"text": "w2"}\n{"text": ', r"a\.jsonl, line 2 is not JSON"),
         ("a.jsonl", b'{"txt": "w2"}', "line 1 has no string `text`"),
@@ -168,7 +172,7 @@ def test_what_cannot_be_read_is_named_with_its_mend(tmp_path, read, name, conten
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataUnavailable, match=says):
         read(tmp_path / name)
-    assert not (tmp_path / "cache").exists()
+    assert not list(tmp_path.glob("cache/*"))
 
 
 def test_a_whole_surrogate_pair_is_text(tmp_path, read):
@@ -177,8 +181,132 @@ def test_a_whole_surrogate_pair_is_text(tmp_path, read):
     assert read(path)[0] == 2
 
 
+@pytest.fixture
+def mostly_whole(tmp_path):
+    """1,000 records in two files, three of them corrupt, a blank line among them."""
+    lines = [b'{"text": "w2"}\n'] * 500
+    lines[3:5] = [b'{"text": \n', b'{"text": "w\xe9"}\n']
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + b"".join(lines) + b" \n")
+    lines[3:5] = [b'{"txt": "w2"}\n', b'{"text": "w3"}\n']
+    (tmp_path / "texts" / "b.jsonl").write_bytes(b"".join(lines))
+    return tmp_path / "texts"
+
+
+def test_corrupt_records_within_the_share_are_left_out_counted_and_named(tmp_path, tokenizer, mostly_whole):
+    def opened(share):
+        return open_source("books", mostly_whole, tokenizer, tmp_path / "cache", share)
+
+    kept = opened(Fraction(3, 1000))
+    assert kept.tokens.tolist() == [2, EOS] * 501 + [3, EOS] + [2, EOS] * 495
+    assert (kept.reading.records, kept.reading.corrupt) == (1000, 3)
+    assert [wrong.split(" Write ")[0].split(" (")[0] for wrong in kept.reading.first] == [
+        f"{mostly_whole}/a.jsonl, line 4 is not JSON that can be read",
+        f"{mostly_whole}/a.jsonl, line 5 is not UTF-8",
+        f"{mostly_whole}/b.jsonl, line 4 has no string `text`.",
+    ]
+    assert opened(Fraction(1)).reading == kept.reading, "from the cache"
+    says = r"3 of 1,000 records .* first: .*a\.jsonl, line 4 .* 0\.003 .*corruptShare allows 0\.00299"
+    with pytest.raises(DataUnavailable, match=says):
+        opened(Fraction(299, 100_000))
+    with pytest.raises(DataUnavailable, match=says):
+        open_source("books", mostly_whole, tokenizer, tmp_path / "new", Fraction(299, 100_000))
+    assert not list(tmp_path.glob("new/*"))
+
+
+def test_a_source_with_nothing_but_corrupt_records_is_empty(tmp_path, tokenizer):
+    (tmp_path / "a.jsonl").write_text("no\njson\n")
+    with pytest.raises(DataUnavailable, match="holds no text"):
+        open_source("books", tmp_path / "a.jsonl", tokenizer, tmp_path / "cache", Fraction(1))
+
+
+def test_only_the_first_corrupt_records_are_named(tmp_path, tokenizer):
+    (tmp_path / "a.jsonl").write_text("no json\n" * 50 + '{"text": "w2"}')
+    kept = open_source("books", tmp_path / "a.jsonl", tokenizer, tmp_path / "cache", Fraction(1))
+    assert kept.reading.corrupt == 50
+    assert len(kept.reading.first) == 5
+
+
+def write_parquet(path, texts, **options):
+    table = pyarrow.table({"id": list(range(len(texts))), "text": texts})
+    parquet.write_table(table, path, **options)
+    return path
+
+
+def test_a_parquet_file_has_a_document_a_row(tmp_path, read):
+    path = write_parquet(tmp_path / "a.parquet", ["w2 w3", " ", "w4\n"], row_group_size=2)
+    assert read(path) == [2, 3, EOS, 4, EOS]
+
+
+def test_rows_that_hold_no_text_are_corrupt(tmp_path, tokenizer):
+    strings = pyarrow.StringArray.from_buffers(
+        3,
+        pyarrow.py_buffer(np.array([0, 2, 4, 6], np.int32)),
+        pyarrow.py_buffer(b"w2\xe9\xe9w3"),
+    )
+    parquet.write_table(pyarrow.table({"text": strings}), tmp_path / "a.parquet")
+    write_parquet(tmp_path / "b.parquet", ["w4", None])
+    kept = open_source("books", tmp_path, tokenizer, tmp_path / "run" / "tokens", Fraction(1, 2))
+    assert kept.tokens.tolist() == [2, EOS, 3, EOS, 4, EOS]
+    assert (kept.reading.records, kept.reading.corrupt) == (5, 2)
+    first, second = kept.reading.first
+    assert "a.parquet, row 2 is not UTF-8" in first
+    assert "b.parquet, row 2 has no string `text`" in second
+
+
+def test_a_large_parquet_file_is_never_whole_in_memory(tmp_path):
+    """32 MB in one row group, of text that is not repeated."""
+    draw = random.Random(0)
+    path = write_parquet(tmp_path / "a.parquet", [draw.randbytes(2000).hex() for _ in range(8000)])
+    before, most, seen = pyarrow.total_allocated_bytes(), 0, 0
+    for record in records("books", path, Tally()):
+        seen += len(record.text)
+        most = max(most, pyarrow.total_allocated_bytes() - before)
+    assert seen == 32_000_000
+    assert most < 12_000_000
+
+
+def test_a_packed_jsonl_file_is_as_the_plain_one(tmp_path, read):
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "w2 w3"}\n') + gzip.compress(b'{"text": "w4"}'))
+    assert read(path) == [2, 3, EOS, 4, EOS]
+
+
+PACKED = gzip.compress(b'{"text": "w2"}\n' * 1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl.gz", b'{"text": "w2"}', r"a\.jsonl\.gz cannot be unpacked \(Not a gzipped file"),
+        ("a.jsonl.gz", PACKED[:-12], r"cannot be unpacked \(Compressed file ended.*Copy it anew"),
+        ("a.jsonl.gz", PACKED[:12] + b"\xff" * 20 + PACKED[32:], r"cannot be unpacked \(Error -3"),
+        ("a.gz", PACKED, r"ends in '\.gz', which is not read"),
+        ("a.parquet", b"PAR1", r"a\.parquet is not Parquet that can be read after row 0"),
+    ],
+)
+def test_a_file_that_cannot_be_unpacked_is_an_error_whatever_the_share(
+    tmp_path, tokenizer, name, content, says
+):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataUnavailable, match=says):
+        open_source("books", tmp_path / name, tokenizer, tmp_path / "cache", Fraction(1))
+    assert not list(tmp_path.glob("cache/*"))
+
+
+def test_a_parquet_file_without_text_or_cut_off_is_refused(tmp_path, read):
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"content": ["w2"], "id": [1]}), path)
+    with pytest.raises(DataUnavailable, match=r"no column `text`, and has content, id\. Rename"):
+        read(path)
+    write_parquet(path, ["w2"] * 5000)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(DataUnavailable, match="is not Parquet"):
+        read(path)
+
+
 def test_a_folder_without_text_is_refused(tmp_path, read):
-    with pytest.raises(DataUnavailable, match=r"holds no \.txt or \.jsonl file"):
+    with pytest.raises(DataUnavailable, match=r"holds no \.txt, \.jsonl, \.jsonl\.gz or \.parquet file"):
         read(tmp_path)
 
 

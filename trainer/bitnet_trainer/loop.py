@@ -122,7 +122,7 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
         baseline = Baseline.of(original.count, original.value, quantized.value)
     assert baseline is not None
     if ranks.first:
-        write_record(order, loaded, conversion, fingerprint, baseline)
+        write_record(order, loaded, conversion, fingerprint, corpus.readings, baseline)
 
     optimizer = build_optimizer(spec.optimizer, loaded.model)
     _log.info("%s", groups_table(optimizer))

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from bitnet_crds.plan import Plan
 from bitnet_crds.record import Report
 from bitnet_crds.spec import BitNetRunSpec
+from bitnet_trainer.data import Reading
 
 _PACKAGES = ("bitnet-operator", "torch", "transformers", "numpy", "safetensors")
 
@@ -45,6 +46,8 @@ class RunRecord(Report):
     plan: Plan
     ledger_hash: str
     data_fingerprint: str
+    sources: dict[str, Reading] = {}
+    """How the reading of each source went; none in files written before it was kept."""
     model: str
     """Where the model was really loaded from."""
     converted_layers: int

@@ -1,6 +1,8 @@
 """Parts of a run's set-up that its ranks do together, or that one does for all."""
 
 import inspect
+import logging
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, Protocol
 
@@ -13,7 +15,7 @@ from bitnet_crds.locations import parse_location
 from bitnet_crds.plan import PlannedPhase
 from bitnet_crds.protocol import Order
 from bitnet_crds.spec import BitNetRunSpec
-from bitnet_trainer.data import Corpus, LabelledCorpus, SourceText, open_corpus, open_labelled
+from bitnet_trainer.data import Corpus, LabelledCorpus, Reading, SourceText, open_corpus, open_labelled
 from bitnet_trainer.errors import BadInput, ModelUnavailable
 from bitnet_trainer.models.convert import ConversionReport
 from bitnet_trainer.models.load import LoadedModel, load_model, load_tokenizer
@@ -23,6 +25,8 @@ from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.record import Baseline, RunRecord, now, versions
 from bitnet_trainer.teacher import Teacher
 from bitnet_trainer.teacher_cache import LogitsCache
+
+_log = logging.getLogger(__name__)
 
 
 def check_world(phases: tuple[PlannedPhase, ...], world: int) -> None:
@@ -88,6 +92,7 @@ def open_run_corpus(
         "held_out": Fraction(data.held_out),
         "seed": order.spec.seed,
         "cache": order.folder / "tokens",
+        "corrupt_share": Fraction(data.corrupt_share),
     }
     if not ranks.first:
         ranks.wait()
@@ -97,6 +102,9 @@ def open_run_corpus(
         else open_labelled(texts, tokenizer, labels=classification.labels, **settings)
     )
     if ranks.first:
+        for name, reading in corpus.readings.items():
+            if reading.corrupt:
+                _log.warning("%s They are left out.", reading.sentence(name))
         ranks.wait()
     return corpus
 
@@ -109,7 +117,12 @@ def known_baseline(order: Order, fingerprint: str, ranks: Ranks) -> Baseline | N
 
 
 def write_record(
-    order: Order, loaded: LoadedModel, conversion: ConversionReport, fingerprint: str, baseline: Baseline
+    order: Order,
+    loaded: LoadedModel,
+    conversion: ConversionReport,
+    fingerprint: str,
+    readings: Mapping[str, Reading],
+    baseline: Baseline,
 ) -> None:
     """Writes run.json; one rank calls it."""
     path = order.folder / "run.json"
@@ -122,6 +135,7 @@ def write_record(
         plan=order.plan,
         ledger_hash=order.plan.ledger_hash,
         data_fingerprint=fingerprint,
+        sources=dict(readings),
         model=loaded.source,
         converted_layers=len(conversion.converted),
         versions=versions(),

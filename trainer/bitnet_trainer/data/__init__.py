@@ -6,15 +6,18 @@ from bitnet_trainer.data.cursor import Cursor
 from bitnet_trainer.data.labelled import LabelledCorpus, LabelledSource, open_labelled
 from bitnet_trainer.data.mixture import Shares, influenced
 from bitnet_trainer.data.packing import PackedSource
-from bitnet_trainer.data.sources import Tokenizer, open_source
+from bitnet_trainer.data.records import Reading
+from bitnet_trainer.data.sources import Kept, Tokenizer, open_source
 
 __all__ = [
     "Corpus",
     "Cursor",
+    "Kept",
     "LabelledCorpus",
     "LabelledSource",
     "MixedSources",
     "PackedSource",
+    "Reading",
     "SequenceId",
     "Shares",
     "SourceText",

@@ -2,8 +2,8 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from bitnet_trainer.batch import Rows, SequenceId
 from bitnet_trainer.data.cursor import Cursor, rank_slice
 from bitnet_trainer.data.packing import pack
+from bitnet_trainer.data.records import Reading
 from bitnet_trainer.data.sources import Tokenizer, open_source
 
 
@@ -64,6 +65,8 @@ class MixedSources(ABC):
     weights: tuple[float, ...]
     """As the run has them where it begins, one a source."""
     seed: int
+    readings: Mapping[str, Reading] = field(default_factory=dict)
+    """How the reading of each source went, by its name."""
 
     def take(
         self, cursor: Cursor, count: int, weights: Sequence[float]
@@ -140,13 +143,19 @@ def open_corpus(
     held_out: Fraction,
     seed: int,
     cache: Path,
+    corrupt_share: Fraction = Fraction(0),
 ) -> Corpus:
     """Reads, tokenises (or finds tokenised in `cache`) and packs every source.
 
     Raises DataUnavailable for a source that cannot be used, naming it and the mend.
     """
-    packed = tuple(
-        pack(text.name, open_source(text.name, text.path, tokenizer, cache), sequence_length, held_out)
-        for text in texts
+    opened = [open_source(text.name, text.path, tokenizer, cache, corrupt_share) for text in texts]
+    return Corpus(
+        tuple(
+            pack(text.name, kept.tokens, sequence_length, held_out)
+            for text, kept in zip(texts, opened, strict=True)
+        ),
+        tuple(text.weight for text in texts),
+        seed,
+        {text.name: kept.reading for text, kept in zip(texts, opened, strict=True)},
     )
-    return Corpus(packed, tuple(text.weight for text in texts), seed)

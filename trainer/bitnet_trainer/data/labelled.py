@@ -1,4 +1,4 @@
-"""Labelled text, for classification: each record of a .jsonl file is a sequence of its own."""
+"""Labelled text, for classification: each record is a sequence of its own."""
 
 import hashlib
 import json
@@ -15,16 +15,14 @@ import torch
 
 from bitnet_trainer.batch import IGNORED, Rows, SequenceId
 from bitnet_trainer.data.corpus import MixedSources, SourceText
+from bitnet_trainer.data.records import Reading, Record, Tally, records
 from bitnet_trainer.data.sources import (
-    Record,
     Tokenizer,
     Tokens,
     encoded_pieces,
     end_of_text,
     fingerprint,
     kept,
-    no_text,
-    records,
     text_files,
 )
 from bitnet_trainer.errors import DataUnavailable
@@ -110,19 +108,27 @@ def open_labelled(
     held_out: Fraction,
     seed: int,
     cache: Path,
+    corrupt_share: Fraction = Fraction(0),
 ) -> LabelledCorpus:
     """Reads and tokenises (or finds tokenised in `cache`) every source.
 
-    A source is a .jsonl file whose lines have a `text` and, as `label`, one of `labels`, or a folder of them;
-    a line whose text is blank is left out. A text is cut to S tokens, and padded with the end-of-text token;
+    A source is a file whose records have a `text` and, as `label`, one of `labels`, or a folder of them; one
+    whose text is blank is left out. A label that is not known is an error, and not a corrupt record: it would
+    be all of a class that is missing. A text is cut to S tokens, and padded with the end-of-text token;
     where it ends in that itself, this counts as padding too: transformers' classifiers tell padding by its
     token alone. Raises DataUnavailable for a source that cannot be used, naming it and the mend.
     """
     numbers = {label: number for number, label in enumerate(labels)}
-    sources = tuple(
-        _open(text.name, text.path, tokenizer, numbers, sequence_length, held_out, cache) for text in texts
+    opened = [
+        _open(text.name, text.path, tokenizer, numbers, sequence_length, held_out, cache, corrupt_share)
+        for text in texts
+    ]
+    return LabelledCorpus(
+        tuple(source for source, _ in opened),
+        tuple(text.weight for text in texts),
+        seed,
+        {source.name: reading for source, reading in opened},
     )
-    return LabelledCorpus(sources, tuple(text.weight for text in texts), seed)
 
 
 def _open(
@@ -133,25 +139,25 @@ def _open(
     sequence_length: int,
     held_out: Fraction,
     cache: Path,
-) -> LabelledSource:
+    corrupt_share: Fraction,
+) -> tuple[LabelledSource, Reading]:
     files = text_files(name, path, cache.parent)
     end = end_of_text(name, tokenizer)
 
-    def table() -> Tokens:
-        rows = list(_table_rows(name, files, tokenizer, numbers, sequence_length, end))
-        if not rows:
-            raise no_text(name, path)
-        return np.stack(rows)
+    def rows(tally: Tally) -> Iterator[Tokens]:
+        return _table_rows(name, files, tokenizer, numbers, sequence_length, end, tally)
 
     cut = hashlib.sha256(json.dumps([sequence_length, *numbers]).encode()).hexdigest()
     content = fingerprint(name, files, tokenizer)
-    whole = kept(cache / f"{name}-labelled-{content[:16]}-{cut[:16]}.npy", table)
+    stem = cache / f"{name}-labelled-{content[:16]}-{cut[:16]}"
+    tokens, reading = kept(name, path, stem, rows, corrupt_share)
+    whole = tokens.reshape(-1, sequence_length + 2)
     if len(whole) < 2:
         raise DataUnavailable(
             f"source {name!r}: {path} has one record, and one is trained on and one held out. Add records."
         )
     kept_back = _kept_back(whole[:, -1], held_out)
-    return LabelledSource(name, whole, np.setdiff1d(np.arange(len(whole)), kept_back), kept_back)
+    return LabelledSource(name, whole, np.setdiff1d(np.arange(len(whole)), kept_back), kept_back), reading
 
 
 def _table_rows(
@@ -161,15 +167,16 @@ def _table_rows(
     numbers: Mapping[str, int],
     sequence_length: int,
     end: int,
+    tally: Tally,
 ) -> Iterator[Tokens]:
     """A row of the table for each record."""
     for file in files:
-        if file.suffix != ".jsonl":
+        if file.suffix == ".txt":
             raise DataUnavailable(
                 f"source {name!r}: {file} has no labels, which classification needs. Give .jsonl files of "
                 'lines such as {"text": "Once upon a time", "label": "tale"}.'
             )
-        for record in records(name, file):
+        for record in records(name, file, tally):
             number = _class(name, file, record, numbers)
             tokens = np.concatenate([*encoded_pieces(record.text, tokenizer)])[:sequence_length]
             while len(tokens) and tokens[-1] == end:
@@ -189,7 +196,7 @@ def _class(name: str, file: Path, record: Record, numbers: Mapping[str, int]) ->
         more = len(numbers) - _NAMED_LABELS
         says = f"label {json.dumps(label, ensure_ascii=False)}" if "label" in record.fields else "no `label`"
         raise DataUnavailable(
-            f"source {name!r}: {file}, line {record.line} has {says}; known are {known}"
+            f"source {name!r}: {file}{record.place} has {says}; known are {known}"
             f"{f' and {more} more' if more > 0 else ''}. Mend the line, or spec.classification.labels."
         )
     return numbers[label]

@@ -1,26 +1,31 @@
-"""Text on disk: .txt and .jsonl files become one stream of tokens, tokenised once and kept in a cache."""
+"""Text on disk: the files of a source become one stream of tokens, tokenised once and kept in a cache."""
 
 import hashlib
 import json
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from fractions import Fraction
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from bitnet_trainer.data.records import SUFFIXES, Reading, Tally, records, unreadable
 from bitnet_trainer.errors import DataUnavailable
 
 Tokens = npt.NDArray[np.uint32]
 
-_SUFFIXES = (".txt", ".jsonl")
-_CACHE_FORMAT = "1"
+_CACHE_FORMAT = "2"
 _LONGEST_PIECE = 1 << 20
 """Characters tokenised at once. A longer document is cut after a newline, to bound the memory it takes."""
+_READ_AT_ONCE = 1 << 20
+"""Bytes."""
+_KINDS = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 
 
 class Tokenizer(Protocol):
@@ -37,36 +42,58 @@ class Tokenizer(Protocol):
         """Token ids by token."""
 
 
-def open_source(name: str, path: Path, tokenizer: Tokenizer, cache: Path) -> Tokens:
+class Kept(NamedTuple):
+    """A source that has been tokenised."""
+
+    tokens: Tokens
+    """(N,), mapped from the cache."""
+    reading: Reading
+    """What was read for them."""
+
+
+def open_source(
+    name: str, path: Path, tokenizer: Tokenizer, cache: Path, corrupt_share: Fraction = Fraction(0)
+) -> Kept:
     """The tokens of one source, (N,), each document followed by the tokenizer's end-of-text token.
 
-    `path` is a .txt file (one document), a .jsonl file (a document a line, in its `text` field) or a folder
-    of them, read in the order of their names; hidden files and folders in it are left out, and the run's
-    own folder, which is the one that holds `cache`. The result lies in `cache` under a name made of the
-    content and the tokenizer, so that another start only maps it, and an edited file is tokenised again.
-    Raises DataUnavailable for a source that is missing, empty, or not readable as text.
+    `path` is a .txt file (one document), a .jsonl or .jsonl.gz file (a document a line, in its `text` field),
+    a .parquet file (a document a row, in its column `text`) or a folder of them, read in the order of their
+    names; hidden files and folders in it are left out, and the run's own folder, which is the one that holds
+    `cache`. The result lies in `cache` under a name made of the content and the tokenizer, so that another
+    start only maps it, and an edited file is tokenised again. Raises DataUnavailable for a source that is
+    missing, empty, or not readable as text, and where more than `corrupt_share` of its records are corrupt.
     """
     files = text_files(name, path, cache.parent)
     end = end_of_text(name, tokenizer)
 
-    def tokens() -> Tokens:
-        pieces: list[Tokens] = []
-        for document in _documents(name, files):
-            pieces.extend(encoded_pieces(document, tokenizer))
-            pieces.append(np.asarray([end], dtype=np.uint32))
-        if not pieces:
-            raise no_text(name, path)
-        return np.concatenate(pieces)
+    def pieces(tally: Tally) -> Iterator[Tokens]:
+        for file in files:
+            for record in records(name, file, tally):
+                if record.text.strip():
+                    yield from encoded_pieces(record.text, tokenizer)
+                    yield np.asarray([end], dtype=np.uint32)
 
-    return kept(cache / f"{name}-{fingerprint(name, files, tokenizer)[:16]}.npy", tokens)
+    stem = cache / f"{name}-{fingerprint(name, files, tokenizer)[:16]}"
+    return kept(name, path, stem, pieces, corrupt_share)
 
 
-def kept(path: Path, make: Callable[[], Tokens]) -> Tokens:
-    """The array that lies at `path`, mapped; it is made and put there where there is none yet."""
-    if not path.exists():
-        _keep(make(), path)
-    tokens: Tokens = np.load(path, mmap_mode="r")
-    return tokens
+def kept(
+    name: str,
+    path: Path,
+    stem: Path,
+    pieces: Callable[[Tally], Iterator[Tokens]],
+    corrupt_share: Fraction,
+) -> Kept:
+    """What `pieces` gives, one after the other, of the source at `path`; it is kept in files named `stem`.
+
+    It is asked only where they are not there yet. Raises DataUnavailable as `open_source` does.
+    """
+    tokens, reading = Path(f"{stem}.tokens"), Path(f"{stem}.json")
+    if not (tokens.exists() and reading.exists()):
+        _keep(name, path, tokens, reading, pieces, corrupt_share)
+    read = Reading.model_validate_json(reading.read_bytes())
+    read.check(name, corrupt_share)
+    return Kept(np.memmap(tokens, dtype=np.uint32, mode="r"), read)
 
 
 def end_of_text(name: str, tokenizer: Tokenizer) -> int:
@@ -97,7 +124,7 @@ def text_files(name: str, path: Path, own: Path) -> list[Path]:
     try:
         return _text_files(name, path, own)
     except OSError as error:
-        raise _unreadable(name, Path(error.filename or path), error) from error
+        raise unreadable(name, Path(error.filename or path), error) from error
 
 
 def _text_files(name: str, path: Path, own: Path) -> list[Path]:
@@ -111,13 +138,13 @@ def _text_files(name: str, path: Path, own: Path) -> list[Path]:
         files = sorted(file for file in _walk(path, own) if stat.S_ISREG(_mode(file) or 0))
         if not files:
             raise DataUnavailable(
-                f"source {name!r}: the folder {path} holds no .txt or .jsonl file, hidden ones and those in "
-                f"this run's own folder {own} left out. Put one there, or mend its uri."
+                f"source {name!r}: the folder {path} holds no {_KINDS} file, hidden ones and those "
+                f"in this run's own folder {own} left out. Put one there, or mend its uri."
             )
         return files
-    if path.suffix not in _SUFFIXES:
+    if not path.name.endswith(SUFFIXES):
         raise DataUnavailable(
-            f"source {name!r}: {path} ends in {path.suffix!r}, which is not read. Give a .txt or .jsonl file."
+            f"source {name!r}: {path} ends in {path.suffix!r}, which is not read. Give a {_KINDS} file."
         )
     return [path]
 
@@ -135,9 +162,7 @@ def _walk(folder: Path, own: Path) -> Iterator[Path]:
             folders.clear()
             continue
         folders[:] = [inner for inner in folders if not inner.startswith(".")]
-        yield from (
-            here / inner for inner in names if not inner.startswith(".") and inner.endswith(_SUFFIXES)
-        )
+        yield from (here / inner for inner in names if not inner.startswith(".") and inner.endswith(SUFFIXES))
 
 
 def _mode(path: Path) -> int | None:
@@ -146,83 +171,6 @@ def _mode(path: Path) -> int | None:
         return path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def _unreadable(name: str, path: Path, error: OSError) -> DataUnavailable:
-    return DataUnavailable(
-        f"source {name!r}: {path} cannot be read ({error.strerror or error}). "
-        "Make it readable for the user that trains."
-    )
-
-
-def _read(name: str, file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise _unreadable(name, file, error) from error
-
-
-def _documents(name: str, files: Sequence[Path]) -> Iterator[str]:
-    """Every document that is not blank."""
-    for file in files:
-        if file.suffix == ".txt":
-            documents: Iterable[str] = (_decoded(name, file),)
-        else:
-            documents = (record.text for record in records(name, file))
-        yield from (document for document in documents if document.strip())
-
-
-class Record(NamedTuple):
-    """One line of a .jsonl file."""
-
-    line: int
-    """Its number, from 1."""
-    text: str
-    fields: Mapping[str, Any]
-    """All that it says, `text` included."""
-
-
-def records(name: str, file: Path) -> Iterator[Record]:
-    """The lines of a .jsonl file that are not blank. Raises DataUnavailable for one without text."""
-    # JSON may hold U+2028 and its like, at which str.splitlines would cut a record in two.
-    for number, line in enumerate(_decoded(name, file).split("\n"), start=1):
-        if line.strip():
-            yield _record(name, file, number, line)
-
-
-def _decoded(name: str, file: Path) -> str:
-    try:
-        return _read(name, file).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataUnavailable(
-            f"source {name!r}: {file} is not UTF-8 (byte {error.start} is "
-            f"0x{error.object[error.start]:02x}). "
-            f"Convert it, as in `iconv -f latin1 -t utf-8 {file.name}`."
-        ) from error
-
-
-def _record(name: str, file: Path, number: int, line: str) -> Record:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:  # of long numbers and deep nesting too
-        raise DataUnavailable(
-            f"source {name!r}: {file}, line {number} is not JSON that can be read "
-            f"({getattr(error, 'msg', error)}). Write one object a line."
-        ) from error
-    text = record.get("text") if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        raise DataUnavailable(
-            f"source {name!r}: {file}, line {number} has no string `text`. Write lines such as "
-            '{"text": "Once upon a time"}.'
-        )
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataUnavailable(
-            f"source {name!r}: {file}, line {number} has half a surrogate pair in its `text` (character "
-            f"{error.start} is \\u{ord(text[error.start]):04x}). Write both halves, or leave it out."
-        ) from error
-    return Record(number, text, record)
 
 
 def _pieces(document: str) -> Iterator[str]:
@@ -242,25 +190,57 @@ def fingerprint(name: str, files: Sequence[Path], tokenizer: Tokenizer) -> str:
     described = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
     digest.update(f"{type(tokenizer).__name__} {tokenizer.eos_token_id} {described}".encode())
     for file in files:
-        content = _read(name, file)
-        digest.update(f"{file.name} {len(content)} ".encode())
-        digest.update(content)
+        try:
+            with file.open("rb") as opened:
+                digest.update(f"{file.name} {os.fstat(opened.fileno()).st_size} ".encode())
+                while content := opened.read(_READ_AT_ONCE):
+                    digest.update(content)
+        except OSError as error:
+            raise unreadable(name, file, error) from error
     return digest.hexdigest()
 
 
-def _keep(tokens: Tokens, path: Path) -> None:
+def _keep(
+    name: str,
+    path: Path,
+    tokens: Path,
+    reading: Path,
+    pieces: Callable[[Tally], Iterator[Tokens]],
+    corrupt_share: Fraction,
+) -> None:
     """Writes the cache whole or not at all: a process that dies here must not leave half a corpus."""
+    tally = Tally()
+    coming = pieces(tally)
+    first = next(coming, None)
+    # A source without text leaves no folder behind.
+    if first is None:
+        tally.reading().check(name, corrupt_share)
+        raise no_text(name, path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        tokens.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as cleanup:
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}-", delete=False) as file:
+
+            def pending(final: Path) -> IO[bytes]:
+                file = cleanup.enter_context(
+                    tempfile.NamedTemporaryFile(dir=final.parent, prefix=f".{final.stem}-", delete=False)
+                )
                 cleanup.callback(Path(file.name).unlink, missing_ok=True)
-                np.save(file, tokens)
+                return file
+
+            stream = pending(tokens)
+            # As they come: all of them together may be more than memory holds.
+            for piece in chain((first,), coming):
+                stream.write(piece.tobytes())
+            tally.reading().check(name, corrupt_share)
+            told = pending(reading)
+            told.write(tally.reading().model_dump_json().encode())
+            # The tokens last: where they are, all is.
+            for file, final in ((told, reading), (stream, tokens)):
                 file.flush()
                 os.fsync(file.fileno())
-            Path(file.name).replace(path)
+                Path(file.name).replace(final)
     except OSError as error:
         raise DataUnavailable(
-            f"tokens cannot be kept in {path.parent} ({error.strerror or error}). "
+            f"tokens cannot be kept in {tokens.parent} ({error.strerror or error}). "
             "Make that folder writable, or free some space."
         ) from error
