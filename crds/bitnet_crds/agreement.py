@@ -156,6 +156,12 @@ def _classification(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
                 f"Set its weight to 0, or remove {name} or spec.classification",
                 field=f"phases[{index}].objectives.{name}",
             )
+    if spec.data.documents == "Separate":
+        yield WrongValueError(
+            "each labelled text is a sequence of its own, so there are no documents to be separated",
+            "Write `documents: Joined`, or leave it out",
+            field="data.documents",
+        )
     if spec.data.mixture.policy == "Influence":
         yield WrongValueError(
             "influence is measured by next tokens, which a classifier does not predict",

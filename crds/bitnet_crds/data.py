@@ -69,6 +69,11 @@ class Data(Record):
 
     sequence_length: int = Field(ge=8, le=1_048_576)
     """Tokens in one training sequence."""
+    documents: Literal["Joined", "Separate"] = "Joined"
+    """Joined: a sequence is one text, in which a document sees those before it. Separate: no document sees
+    another of its sequence: attention stays inside it, positions begin anew with it, and its first token is
+    not predicted. A document is what ends in the end-of-text token; a mask of sequenceLength squared a
+    sequence comes with it."""
     sources: tuple[Source, ...] = Field(min_length=1, max_length=64)
     """The sources, mixed by weight."""
     mixture: Mixture = Mixture()

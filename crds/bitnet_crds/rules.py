@@ -219,6 +219,12 @@ _LABELLED_TEXT = Rule(
     "influence is measured by next tokens, which a classifier does not predict: write `policy: Static`",
     field_path=".data.mixture.policy",
 )
+_LABELLED_DOCUMENTS = Rule(
+    "!has(self.classification) || self.data.documents == 'Joined'",
+    "each labelled text is a sequence of its own, so there are no documents to be separated: write "
+    "`documents: Joined`",
+    field_path=".data.documents",
+)
 _PRESET = Rule(
     "!has(self.model.preset) || self.quantization.subLN == 'None'",
     "a preset has a SubLN of its own before the output projections: write `subLN: None`",
@@ -338,6 +344,7 @@ RULES: dict[str, list[Rule]] = {
         _CLASSIFIER,
         _NO_NEXT_TOKEN,
         _LABELLED_TEXT,
+        _LABELLED_DOCUMENTS,
         _PRESET,
         _MUON,
         _STOCK,

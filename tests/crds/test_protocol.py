@@ -169,13 +169,14 @@ IRRELEVANT: dict[str, Any] = {
     "spec.export.formats": [],
     "spec.data.heldOut": "3%",
     "spec.data.corruptShare": "1%",
+    "spec.data.documents": "Separate",
     "spec.budget.tokens": 10_000_000_001,
     "spec.phases.0.until": "10.0%",
     "spec.health.nonFinite.skipSteps": 1,
     "spec.workers.template": {"spec": {}},
 }
-"""heldOut and corruptShare are in the text's own fingerprint, as the sources are; one token more makes no
-step more."""
+"""heldOut, corruptShare and documents are in the text's own fingerprint, as the sources are; one token more
+makes no step more."""
 
 MORE_DECISIVE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     **{

@@ -38,7 +38,13 @@ class SmallModel(nn.Module):
         self.double()
         self.seen: list[Tensor] = []
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, capture: Capture) -> Answer:  # noqa: ARG002
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,  # noqa: ARG002
+        capture: Capture,
+        position_ids: Tensor | None = None,  # noqa: ARG002
+    ) -> Answer:
         self.seen.append(input_ids.clone())
         places = torch.arange(1, input_ids.shape[1] + 1)[:, None]
         x, states, kept = self.embedding(input_ids), [], {}

@@ -75,6 +75,7 @@ RIGHT: dict[str, Changes] = {
         "spec.export.formats": ["Packed"],
     },
     "SubLN for stock transformers": {"spec.quantization.subLN": "OutputProjections"},
+    "documents apart": {"spec.data.documents": "Separate"},
     "influence": {"spec.data.mixture": {"policy": "Influence", "everySteps": 50, "target": "code"}},
     "a phase with a mixture of its own": {"spec.phases.1.mixture": {"code": 1, "web": 0}},
     "masked distillation, cached": {

@@ -252,6 +252,14 @@ WRONG: dict[str, Wrong] = {
         "spec.classification",
         "remove crossEntropy, maskedDiffusion and teacherLogits",
     ),
+    "a classifier with documents apart": Wrong(
+        {**CLASSIFIER, "spec.data.documents": "Separate"},
+        "spec.data.documents",
+        "no documents to be separated",
+        "documents: Joined",
+        "spec.data.documents",
+        "write `documents: Joined`",
+    ),
     "a classifier that follows influence": Wrong(
         {**CLASSIFIER, "spec.data.mixture": {"policy": "Influence"}},
         "spec.data.mixture.policy",

@@ -426,7 +426,7 @@ def test_two_ranks_then_four_neither_repeat_nor_skip(corpus):
 
 def test_held_out_rows_are_drawn_by_weight_and_move_on_with_training(corpus):
     made = corpus()
-    kept_back = {tuple(row) for row in made.held_out().tolist()}
+    kept_back = {tuple(row) for row in made.held_out().input_ids.tolist()}
     seen = set()
     for consumed in range(20):
         ids = made.take_held_out(Cursor((consumed, 3), (0, 0)), 2, (1.0, 0.0))
@@ -449,9 +449,9 @@ def test_a_corpus_smaller_than_a_batch_is_repeated_within_it(corpus):
 
 def test_sources_take_turns_in_the_held_out_text(corpus):
     made = corpus()
-    whole = made.held_out()
+    whole = made.held_out().input_ids
     assert len(whole) == sum(source.held_out_sequences for source in made.sources)
-    assert torch.equal(made.held_out(2), whole[:2])
+    assert torch.equal(made.held_out(2).input_ids, whole[:2])
     expected = np.stack([made.sources[0].held_out(0), made.sources[1].held_out(0)])
     assert torch.equal(whole[:2], torch.from_numpy(expected))
 

@@ -144,7 +144,7 @@ class Bigram(nn.Module):
         return self.embedding
     def get_output_embeddings(self):
         return self.head
-    def forward(self, input_ids, use_cache):
+    def forward(self, input_ids, position_ids, use_cache):
         return SimpleNamespace(logits=self.head(self.embedding(input_ids)))
 
 rank, folder = int(sys.argv[1]), sys.argv[2]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100
@@ -32,6 +33,9 @@ class Rows:
     """(B, S) int64, not shifted; IGNORED where a token is not to be predicted, as on padding."""
     attention_mask: Tensor | None = None
     """(B, S) int64: 1 for a token, 0 for padding; none where there is no padding."""
+    position_ids: Tensor | None = None
+    """(B, S) int64: each token's place in its document, where no document of a row sees another; none where
+    a row is one text. Not together with an attention_mask."""
     classes: Tensor | None = None
     """(B,) int64: the label of each row, for classification."""
     ids: tuple[SequenceId, ...] = ()
@@ -41,6 +45,19 @@ class Rows:
     def of(cls, input_ids: Tensor, ids: Sequence[SequenceId] = ()) -> "Rows":
         """Rows without padding, every token of which is to be predicted."""
         return cls(input_ids=input_ids, labels=input_ids, ids=tuple(ids))
+
+    @classmethod
+    def of_documents(cls, input_ids: Tensor, end: int, ids: Sequence[SequenceId] = ()) -> "Rows":
+        """Rows without padding, of documents that each end in the token `end` and see no other.
+
+        A document that a row cuts in two is two. The first token of each is not to be predicted: the token
+        before it is another document's.
+        """
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        begins = F.pad(input_ids[:, :-1] == end, (1, 0))
+        position_ids = places - torch.where(begins, places, 0).cummax(dim=1).values
+        labels = input_ids.masked_fill(position_ids == 0, IGNORED)
+        return cls(input_ids, labels, position_ids=position_ids, ids=tuple(ids))
 
     @property
     def tokens(self) -> Tensor:
@@ -60,6 +77,7 @@ class Rows:
             input_ids=self.input_ids[rows],
             labels=self.labels[rows],
             attention_mask=None if self.attention_mask is None else self.attention_mask[rows],
+            position_ids=None if self.position_ids is None else self.position_ids[rows],
             classes=None if self.classes is None else self.classes[rows],
             ids=self.ids[rows],
         )
@@ -68,7 +86,7 @@ class Rows:
         """The same rows on a device, without the host waiting for it."""
 
         def moved(tensor: Tensor | None) -> Tensor | None:
-            if tensor is None or device.type != "cuda":
+            if tensor is None or device.type != "cuda" or tensor.is_cuda:
                 return tensor
             # From memory that is not pinned the host would wait for all kernels before the copy, and for
             # ever for a collective whose other rank has died.
@@ -82,5 +100,6 @@ class Rows:
             input_ids=ids,
             labels=labels,
             attention_mask=moved(self.attention_mask),
+            position_ids=moved(self.position_ids),
             classes=moved(self.classes),
         )

@@ -26,7 +26,10 @@ class Perplexity:
 
 
 def perplexity(
-    model: Callable[..., Any], sequences: Tensor, batch_size: int = 8, device: torch.device | None = None
+    model: Callable[..., Any],
+    sequences: Tensor | Rows,
+    batch_size: int = 8,
+    device: torch.device | None = None,
 ) -> Perplexity:
     """`exp(sum of -log p(token) / tokens)` over all sequences; every token but the first of each counts once.
 
@@ -35,7 +38,8 @@ def perplexity(
 
     Args:
         model: a causal LM like transformers'; its answer has `logits` (B, S, V).
-        sequences: (N, S) int64 token ids, -100 nowhere.
+        sequences: (N, S) int64 token ids, -100 nowhere; or rows without padding, of which those tokens count
+            that are labels.
         batch_size: B, sequences in one forward pass; it changes memory, not the answer.
         device: where the model is; of its parameters if not given.
 
@@ -63,16 +67,20 @@ def perplexity_of(total: float, tokens: int) -> Perplexity:
 
 @torch.no_grad()
 def negative_log_likelihood(
-    model: Callable[..., Any], sequences: Tensor, batch_size: int = 8, device: torch.device | None = None
+    model: Callable[..., Any],
+    sequences: Tensor | Rows,
+    batch_size: int = 8,
+    device: torch.device | None = None,
 ) -> tuple[float, int]:
     """Summed negative log-likelihood (nats) and count of predicted tokens; arguments as in `perplexity`."""
-    device = device or _device_of(model, sequences)
+    rows = sequences if isinstance(sequences, Rows) else Rows.of(sequences)
+    device = device or _device_of(model, rows.input_ids)
     total, tokens = 0.0, 0
     with _evaluating(model):
-        # An empty tensor splits into one empty batch, which no model takes.
-        for batch in torch.split(sequences, batch_size) if len(sequences) else ():
-            input_ids = batch.to(device)
-            loss = cross_entropy(model(input_ids=input_ids, use_cache=False).logits, input_ids)
+        for begin in range(0, len(rows), batch_size):
+            batch = rows[begin : begin + batch_size].to(device)
+            answer = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+            loss = cross_entropy(answer.logits, batch.labels)
             total += loss.total.item()
             tokens += int(loss.tokens)
     return total, tokens

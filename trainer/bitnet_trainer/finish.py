@@ -44,24 +44,24 @@ class Score:
     """Tokens or rows that it was measured on."""
 
 
-def measure(model: nn.Module, held_out: torch.Tensor | Rows, batch_size: int, ranks: Ranks) -> Score:
-    """Perplexity on sequences (N, S), or accuracy on labelled rows; each rank measures its share."""
+def measure(model: nn.Module, held_out: Rows, batch_size: int, ranks: Ranks) -> Score:
+    """Perplexity on rows of text, or accuracy on labelled ones; each rank measures its share."""
     own = held_out[ranks.rank :: ranks.world]
     total, count = 0.0, 0
     if len(own):
         with autocast(ranks.device):
-            if isinstance(own, Rows):
+            if own.classes is not None:
                 total, count = count_correct(model, own, batch_size, ranks.device)
             else:
                 total, count = negative_log_likelihood(model, own, batch_size, ranks.device)
     (count,) = ranks.total(count)
     total = ranks.total_of(total)
-    if isinstance(held_out, Rows):
+    if held_out.classes is not None:
         return Score(total / count, count)
     return Score(perplexity_of(total, count).value, count)
 
 
-def measure_teacher(teacher: Teacher, held_out: torch.Tensor, batch_size: int, ranks: Ranks) -> float | None:
+def measure_teacher(teacher: Teacher, held_out: Rows, batch_size: int, ranks: Ranks) -> float | None:
     """The teacher's perplexity, for comparison; None where it cannot be had any more.
 
     Training is over when it is asked for, so a teacher that is gone by then costs a figure and not the run.

@@ -100,7 +100,8 @@ def _gradient(
     total = torch.zeros(sum(sizes), device=ranks.device)
     for rows in own:
         there = rows.to(ranks.device)
-        loss = cross_entropy(model(input_ids=there.input_ids, use_cache=False).logits, there.labels)
+        answer = model(input_ids=there.input_ids, position_ids=there.position_ids, use_cache=False)
+        loss = cross_entropy(answer.logits, there.labels)
         # Not by backward, which would reach the gradients that training accumulates, and DDP's hooks.
         parts = torch.autograd.grad(loss.total, parameters)
         for whole, part in zip(torch.split(total, sizes), parts, strict=True):

@@ -12,7 +12,6 @@ import torch
 from bitnet_crds.plan import PlannedPhase
 from bitnet_crds.protocol import Evaluation, Order, TeacherState, TrainerState
 from bitnet_trainer import checkpoint
-from bitnet_trainer.batch import Rows
 from bitnet_trainer.checkpoint import CheckpointStore, Position
 from bitnet_trainer.data import Corpus, Cursor, LabelledCorpus, influenced
 from bitnet_trainer.errors import TeacherUnavailable
@@ -154,9 +153,9 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
 
     reporter.update(state=TrainerState.EVALUATING)
     of_teacher = None
-    if teacher is not None and not isinstance(held_out, Rows):
+    if teacher is not None and held_out.classes is None:
         of_teacher = measure_teacher(teacher, held_out, evaluation_batch, ranks)
-    evaluated = evaluation(baseline, after, of_teacher, classifier=isinstance(held_out, Rows))
+    evaluated = evaluation(baseline, after, of_teacher, classifier=held_out.classes is not None)
     reporter.update(state=TrainerState.FINISHED)
     return Result(
         False,

@@ -97,7 +97,7 @@ def open_run_corpus(
     if not ranks.first:
         ranks.wait()
     corpus = (
-        open_corpus(texts, tokenizer, **settings)
+        open_corpus(texts, tokenizer, separate=data.documents == "Separate", **settings)
         if classification is None
         else open_labelled(texts, tokenizer, labels=classification.labels, **settings)
     )

@@ -37,9 +37,15 @@ class Counted(torch.nn.Module):
         self.view = LanguageModel(model)
         self.asked: list[Tensor] = []
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, capture: Capture) -> Answer:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        capture: Capture,
+        position_ids: Tensor | None = None,
+    ) -> Answer:
         self.asked.append(input_ids)
-        answer: Answer = self.view(input_ids, attention_mask, capture)
+        answer: Answer = self.view(input_ids, attention_mask, capture, position_ids)
         return answer
 
 

@@ -78,7 +78,7 @@ class TinyRun:
             seed=self.order.spec.seed,
             cache=self.root / "again",
         )
-        return corpus.held_out()
+        return corpus.held_out().input_ids
 
     def environment(self, **more: str) -> dict[str, str]:
         """What a launcher of this run is given; its last word goes to `last_word`."""

@@ -39,3 +39,20 @@ def test_more_corrupt_records_than_the_run_allows_end_it(make_run, train_here, t
     path.write_text("no json\n" + path.read_text())
     with pytest.raises(DataUnavailable, match=r"'lines': 1 of 61 .* 0\.0164 .* allows 0\.001: mend them"):
         train_here(run)
+
+
+def test_a_run_of_separate_documents_trains_on_them_so_and_is_measured_so(make_run, train_here):
+    """Documents of 31 tokens in sequences of 16; phases with masked text and with a teacher."""
+    objectives = {"crossEntropy": {"weight": 1}, "maskedDiffusion": {"weight": 1, "maskToken": "w60"}}
+    run = make_run(
+        steps=4,
+        phases=[
+            {"name": "main", "until": "50%", "objectives": objectives},
+            {"name": "distill", "until": "100%", "objectives": {"teacherLogits": {"weight": 1}}},
+        ],
+    )
+    separate = with_data(run, documents="Separate")
+    result, _ = train_here(separate)
+    joined, _ = train_here(replace(run, order=run.order.model_copy(update={"name": "joined"})))
+    assert result.evaluation.tokens < joined.evaluation.tokens, "first tokens of documents are not predicted"
+    assert result.evaluation.perplexity_original != joined.evaluation.perplexity_original

@@ -108,6 +108,10 @@ class MixedSources(ABC):
             digest.update(f"{source.name} {source.fingerprint()}".encode())
         return digest.hexdigest()
 
+    def held_out(self, limit: int | None = None) -> Rows:
+        """Rows that are never trained on, at most `limit`, the sources in turn."""
+        return self.held_out_rows(self._held_out_in_turn(limit))
+
     def _held_out_in_turn(self, limit: int | None) -> tuple[SequenceId, ...]:
         """At most `limit`. Sources take turns, so that none is left out before another has two."""
         turns = (
@@ -125,14 +129,25 @@ class MixedSources(ABC):
 
 @dataclass(frozen=True)
 class Corpus(MixedSources):
-    """Running text, packed: every position of a row is a token to predict."""
+    """Running text, packed: every position of a row is a token."""
 
-    def held_out(self, limit: int | None = None) -> torch.Tensor:
-        """Token ids that are never trained on, (N, S) int64, N at most `limit`, the sources in turn."""
-        return self.held_out_rows(self._held_out_in_turn(limit)).input_ids
+    end_of_text: int | None = None
+    """Where documents are separate: the token that each ends in. None where a row is one text."""
+
+    def fingerprint(self) -> str:
+        """As for all sources, and of whether documents are separate: a row means something else then."""
+        whole = super().fingerprint()
+        if self.end_of_text is None:
+            return whole
+        return hashlib.sha256(f"{whole} documents end in {self.end_of_text}".encode()).hexdigest()
 
     def _rows(self, sequences: npt.NDArray[np.int64], ids: Sequence[SequenceId]) -> Rows:
-        return Rows.of(torch.from_numpy(sequences), ids)
+        tokens = torch.from_numpy(sequences)
+        return (
+            Rows.of(tokens, ids)
+            if self.end_of_text is None
+            else Rows.of_documents(tokens, self.end_of_text, ids)
+        )
 
 
 def open_corpus(
@@ -144,8 +159,11 @@ def open_corpus(
     seed: int,
     cache: Path,
     corrupt_share: Fraction = Fraction(0),
+    separate: bool = False,
 ) -> Corpus:
     """Reads, tokenises (or finds tokenised in `cache`) and packs every source.
+
+    With `separate`, no document sees another of its row.
 
     Raises DataUnavailable for a source that cannot be used, naming it and the mend.
     """
@@ -158,4 +176,5 @@ def open_corpus(
         tuple(text.weight for text in texts),
         seed,
         {text.name: kept.reading for text, kept in zip(texts, opened, strict=True)},
+        tokenizer.eos_token_id if separate else None,
     )

@@ -82,10 +82,6 @@ class LabelledSource:
 class LabelledCorpus(MixedSources):
     """Text with a label a row, padded on the right."""
 
-    def held_out(self, limit: int | None = None) -> Rows:
-        """Rows that are never trained on, at most `limit`, the sources in turn."""
-        return self.held_out_rows(self._held_out_in_turn(limit))
-
     def _rows(self, sequences: npt.NDArray[np.int64], ids: Sequence[SequenceId]) -> Rows:
         table = torch.from_numpy(sequences)
         tokens, lengths, classes = table[:, :-2], table[:, -2], table[:, -1]

@@ -36,9 +36,17 @@ class LanguageModel(nn.Module):
         return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, capture: Capture = _NOTHING
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        capture: Capture = _NOTHING,
+        position_ids: Tensor | None = None,
     ) -> Answer:
-        """One forward pass of input_ids (B, S) with attention_mask (B, S) or none."""
+        """One forward pass of input_ids (B, S) with attention_mask or position_ids (B, S), or neither.
+
+        Of position_ids without a mask, transformers' decoders make a mask by themselves: a position that does
+        not follow the one before begins a document, which sees no other.
+        """
         hidden_states: dict[int, Tensor] = {}
         outputs: dict[tuple[int, str], Tensor] = {}
         with ExitStack() as hooks:
@@ -50,7 +58,10 @@ class LanguageModel(nn.Module):
                 for name in ("q_proj", "k_proj", "v_proj"):
                     hooks.enter_context(_output(getattr(attention, name), outputs, (number, name)))
             hidden = self._base(
-                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                use_cache=False,
             ).last_hidden_state
         return Answer(
             hidden=hidden,

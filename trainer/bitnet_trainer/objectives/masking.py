@@ -45,6 +45,7 @@ class Masking:
             input_ids=torch.cat([rows.input_ids.masked_fill(mask, self.mask_token) for mask in masks]),
             labels=torch.cat([rows.labels.masked_fill(~mask, IGNORED) for mask in masks]),
             attention_mask=None if rows.attention_mask is None else rows.attention_mask.repeat(len(masks), 1),
+            position_ids=None if rows.position_ids is None else rows.position_ids.repeat(len(masks), 1),
             ids=rows.ids * len(masks),
         )
 

@@ -19,8 +19,14 @@ _NOTHING = Capture()
 class LanguageModel(Protocol):
     """A model that objectives can ask: a wrapped student, or a teacher."""
 
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor | None, capture: Capture) -> Answer:
-        """input_ids (B, S) and attention_mask (B, S) or none, both on the model's device."""
+    def __call__(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        capture: Capture,
+        position_ids: Tensor | None,
+    ) -> Answer:
+        """input_ids (B, S), and attention_mask and position_ids (B, S) or none, all on the model's device."""
 
 
 class AskedTeacher(Protocol):
@@ -71,14 +77,13 @@ class MicroBatch:
     @cached_property
     def student(self) -> Answer:
         """Of the text as it is, with gradient."""
-        return self._student(self.rows.input_ids, self.rows.attention_mask, self._capture)
+        return self._asked(self.rows, self._capture)
 
     def masked(self, masking: Masking) -> tuple[Rows, Answer]:
         """The masked rows, on the device, and the student's answer to them, with gradient."""
         if masking not in self._masked:
             rows = masking(self.cpu_rows).to(self._device)
-            answer = self._student(rows.input_ids, rows.attention_mask, _NOTHING)
-            self._masked[masking] = rows, answer
+            self._masked[masking] = rows, self._asked(rows, _NOTHING)
         return self._masked[masking]
 
     @property
@@ -101,6 +106,9 @@ class MicroBatch:
     def teacher_top_k(self, k: int, temperature: float) -> TopK:
         """The teacher's K likeliest tokens at each position of the text as it is, perhaps from its cache."""
         return self._loaded_teacher.top_k(self.rows, lambda: self.teacher, k, temperature)
+
+    def _asked(self, rows: Rows, capture: Capture) -> Answer:
+        return self._student(rows.input_ids, rows.attention_mask, capture, rows.position_ids)
 
     @property
     def _loaded_teacher(self) -> AskedTeacher:
