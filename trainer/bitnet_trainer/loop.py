@@ -13,7 +13,7 @@ from bitnet_crds.plan import PlannedPhase
 from bitnet_crds.protocol import Evaluation, Order, TeacherState, TrainerState
 from bitnet_trainer import checkpoint
 from bitnet_trainer.checkpoint import CheckpointStore, Position
-from bitnet_trainer.data import Corpus, Cursor, LabelledCorpus, influenced
+from bitnet_trainer.data import Corpus, Cursor, LabelledCorpus, Prefetch, Wanted, influenced
 from bitnet_trainer.errors import TeacherUnavailable
 from bitnet_trainer.export.stock import check_exportable
 from bitnet_trainer.finish import (
@@ -207,6 +207,7 @@ class _Session:
         self.step = self.checkpointed = position.step
         self.cursor = Cursor(position.consumed, position.origin)
         self.shares, self.ratios = position.mixture, position.balance
+        self.prefetch = Prefetch(corpus, order.plan.global_batch_size, ranks.rank, ranks.world)
         self.stepper = Stepper(
             model=wrapped(student, ranks),
             layers=student.layers,
@@ -234,14 +235,13 @@ class _Session:
         while self.step < plan.total_steps:
             phase = plan.phase_at(self.step)
             self._teacher_as_planned(phase)
-            batch, after = self.corpus.take(self.cursor, plan.global_batch_size, self.shares)
-            micro_batches = list(
-                self.corpus.micro_batches(
-                    batch, self.ranks.rank, self.ranks.world, phase.shape.micro_batch_size
-                )
-            )
+            rows = self.prefetch.take(Wanted(self.cursor, self.shares, phase.shape.micro_batch_size))
+            if self.step + 1 < plan.total_steps:
+                # Most likely: shares that change in between make these rows useless, and nothing worse.
+                then = plan.phase_at(self.step + 1).shape.micro_batch_size
+                self.prefetch.ahead(Wanted(rows.after, self.shares, then))
             objectives, weights = self.objectives[phase.name].manager, plan.weights_at(self.step)
-            counts = objectives.count(micro_batches, weights)
+            counts = objectives.count(rows.micro_batches, weights)
             *totals, stops = self.ranks.total(*counts.values(), int(stop.requested))
             if stops:
                 self._save()
@@ -251,11 +251,12 @@ class _Session:
             set_lambda(self.student, lam)
             set_learning_rate(self.optimizer, plan.learning_rate.share_at(self.step))
             teacher = self.teacher if phase.teacher else None
-            step = StepInput(micro_batches, objectives, dict(zip(counts, totals, strict=True)), teacher)
+            totals_of = dict(zip(counts, totals, strict=True))
+            step = StepInput(rows.micro_batches, objectives, totals_of, teacher)
             weights = self._balanced(phase, weights, step)
             losses = self.stepper(step, weights)
             self.step += 1
-            self.cursor = after
+            self.cursor = rows.after
             self.recorder.push(
                 StepTaken(
                     step=self.step,
@@ -276,7 +277,8 @@ class _Session:
         return True
 
     def close(self) -> None:
-        """Closes the metrics' file."""
+        """Ends the thread that makes rows, and closes the metrics' file."""
+        self.prefetch.close()
         self.recorder.close()
 
     def _teacher_as_planned(self, phase: PlannedPhase) -> None:

@@ -6,6 +6,7 @@ from bitnet_trainer.data.cursor import Cursor
 from bitnet_trainer.data.labelled import LabelledCorpus, LabelledSource, open_labelled
 from bitnet_trainer.data.mixture import Shares, influenced
 from bitnet_trainer.data.packing import PackedSource
+from bitnet_trainer.data.prefetch import Prefetch, StepRows, Wanted
 from bitnet_trainer.data.records import Reading
 from bitnet_trainer.data.sources import Kept, Tokenizer, open_source
 
@@ -17,11 +18,14 @@ __all__ = [
     "LabelledSource",
     "MixedSources",
     "PackedSource",
+    "Prefetch",
     "Reading",
     "SequenceId",
     "Shares",
     "SourceText",
+    "StepRows",
     "Tokenizer",
+    "Wanted",
     "influenced",
     "open_corpus",
     "open_labelled",
