@@ -103,8 +103,8 @@ def _transitions(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
 
 def _mixtures(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
     sources = [source.name for source in spec.data.sources]
-    influenced = spec.data.mixture.policy == "Influence"
-    if influenced and len(sources) == 1:
+    measured = spec.data.mixture.policy != "Static"
+    if measured and len(sources) == 1:
         yield WrongValueError(
             f"{sources[0]!r} is the only source, and has nothing to be weighed against",
             "Add a source, or write `policy: Static`",
@@ -114,9 +114,10 @@ def _mixtures(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
         if phase.mixture is None:
             continue
         field = f"phases[{index}].mixture"
-        if influenced:
+        if measured:
             yield WrongValueError(
-                "the shares follow the policy Influence, and cannot follow a phase's own weights too",
+                f"the shares follow the policy {spec.data.mixture.policy}, and cannot follow a phase's own "
+                "weights too",
                 "Remove it, or write `policy: Static` in spec.data.mixture",
                 field=field,
             )
@@ -162,9 +163,9 @@ def _classification(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
             "Write `documents: Joined`, or leave it out",
             field="data.documents",
         )
-    if spec.data.mixture.policy == "Influence":
+    if spec.data.mixture.policy != "Static":
         yield WrongValueError(
-            "influence is measured by next tokens, which a classifier does not predict",
+            f"{spec.data.mixture.policy} is measured by next tokens, which a classifier does not predict",
             "Write `policy: Static`, or leave it out",
             field="data.mixture.policy",
         )

@@ -27,21 +27,24 @@ class Source(Record):
 class Mixture(Record):
     """Whether the sources' shares stay as written, or follow what helps."""
 
-    policy: Literal["Static", "Influence"] = "Static"
-    """Static: the weights as written. Influence: a source whose gradient points the way of the held-out
+    policy: Literal["Static", "Bandit", "Influence"] = "Static"
+    """Static: the weights as written. Bandit: the source whose text is predicted worst is read most, and
+    each one some (Online Data Mixing, arXiv 2312.02406); text that cannot be learned, such as noise, is
+    predicted worst too. Influence: a source whose gradient points the way of the held-out
     text's gains weight (after DataInf, arXiv 2310.00902, on embedding and head), each share staying within 1%
-    and 90%. The weights as written are where it begins."""
+    and 90%. The weights as written
+    are where both begin."""
     every_steps: PositiveInt | None = None
-    """With Influence: steps between measurements; 100 where it is not said."""
+    """With a policy other than Static: steps between measurements; 100 where it is not said."""
     smoothing: Annotated[float, Field(gt=0, le=1)] | None = None
-    """With Influence: how far the shares go from the old to the newly measured each time; 0.1 where it is not
-    said."""
+    """With a policy other than Static: how far the shares (Influence) or the losses that they follow from
+    (Bandit) go from the old to the newly measured each time; 0.1 where it is not said."""
     target: Label | None = None
     """With Influence: the source whose held-out text is to be predicted well. Without it all sources', by
     their weights as written."""
 
     @model_validator(mode="after")
-    def _static_has_no_settings(self) -> "Mixture":
+    def _settings_have_a_meaning(self) -> "Mixture":
         if self.policy == "Static":
             for name in ("every_steps", "smoothing", "target"):
                 if getattr(self, name) is not None:
@@ -51,16 +54,22 @@ class Mixture(Record):
                         "Remove it, or write `policy: Influence`",
                         field=key,
                     )
+        if self.policy == "Bandit" and self.target is not None:
+            raise WrongValueError(
+                "target has no meaning with policy Bandit, which goes by each source's own text",
+                "Remove it, or write `policy: Influence`",
+                field="target",
+            )
         return self
 
     @property
     def measured_every(self) -> int:
-        """Steps between measurements of influence."""
+        """Steps between measurements."""
         return self.every_steps or 100
 
     @property
     def smoothed_by(self) -> float:
-        """How far shares go to the newly measured."""
+        """How far shares, or losses, go to the newly measured."""
         return self.smoothing or 0.1
 
 

@@ -48,7 +48,7 @@ class PlannedPhase(Record):
     curve: Curve
     """How they come over."""
     mixture: dict[str, float]
-    """Weight by source of text, for every source; with the policy Influence, where the shares begin."""
+    """Weight by source of text, for every source; with a policy other than Static, where the shares begin."""
     teacher: bool
     """Whether the teacher is in memory in this phase: where some step of it gives weight to an objective that
     asks it, so also while one fades out. It stays for the whole phase, which has one shape."""
@@ -190,7 +190,7 @@ def plan(spec: BitNetRunSpec) -> Plan:
             ]
         )
     phases = _phases(spec, total_steps)
-    _check_influence(spec, total_steps)
+    _check_mixture(spec, total_steps)
     decay_steps = math.floor(Fraction(str(spec.schedule.decay_fraction)) * total_steps)
     warmup = spec.quantization.lambda_warmup
     return Plan(
@@ -261,16 +261,16 @@ def _phases(spec: BitNetRunSpec, total_steps: int) -> tuple[PlannedPhase, ...]:
     return tuple(phases)
 
 
-def _check_influence(spec: BitNetRunSpec, total_steps: int) -> None:
-    """Raises InvalidRun where the policy Influence would do nothing, the run being too short."""
+def _check_mixture(spec: BitNetRunSpec, total_steps: int) -> None:
+    """Raises InvalidRun where a policy that measures would do nothing, the run being too short."""
     mixture = spec.data.mixture
-    if mixture.policy == "Influence" and mixture.measured_every >= total_steps:
+    if mixture.policy != "Static" and mixture.measured_every >= total_steps:
         raise InvalidRun(
             [
                 Problem(
                     "spec.data.mixture.everySteps",
-                    f"influence is measured first after {mixture.measured_every} steps, and the run has "
-                    f"{total_steps}, so the shares would never change",
+                    f"{mixture.policy} measures first after {mixture.measured_every} steps, and the run "
+                    f"has {total_steps}, so the shares would never change",
                     "Write fewer, give the run more tokens, or write `policy: Static`",
                 )
             ]

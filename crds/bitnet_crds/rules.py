@@ -102,13 +102,19 @@ _STATIC = Rule(
     "everySteps, smoothing and target have no meaning with policy Static: remove them, or write "
     "`policy: Influence`",
 )
+_NO_TARGET = Rule(
+    "self.policy != 'Bandit' || !has(self.target)",
+    "target has no meaning with policy Bandit, which goes by each source's own text: remove it, or write "
+    "`policy: Influence`",
+    field_path=".target",
+)
 _TARGET = Rule(
     "!has(self.mixture.target) || self.sources.exists(s, s.name == self.mixture.target)",
     "no source has that name: name one of spec.data.sources",
     field_path=".mixture.target",
 )
-_INFLUENCE = Rule(
-    "self.mixture.policy != 'Influence' || size(self.sources) > 1",
+_MEASURED = Rule(
+    "self.mixture.policy == 'Static' || size(self.sources) > 1",
     "the only source has nothing to be weighed against: add a source, or write `policy: Static`",
     field_path=".mixture.policy",
 )
@@ -192,8 +198,8 @@ _SOURCES_OF_A_PHASE = Rule(
     field_path=".phases",
 )
 _ONE_MIXTURE = Rule(
-    "self.data.mixture.policy != 'Influence' || !self.phases.exists(p, has(p.mixture))",
-    "the shares follow the policy Influence, and cannot follow a phase's own mixture too: remove that, or "
+    "self.data.mixture.policy == 'Static' || !self.phases.exists(p, has(p.mixture))",
+    "the shares follow what is measured, and cannot follow a phase's own mixture too: remove that, or "
     "write `policy: Static`",
     field_path=".data.mixture.policy",
 )
@@ -215,8 +221,8 @@ _NO_NEXT_TOKEN = Rule(
     field_path=".classification",
 )
 _LABELLED_TEXT = Rule(
-    "!has(self.classification) || self.data.mixture.policy != 'Influence'",
-    "influence is measured by next tokens, which a classifier does not predict: write `policy: Static`",
+    "!has(self.classification) || self.data.mixture.policy == 'Static'",
+    "sources are measured by next tokens, which a classifier does not predict: write `policy: Static`",
     field_path=".data.mixture.policy",
 )
 _LABELLED_DOCUMENTS = Rule(
@@ -360,9 +366,9 @@ RULES: dict[str, list[Rule]] = {
     "spec.model": [_ORIGIN, _TOKENIZER, _REVISION],
     "spec.teacher": [_REVISION],
     "spec.optimizer": [_ADAMW],
-    "spec.data": [_TARGET, _INFLUENCE],
+    "spec.data": [_TARGET, _MEASURED],
     "spec.data.sources": [_SOURCE_NAMES],
-    "spec.data.mixture": [_STATIC],
+    "spec.data.mixture": [_STATIC, _NO_TARGET],
     "spec.data.heldOut": [_HELD_OUT],
     "spec.phases": [_PHASE_NAMES, _PHASE_ORDER, _PHASE_END, _FIRST_PHASE],
     "spec.phases[].mixture": [_PHASE_MIXTURE],

@@ -177,7 +177,7 @@ class Phase(Record):
         Annotated[dict[str, Annotated[float, Field(ge=0, le=1_000_000)]], Field(max_length=64)] | None
     ) = None
     """Weights of the sources in this phase, by name, such as {web: 3, code: 1}, instead of those in
-    spec.data; a source that is not named is not read. Not with the policy Influence."""
+    spec.data; a source that is not named is not read. Not with a policy other than Static."""
 
 
 class Teacher(Pretrained):

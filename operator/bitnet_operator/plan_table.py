@@ -126,8 +126,8 @@ def _mixtures(spec: BitNetRunSpec, plan: Plan) -> list[str]:
 
 def _mixture(spec: BitNetRunSpec, phase: PlannedPhase) -> str:
     mixture = spec.data.mixture
-    follows = f" at first, then by influence every {plural(mixture.measured_every, 'step')}"
-    return mixture_words(phase.mixture) + (follows if mixture.policy == "Influence" else "")
+    follows = f" at first, then by {mixture.policy.lower()} every {plural(mixture.measured_every, 'step')}"
+    return mixture_words(phase.mixture) + (follows if mixture.policy != "Static" else "")
 
 
 def _left_out(tokens: int) -> str:

@@ -76,6 +76,7 @@ RIGHT: dict[str, Changes] = {
     },
     "SubLN for stock transformers": {"spec.quantization.subLN": "OutputProjections"},
     "documents apart": {"spec.data.documents": "Separate"},
+    "bandit": {"spec.data.mixture": {"policy": "Bandit", "everySteps": 50, "smoothing": 0.3}},
     "influence": {"spec.data.mixture": {"policy": "Influence", "everySteps": 50, "target": "code"}},
     "a phase with a mixture of its own": {"spec.phases.1.mixture": {"code": 1, "web": 0}},
     "masked distillation, cached": {

@@ -182,6 +182,14 @@ WRONG: dict[str, Wrong] = {
         "spec.data.mixture.target",
         "name one of spec.data.sources",
     ),
+    "a target of the bandit": Wrong(
+        {"spec.data.mixture": {"policy": "Bandit", "target": "web"}},
+        "spec.data.mixture.target",
+        "no meaning with policy Bandit",
+        "policy: Influence",
+        "spec.data.mixture.target",
+        "remove it, or write `policy: Influence`",
+    ),
     "one source that is to have influence": Wrong(
         {
             "spec.data.mixture": {"policy": "Influence"},

@@ -1,12 +1,13 @@
 """Shares of the sources: which is next, and what measured alignments make of them."""
 
+import itertools
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_trainer.data import Shares, influenced
+from bitnet_trainer.data import Shares, explored, influenced, rewarded
 
 WEIGHTS = st.lists(st.one_of(st.just(0.0), st.floats(1e-6, 1e6)), min_size=1, max_size=64).filter(any)
 ALIGNMENT = st.one_of(st.floats(-1, 1), st.sampled_from([0.0, 5e-324, math.nan, math.inf, -math.inf]))
@@ -78,3 +79,33 @@ def test_a_source_that_helps_again_comes_back():
 def test_a_source_without_weight_gets_none_whatever_it_would_do():
     assert influenced((3.0, 0.0, 1.0), (0.2, 1.0, 0.2), 0.5)[1] == 0
     assert influenced((0.0, 5.0), (1.0, -1.0), 0.5) == (0.0, 1.0)
+
+
+LOSSES = st.lists(st.floats(0, 1e9), min_size=2, max_size=64)
+
+
+@given(losses=LOSSES, turn=st.integers(1, 10**6))
+def test_explored_shares_sum_to_1_and_leave_something_for_each(losses, turn):
+    shares, count = explored(losses, turn), len(losses)
+    least = min(1 / count, math.sqrt(math.log(count) / (count * turn)))
+    assert sum(shares) == pytest.approx(1, abs=1e-12)
+    assert min(shares) >= least * (1 - 1e-12) > 0
+    order = sorted(range(count), key=lambda source: losses[source])
+    assert all(shares[a] <= shares[b] + 1e-12 for a, b in itertools.pairwise(order))
+
+
+def test_explored_shares_are_exp3s():
+    """Worked out by hand for three sources at the fifth turn."""
+    now, before = math.sqrt(math.log(3) / 15), math.sqrt(math.log(3) / 12)
+    scores = [math.exp(before * loss) for loss in (2.0, 3.0, 5.0)]
+    expected = [(1 - 3 * now) * score / sum(scores) + now for score in scores]
+    assert explored((2.0, 3.0, 5.0), 5) == pytest.approx(expected)
+    assert explored((2.0, 3.0, 5.0), 1) == pytest.approx((1 / 3,) * 3), "nothing is known yet"
+
+
+def test_rewards_are_an_average_that_begins_with_the_first_loss():
+    rewards = rewarded((), (4.0, 2.0), 0.25)
+    assert rewards == (4.0, 2.0)
+    assert rewarded(rewards, (8.0, 2.0), 0.25) == (5.0, 2.0)
+    assert rewarded(rewards, (math.nan, 1.0), 0.25) == rewards
+    assert rewarded((), (math.inf, 1.0), 0.25) == ()

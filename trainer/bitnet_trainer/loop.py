@@ -13,7 +13,16 @@ from bitnet_crds.plan import PlannedPhase
 from bitnet_crds.protocol import Evaluation, Order, TeacherState, TrainerState
 from bitnet_trainer import checkpoint
 from bitnet_trainer.checkpoint import CheckpointStore, Position
-from bitnet_trainer.data import Corpus, Cursor, LabelledCorpus, Prefetch, Wanted, influenced
+from bitnet_trainer.data import (
+    Corpus,
+    Cursor,
+    LabelledCorpus,
+    Prefetch,
+    Wanted,
+    explored,
+    influenced,
+    rewarded,
+)
 from bitnet_trainer.errors import TeacherUnavailable
 from bitnet_trainer.export.stock import check_exportable
 from bitnet_trainer.finish import (
@@ -50,6 +59,7 @@ from bitnet_trainer.setup import (
     wrapped,
     write_record,
 )
+from bitnet_trainer.source_losses import measure_losses
 from bitnet_trainer.step import StepInput, Stepper, autocast
 from bitnet_trainer.stop import StopRequest
 from bitnet_trainer.teacher import Teacher, load_together
@@ -206,7 +216,7 @@ class _Session:
         self.teacher, self.begun_at = teacher, position
         self.step = self.checkpointed = position.step
         self.cursor = Cursor(position.consumed, position.origin)
-        self.shares, self.ratios = position.mixture, position.balance
+        self.shares, self.ratios, self.rewards = position.mixture, position.balance, position.rewards
         self.prefetch = Prefetch(corpus, order.plan.global_batch_size, ranks.rank, ranks.world)
         self.stepper = Stepper(
             model=wrapped(student, ranks),
@@ -300,7 +310,7 @@ class _Session:
         self.reporter.update(teacher=self.teacher.state)
 
     def _mixture_of_next_step(self) -> None:
-        """Takes up the shares of a phase that begins, or those that influence measures.
+        """Takes up the shares of a phase that begins, or those that a policy measures.
 
         At the end of a step, and not before one: a checkpoint then holds what comes next, and a run that goes
         on from it measures nothing twice.
@@ -316,10 +326,15 @@ class _Session:
             self.shares, self.cursor = shares, self.cursor.rebased()
 
     def _measured_shares(self) -> tuple[float, ...]:
-        """The shares that follow from where each source's gradient points now."""
+        """The shares that follow from each source's loss now, or from where its gradient points."""
         policy = self.order.spec.data.mixture
         assert isinstance(self.corpus, Corpus)  # the spec has no such policy for a classifier
         with autocast(self.ranks.device):
+            if policy.policy == "Bandit":
+                losses = measure_losses(self.student.model, self.corpus, self.cursor, self.ranks)
+                self.rewards = rewarded(self.rewards, losses, policy.smoothed_by)
+                turn = self.step // policy.measured_every
+                return explored(self.rewards, turn) if self.rewards else self.shares
             alignments = measure_alignments(
                 self.student.model, self.corpus, self.cursor, self.ranks, target=policy.target
             )
@@ -356,6 +371,7 @@ class _Session:
             origin=self.cursor.origin,
             mixture=self.shares,
             balance=self.ratios,
+            rewards=self.rewards,
             skipped_steps=self.recorder.skipped,
             skipped_in_row=self.recorder.in_row,
             world_size=self.ranks.world,

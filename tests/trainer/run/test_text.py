@@ -5,6 +5,7 @@ import logging
 from dataclasses import replace
 
 import pytest
+import torch
 
 from bitnet_crds.data import Data
 from bitnet_crds.plan import plan
@@ -56,3 +57,35 @@ def test_a_run_of_separate_documents_trains_on_them_so_and_is_measured_so(make_r
     joined, _ = train_here(replace(run, order=run.order.model_copy(update={"name": "joined"})))
     assert result.evaluation.tokens < joined.evaluation.tokens, "first tokens of documents are not predicted"
     assert result.evaluation.perplexity_original != joined.evaluation.perplexity_original
+
+
+BANDIT = {"policy": "Bandit", "everySteps": 4, "smoothing": 0.5}
+
+
+def test_the_bandit_moves_the_shares_and_resumes_bit_equal(make_run, train_here, weights_of):
+    whole, parts = (
+        with_data(make_run(steps=24, name=name), mixture=BANDIT, heldOut="2%") for name in ("whole", "parts")
+    )
+    train_here(whole)
+    shares = [record.mixture["counting"] for record in whole.metrics()]
+    assert shares[:4] == [pytest.approx(2 / 3)] * 4
+    assert shares[4:8] == [pytest.approx(1 / 2)] * 4
+    assert len(set(shares)) == 6
+    train_here(parts, stop_at=4)
+    train_here(parts, stop_at=10)
+    train_here(parts)
+    expected, found = weights_of(whole), weights_of(parts)
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert parts.figures() == whole.figures()
+
+
+def test_two_ranks_under_the_bandit_read_as_one_does(make_run, train_here, ended):
+    alone, together = (
+        with_data(make_run(steps=12, workers=workers, name=f"of-{workers}"), mixture=BANDIT)
+        for workers in (1, 2)
+    )
+    train_here(alone)
+    assert ended(together.launch()) == 0
+    for one, two in zip(alone.metrics(), together.metrics(), strict=True):
+        assert two.mixture == pytest.approx(one.mixture, rel=1e-3)
+        assert two.loss == pytest.approx(one.loss, rel=1e-3)

@@ -49,6 +49,8 @@ class Position:
     """Ranks that wrote it."""
     balance: Mapping[str, float] = field(default_factory=dict)
     """Measured factors of objectives, by name."""
+    rewards: tuple[float, ...] = ()
+    """What the policy Bandit knows of each source; none before it first measured."""
 
     def __post_init__(self) -> None:
         if not len(self.consumed) == len(self.origin) == len(self.mixture):

@@ -4,7 +4,7 @@ from bitnet_trainer.batch import SequenceId
 from bitnet_trainer.data.corpus import Corpus, MixedSources, SourceText, open_corpus
 from bitnet_trainer.data.cursor import Cursor
 from bitnet_trainer.data.labelled import LabelledCorpus, LabelledSource, open_labelled
-from bitnet_trainer.data.mixture import Shares, influenced
+from bitnet_trainer.data.mixture import Shares, explored, influenced, rewarded
 from bitnet_trainer.data.packing import PackedSource
 from bitnet_trainer.data.prefetch import Prefetch, StepRows, Wanted
 from bitnet_trainer.data.records import Reading
@@ -26,8 +26,10 @@ __all__ = [
     "StepRows",
     "Tokenizer",
     "Wanted",
+    "explored",
     "influenced",
     "open_corpus",
     "open_labelled",
     "open_source",
+    "rewarded",
 ]

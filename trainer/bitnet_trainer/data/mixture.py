@@ -72,6 +72,45 @@ def influenced(weights: Sequence[float], alignments: Sequence[float], smoothing:
     return tuple(shares)
 
 
+def rewarded(rewards: Sequence[float], losses: Sequence[float], smoothing: float) -> tuple[float, ...]:
+    """What each source is worth to the policy Bandit: a moving average of its loss in nats.
+
+    `r + smoothing * (loss - r)`, and the loss itself where there is no average yet (`rewards` is empty). A
+    loss that is not a finite number leaves all as they were: the model is ill, and no source to be judged.
+    """
+    if not all(map(math.isfinite, losses)):
+        return tuple(rewards)
+    before = rewards or losses
+    return tuple(reward + smoothing * (loss - reward) for reward, loss in zip(before, losses, strict=True))
+
+
+def explored(rewards: Sequence[float], turn: int) -> tuple[float, ...]:
+    """The shares of Online Data Mixing (arXiv 2312.02406), which is EXP3 with a source's loss as its reward.
+
+    With K sources and `e(t) = min(1 / K, sqrt(ln K / (K t)))`, source i has
+    `(1 - K e(t)) * exp(e(t - 1) r_i) / sum_j exp(e(t - 1) r_j) + e(t)`, where e(0) = 1 / K: what is least
+    learned is read most, and nothing less than e(t). The paper sees the loss of the sources that a step drew,
+    and divides it by their shares; here each source's is measured each turn, so there is nothing to make up
+    for.
+
+    Args:
+        rewards: r, K >= 2 of them.
+        turn: t, from 1.
+
+    Returns:
+        One share a source, in sum 1.
+    """
+    count = len(rewards)
+    now, before = (_exploration(count, number) for number in (turn, turn - 1))
+    # Less the largest, which changes nothing: exp of a ternary model's first losses would overflow.
+    scores = [math.exp(before * (reward - max(rewards))) for reward in rewards]
+    return tuple((1 - count * now) * score / sum(scores) + now for score in scores)
+
+
+def _exploration(count: int, turn: int) -> float:
+    return min(1 / count, math.sqrt(math.log(count) / (count * turn))) if turn else 1 / count
+
+
 def _bounded(shares: Sequence[float]) -> list[float]:
     """Shares in sum 1 times the factor for which, cut off at both bounds, they sum to 1, found by halving."""
     # A share of 0 grows with no factor, though it may have to: two of three, where the third is cut off.
