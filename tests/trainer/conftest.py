@@ -1,6 +1,8 @@
 """Tiny models and a tokenizer for the trainer's tests: random weights, real architectures."""
 
+import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,3 +69,16 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def sequences() -> torch.Tensor:
     """(6, 12) random tokens."""
     return torch.randint(2, VOCABULARY, (6, 12), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> Callable[[str, int], Path]:
+    """Writes a .txt file of `count` words."""
+
+    def write(name: str, count: int) -> Path:
+        path = tmp_path / name
+        draw = random.Random(name)
+        path.write_text(" ".join(f"w{draw.randrange(2, 61)}" for _ in range(count)))
+        return path
+
+    return write
