@@ -1,9 +1,11 @@
-"""docs/engine.md: every test that it names is there, and every objective of the spec is in it."""
+"""docs/engine.md: every test that it names is there, and every objective and export format of the spec is in it."""
 
 import re
 from pathlib import Path
+from typing import get_args
 
 from bitnet_crds.objectives import Objectives
+from bitnet_crds.spec import ExportFormat
 
 ENGINE = Path(__file__).resolve().parent.parent / "docs" / "engine.md"
 
@@ -19,3 +21,10 @@ def test_every_objective_has_a_line() -> None:
     names = [info.alias for info in Objectives.model_fields.values()]
     assert names
     assert [name for name in names if not any(line.startswith(f"| `{name}` |") for line in lines)] == []
+
+
+def test_every_export_format_has_a_line() -> None:
+    first_cells = [line.split("|")[1] for line in ENGINE.read_text().splitlines() if line.startswith("| `")]
+    assert [
+        name for name in get_args(ExportFormat) if not any(f"`{name}`" in cell for cell in first_cells)
+    ] == []
