@@ -1,4 +1,4 @@
-"""docs/engine.md: every test that it names is there, and every objective and export format of the spec is in it."""
+"""docs/engine.md: every test that it names is there, every objective and export format is in it."""
 
 import re
 from pathlib import Path

@@ -8,8 +8,8 @@ import torch.distributed as dist
 
 from bitnet_crds import Order
 from bitnet_crds.protocol import Progress
-from bitnet_trainer.loop import Result, train
 from bitnet_trainer.report import Reporter
+from bitnet_trainer.run import Result, train
 from bitnet_trainer.stop import StopRequest
 
 

@@ -46,7 +46,7 @@ def _report(path: Path, rank: int, stop: StopRequest) -> TerminationReport:
         # Here and not above: importing torch takes seconds, and its failure is reported too.
         from transformers.utils.logging import disable_progress_bar
 
-        from bitnet_trainer.loop import train
+        from bitnet_trainer.run import train
 
         if rank == 0:
             reporter.serve()

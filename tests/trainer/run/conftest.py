@@ -22,8 +22,8 @@ from bitnet_crds.plan import plan
 from bitnet_crds.protocol import Order, Progress, TerminationReport
 from bitnet_crds.spec import BitNetRunSpec
 from bitnet_trainer.data import SourceText, open_corpus
-from bitnet_trainer.loop import Result, train
 from bitnet_trainer.report import Reporter, StepRecord, read_metrics
+from bitnet_trainer.run import Result, train
 from bitnet_trainer.stop import StopRequest
 
 SEQUENCE, GLOBAL_BATCH = 16, 8

@@ -1,0 +1,173 @@
+"""One run in one process of it: sets up, trains from where it stands, evaluates, exports."""
+
+import logging
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from bitnet_crds.protocol import Evaluation, Order, TrainerState
+from bitnet_trainer import checkpoint
+from bitnet_trainer.checkpoint import CheckpointStore, Position
+from bitnet_trainer.data import Cursor
+from bitnet_trainer.export.stock import check_exportable
+from bitnet_trainer.finish import (
+    evaluated_sequences,
+    evaluation,
+    measure,
+    measure_teacher,
+    sentence,
+    write_artifacts,
+)
+from bitnet_trainer.loop import TrainingLoop
+from bitnet_trainer.models.convert import convert
+from bitnet_trainer.models.packed import write_packed
+from bitnet_trainer.models.view import LanguageModel
+from bitnet_trainer.optim import groups_table
+from bitnet_trainer.optimizer import build_optimizer
+from bitnet_trainer.outcome import reported
+from bitnet_trainer.phases import phase_objectives
+from bitnet_trainer.quantization.warmup import set_lambda
+from bitnet_trainer.ranks import Ranks
+from bitnet_trainer.record import Baseline
+from bitnet_trainer.report import Reporter
+from bitnet_trainer.setup import (
+    check_vocabulary,
+    check_world,
+    known_baseline,
+    load_student,
+    open_run_corpus,
+    planned_teacher,
+    write_record,
+)
+from bitnet_trainer.stop import StopRequest
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How training ended."""
+
+    stopped: bool
+    """Whether it was asked to stop, and did, with a checkpoint."""
+    message: str
+    evaluation: Evaluation | None = None
+    artifacts: Mapping[str, str] = field(default_factory=dict)
+
+
+def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
+    """Trains a run to its end, or until `stop` is requested, going on from its newest checkpoint.
+
+    Every rank calls it, in a process that torchrun's environment variables describe. Raises the errors of
+    `bitnet_trainer.errors`.
+    """
+    spec, plan = order.spec, order.plan
+    ranks = Ranks.join(spec.workers.gpus_per_worker)
+    check_world(plan.phases, ranks.world)
+
+    store = CheckpointStore(order.folder / "checkpoints", spec.checkpoint.keep)
+    if ranks.first:
+        store.prepare()
+    ranks.wait()
+
+    reporter.update(state=TrainerState.LOADING_MODEL, world_size=ranks.world)
+    loaded = load_student(spec)
+    check_exportable(loaded.model, spec.quantization, spec.export.formats, loaded.tokenizer)
+    student = LanguageModel(loaded.model).to(ranks.device)
+    objectives = phase_objectives(spec, loaded, student)
+
+    reporter.update(state=TrainerState.PREPARING_DATA)
+    corpus = open_run_corpus(order, loaded.tokenizer, ranks)
+    check_vocabulary(corpus, loaded)
+    fingerprint = corpus.fingerprint()
+    held_out = corpus.held_out(evaluated_sequences(ranks.device, plan.sequence_length))
+    evaluation_batch = plan.phases[-1].shape.micro_batch_size
+
+    # A run that may not go on is refused before it costs anything, or writes over what the other one left.
+    position = _at_start(order, fingerprint)
+    found = ranks.from_first(checkpoint.newest_sound(store) if ranks.first else None)
+    if found is not None:
+        position = Position.read(found.path)
+        checkpoint.check_position(position, found, order.training_hash, fingerprint)
+        reporter.update(
+            checkpoint=reported(order, found),
+            step=position.step,
+            phase=plan.phase_at(position.step).name,
+            tokens=position.step * plan.tokens_per_step,
+            skipped_steps=position.skipped_steps,
+        )
+
+    reporter.update(state=TrainerState.EVALUATING)
+    baseline = known_baseline(order, fingerprint, ranks)
+    original = None if baseline else measure(loaded.model, held_out, evaluation_batch, ranks)
+    conversion = convert(loaded.model, spec.quantization)
+    _log.info("%s", conversion)
+    set_lambda(loaded.model, 1.0)
+    if original is not None:
+        quantized = measure(loaded.model, held_out, evaluation_batch, ranks)
+        baseline = Baseline.of(original.count, original.value, quantized.value)
+    assert baseline is not None
+    if ranks.first:
+        write_record(order, loaded, conversion, fingerprint, corpus.readings, baseline)
+
+    optimizer = build_optimizer(spec.optimizer, loaded.model)
+    _log.info("%s", groups_table(optimizer))
+    torch.manual_seed(spec.seed + ranks.rank)
+    if found is not None:
+        checkpoint.load(found, position, loaded.model, optimizer, ranks.control)
+
+    teacher = planned_teacher(order, loaded, ranks.device, fingerprint)
+    inference = None
+    if spec.checkpoint.inference_weights:
+        inference = partial(write_packed, loaded.model, conversion, tokenizer=loaded.tokenizer)
+    loop = TrainingLoop(
+        order, reporter, ranks, store, corpus, student, objectives, optimizer, teacher, position, inference
+    )
+    with stop.deferred(), closing(loop):
+        finished = loop.run(stop)
+    (stops,) = ranks.total(int(stop.requested))
+    if not finished or stops:
+        return Result(True, f"asked to stop; it goes on from step {loop.step}")
+
+    reporter.update(state=TrainerState.EVALUATING)
+    set_lambda(loaded.model, 1.0)
+    after = measure(loaded.model, held_out, evaluation_batch, ranks)
+    reporter.update(state=TrainerState.EXPORTING)
+    artifacts: dict[str, str] = {}
+    if ranks.first:
+        artifacts = write_artifacts(order.folder, spec, plan, loaded.model, loaded.tokenizer, conversion)
+    ranks.wait()
+
+    reporter.update(state=TrainerState.EVALUATING)
+    of_teacher = None
+    if teacher is not None and held_out.classes is None:
+        of_teacher = measure_teacher(teacher, held_out, evaluation_batch, ranks)
+    evaluated = evaluation(baseline, after, of_teacher, classifier=held_out.classes is not None)
+    reporter.update(state=TrainerState.FINISHED)
+    return Result(
+        False,
+        f"trained {plan.total_steps} steps, {plan.tokens:,} tokens; {sentence(evaluated)}",
+        evaluated,
+        artifacts,
+    )
+
+
+def _at_start(order: Order, fingerprint: str) -> Position:
+    """Where a run begins."""
+    shares = tuple(order.plan.phases[0].mixture.values())
+    nothing = Cursor.at_start(len(shares))
+    return Position(
+        step=0,
+        consumed=nothing.consumed,
+        origin=nothing.origin,
+        mixture=shares,
+        balance={},
+        skipped_steps=0,
+        skipped_in_row=0,
+        ledger_hash=order.training_hash,
+        data_fingerprint=fingerprint,
+        world_size=0,
+    )
