@@ -11,8 +11,8 @@ from urllib.parse import parse_qs, urlsplit
 import google_crc32c
 import pytest
 
+from bitnet_trainer import cloud
 from bitnet_trainer.errors import ModelUnavailable
-from bitnet_trainer.models import gcs
 from bitnet_trainer.models.gcs import local_copy
 from gcs_server import gcs_server, upload
 
@@ -37,7 +37,7 @@ def bucket(server, monkeypatch, request) -> str:
 
 
 def test_a_folder_is_copied_as_it_is_without_what_lies_below_it(bucket, monkeypatch):
-    monkeypatch.setattr(gcs, "CHUNK_BYTES", 2**18)
+    monkeypatch.setattr(cloud, "CHUNK_BYTES", 2**18)
     large = bytes(range(256)) * 3000  # three chunks
     upload(
         bucket,
@@ -129,8 +129,8 @@ def test_a_cache_that_cannot_be_written(bucket, tmp_path, monkeypatch):
 
 def test_what_is_out_of_reach_is_known_within_a_minute(monkeypatch):
     # A request is tried until RETRY's time is over, and the last try may take all of TIMEOUT.
-    assert gcs.RETRY.timeout + sum(gcs.TIMEOUT) < 60
-    monkeypatch.setattr(gcs, "RETRY", gcs.RETRY.with_timeout(0.1))
+    assert cloud.RETRY.timeout + sum(cloud.TIMEOUT) < 60
+    monkeypatch.setattr(cloud, "RETRY", cloud.RETRY.with_timeout(0.1))
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")  # where nobody listens
     with pytest.raises(
         ModelUnavailable, match=r"gs://bucket/m: storage cannot be reached.*Connection refused"
@@ -236,7 +236,7 @@ def test_processes_of_one_machine_fetch_a_model_once(storage):
 def test_who_waited_for_a_fetch_that_failed_fails_with_its_words(storage, monkeypatch):
     """Each trying in turn, many ranks would take many times as long to say that storage is gone."""
     someone_waits = threading.Event()
-    flock, fetch = gcs.fcntl.flock, gcs._fetch
+    flock, fetch = cloud.fcntl.flock, cloud.fetch
 
     def watched_flock(file, operation):
         try:
@@ -254,13 +254,13 @@ def test_who_waited_for_a_fetch_that_failed_fails_with_its_words(storage, monkey
             local_copy("bucket", "")
         return str(error.value)
 
-    monkeypatch.setattr(gcs.fcntl, "flock", watched_flock)
-    monkeypatch.setattr(gcs, "_fetch", fetch_when_someone_waits)
+    monkeypatch.setattr(cloud.fcntl, "flock", watched_flock)
+    monkeypatch.setattr(cloud, "fetch", fetch_when_someone_waits)
     storage.crc32c = "AAAAAA=="
     with ThreadPoolExecutor(2) as threads:
         assert len(set(threads.map(said, range(2)))) == 1
     assert len(storage.fetched) == 1
     # It is no grudge: the next one tries.
-    monkeypatch.setattr(gcs, "_fetch", fetch)
+    monkeypatch.setattr(cloud, "fetch", fetch)
     said(None)
     assert len(storage.fetched) == 2

@@ -1,0 +1,239 @@
+"""Google Cloud Storage: its client, its faults said plainly, and local copies of what lies there."""
+
+import base64
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import google_crc32c
+from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound, Unauthorized
+from google.api_core.retry import Retry
+from google.auth.exceptions import GoogleAuthError
+from google.cloud import storage  # type: ignore[import-untyped]
+from google.cloud.storage.exceptions import InvalidResponse  # type: ignore[import-untyped]
+from google.cloud.storage.retry import DEFAULT_RETRY  # type: ignore[import-untyped]
+from requests.exceptions import RequestException
+
+from bitnet_trainer.errors import TrainerError
+
+TIMEOUT = (5.0, 15.0)
+"""Seconds until a request is connected, and then between two of its packets."""
+RETRY: Retry = DEFAULT_RETRY.with_timeout(20.0)
+"""How each request is tried again: for this many seconds, and never longer than it then takes to fail."""
+CHUNK_BYTES = 32 * 2**20
+"""Moved by one request, so that what is lost and tried again is never a whole file."""
+
+_Checksum: Any = google_crc32c.Checksum  # which has no types
+
+_CREDENTIALS = (
+    "run with a service account that may read it (on GKE, workload identity), or name a key file in "
+    "GOOGLE_APPLICATION_CREDENTIALS"
+)
+_READABLE = "give the service account the role roles/storage.objectViewer on the bucket"
+
+
+class CloudError(TrainerError):
+    """Storage did not do what it was asked; whoever asked says what that means for them."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file, or a folder of files, in a bucket."""
+
+    bucket: str
+    path: str
+    """Without slashes at its ends; empty for the whole bucket."""
+    is_file: bool = False
+
+    def __str__(self) -> str:
+        return f"gs://{self.bucket}/{self.path}"
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its objects begin with."""
+        return self.path if self.is_file or not self.path else f"{self.path}/"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where copies are kept on this machine."""
+
+    variable: str
+    """Environment variable that names the folder."""
+    folder: str
+    """Its name in ~/.cache/bitnet-operator where the variable is not set."""
+
+    @property
+    def root(self) -> Path:
+        """The folder of the copies."""
+        named = os.environ.get(self.variable)
+        return Path(named) if named else Path.home() / ".cache" / "bitnet-operator" / self.folder
+
+
+def connected() -> Any:
+    """A client of Cloud Storage, to be closed: `with connected() as client`."""
+    # The project plays no part in reading and writing; without one given the client insists on finding it.
+    return storage.Client(project="-")
+
+
+def local_copy(
+    place: Place,
+    cache: Cache,
+    check: Callable[[Sequence[str]], None] = lambda _: None,
+    *,
+    nested: bool = False,
+) -> Path:
+    """A copy of a file or folder on this machine, fetched now unless it is there already.
+
+    A copy is named by the generations of its objects: what was replaced in the bucket is fetched anew, and
+    what is replaced while it is fetched is an error, never a mixture. Processes of one machine fetch it once:
+    the others wait for the first. Where storage cannot be reached it says so within a minute.
+
+    Args:
+        place: of the file or the folder.
+        cache: where the copy goes.
+        check: called with the names of a folder's files, relative to it, before any is fetched; what it
+            raises is raised.
+        nested: whether files in folders below the folder are fetched too.
+
+    Returns:
+        The file or the folder; it is to be read only.
+
+    Raises:
+        CloudError: no such bucket, nothing there, no permission, no way to storage, or no room here.
+    """
+    try:
+        with said_plainly(place), connected() as client:
+            files = _listed(client, place, nested)
+            check([name for name, _ in files])
+            folder = _fetched_once(place, files, cache)
+    except OSError as error:
+        raise CloudError(
+            f"the copy of {place} cannot be kept in {cache.root} ({error.strerror or error}); "
+            f"make room there, or name another folder in {cache.variable}"
+        ) from error
+    return folder / files[0][0] if place.is_file else folder
+
+
+@contextmanager
+def said_plainly(place: Place) -> Iterator[None]:
+    """Turns what Google's client raises inside, while it reads from `place`, into CloudError."""
+
+    def problem(what: str, error: Exception, mend: str) -> CloudError:
+        return CloudError(f"{place}: {what} ({first_line(error)}); {mend}")
+
+    try:
+        yield
+    except (GoogleAuthError, Unauthorized) as error:
+        raise problem("there are no credentials for it that hold", error, _CREDENTIALS) from error
+    except Forbidden as error:
+        raise problem(f"the bucket {place.bucket} may not be read", error, _READABLE) from error
+    except NotFound as error:
+        raise problem(
+            f"there is no bucket {place.bucket}, or an object of it went while it was fetched",
+            error,
+            "correct the name, and let nobody write there while runs begin",
+        ) from error
+    except (GoogleAPIError, InvalidResponse, RequestException) as error:
+        raise problem(
+            "storage cannot be reached, or does not answer",
+            error,
+            "check this machine's way to it, and try again",
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error of Google's client says, without the request that follows."""
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def crc32c_of(file: Path) -> str:
+    """A file's CRC32C as storage names it: base64 of its four bytes, the highest first."""
+    checksum = _Checksum()
+    with file.open("rb") as content:
+        while chunk := content.read(2**20):
+            checksum.update(chunk)
+    return base64.b64encode(checksum.digest()).decode()
+
+
+def fetch(bucket: str, blob: Any, path: Path) -> None:
+    """Fetches a blob, of the generation that was listed, into a new file. Raises CloudError for damage."""
+    if not blob.size:
+        path.touch()  # a range of nothing cannot be asked for
+        return
+    blob.chunk_size = CHUNK_BYTES
+    blob.download_to_filename(str(path), timeout=TIMEOUT, retry=RETRY)
+    # The client checks no download that it makes in chunks.
+    if crc32c_of(path) != blob.crc32c:
+        raise CloudError(
+            f"gs://{bucket}/{blob.name} did not arrive as it is stored: its CRC32C is not the "
+            f"{blob.crc32c} that storage names; check this machine's way to storage, and try again"
+        )
+
+
+def _listed(client: Any, place: Place, nested: bool) -> list[tuple[str, Any]]:
+    """The blobs of a place by their names in it, each with its generation. Raises CloudError for none."""
+    listed = client.list_blobs(
+        place.bucket, prefix=place.prefix, delimiter=None if nested else "/", timeout=TIMEOUT, retry=RETRY
+    )
+    # A name that ends in a slash only stands for a folder.
+    blobs = [blob for blob in listed if not blob.name.endswith("/")]
+    if place.is_file:
+        files = [(place.path.rsplit("/", 1)[-1], blob) for blob in blobs if blob.name == place.path]
+    else:
+        files = [(blob.name.removeprefix(place.prefix), blob) for blob in blobs]
+    if not files:
+        raise CloudError(
+            f"there is nothing at {place} (the bucket {place.bucket} is there); correct the path"
+        )
+    for name, _ in files:
+        if name.startswith("/") or ".." in PurePosixPath(name).parts:
+            raise CloudError(f"{place} holds an object named {name!r}, which no folder can; rename it")
+    return sorted(files, key=lambda file: file[0])
+
+
+def _fetched_once(place: Place, files: list[tuple[str, Any]], cache: Cache) -> Path:
+    content = repr([(place.bucket, blob.name, blob.generation) for _, blob in files])
+    copy = cache.root / hashlib.sha256(content.encode()).hexdigest()[:32]
+    if copy.is_dir():
+        return copy
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(copy.with_suffix(".lock")):
+        if not copy.is_dir():
+            partial = copy.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+            partial.mkdir()
+            for name, blob in files:
+                path = partial / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                fetch(place.bucket, blob, path)
+            partial.rename(copy)
+    return copy
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock among the processes of this machine; it ends with the process, however that ends.
+
+    Who had to wait for one that failed fails with its words: each trying in turn, they would take for ever.
+    """
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            if said := file.read():
+                raise CloudError(said) from None
+        file.truncate(0)
+        try:
+            yield
+        except Exception as error:
+            file.write(str(error))
+            raise
