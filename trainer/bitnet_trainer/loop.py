@@ -1,16 +1,14 @@
 """The training loop: takes a run's steps by the ledger, to its end or to a request to stop."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from bitnet_crds.plan import PlannedPhase
 from bitnet_crds.protocol import Order, TeacherState, TrainerState
-from bitnet_trainer import checkpoint
-from bitnet_trainer.checkpoint import CheckpointStore, Position
+from bitnet_trainer.checkpoint import Position, Saver
 from bitnet_trainer.data import (
     Corpus,
     Cursor,
@@ -53,18 +51,17 @@ class TrainingLoop:
         order: Order,
         reporter: Reporter,
         ranks: Ranks,
-        store: CheckpointStore,
+        saver: Saver,
         corpus: Corpus | LabelledCorpus,
         student: LanguageModel,
         objectives: Mapping[str, PhaseObjectives],
         optimizer: torch.optim.Optimizer,
         teacher: Teacher | None,
         position: Position,
-        inference: Callable[[Path], object] | None,
     ) -> None:
         self.order, self.reporter, self.ranks = order, reporter, ranks
-        self.store, self.corpus, self.optimizer = store, corpus, optimizer
-        self.student, self.objectives, self.inference = student, objectives, inference
+        self.saver, self.corpus, self.optimizer = saver, corpus, optimizer
+        self.student, self.objectives = student, objectives
         self.teacher, self.begun_at = teacher, position
         self.step = self.checkpointed = position.step
         self.cursor = Cursor(position.consumed, position.origin)
@@ -104,9 +101,13 @@ class TrainingLoop:
                 self.prefetch.ahead(Wanted(rows.after, self.shares, then))
             objectives, weights = self.objectives[phase.name].manager, plan.weights_at(self.step)
             counts = objectives.count(rows.micro_batches, weights)
-            *totals, stops = self.ranks.total(*counts.values(), int(stop.requested))
+            *totals, settled, stops = self.ranks.total(
+                *counts.values(), int(self.saver.settled), int(stop.requested)
+            )
+            if settled == self.ranks.world:
+                self._take_up_checkpoint()
             if stops:
-                self._save()
+                self._save(wait=True)
                 return False
 
             lam, rate = plan.quantization_lambda.at(self.step), plan.learning_rate.at(self.step)
@@ -134,13 +135,18 @@ class TrainingLoop:
             )
             self.recorder.publish()
             self._mixture_of_next_step()
-            if self.step % self.order.spec.checkpoint.every_steps == 0 or self.step == plan.total_steps:
+            if self.step % self.order.spec.checkpoint.every_steps == 0:
                 self._save()
+        self._save(wait=True)
         return True
 
     def close(self) -> None:
-        """Ends the thread that makes rows, and closes the metrics' file."""
+        """Ends the threads that make rows and write checkpoints, and closes the metrics' file."""
         self.prefetch.close()
+        # One is in flight where an error ends the run: it is as good as if none had.
+        committed = self.saver.close()
+        if committed is not None:
+            self.reporter.update(checkpoint=reported(self.order, committed))
         self.recorder.close()
 
     def _teacher_as_planned(self, phase: PlannedPhase) -> None:
@@ -156,7 +162,7 @@ class TrainingLoop:
                 load_together(self.teacher, self.ranks)
             except TeacherUnavailable:
                 # On every rank alike. What was trained up to here is there when the teacher can be had.
-                self._save()
+                self._save(wait=True)
                 raise
             self.speed.restart()
         self.reporter.update(teacher=self.teacher.state)
@@ -210,13 +216,26 @@ class TrainingLoop:
         names = (source.name for source in self.order.spec.data.sources)
         return {name: share / whole for name, share in zip(names, self.shares, strict=True)}
 
-    def _save(self) -> None:
-        """Writes a checkpoint of the step reached, unless that step has one."""
+    def _save(self, wait: bool = False) -> None:
+        """Begins a checkpoint of the step reached, unless that step has one; with `wait` it is committed."""
         self.recorder.publish(wait=True)
-        if self.checkpointed == self.step:
-            return
-        self.reporter.update(state=TrainerState.CHECKPOINTING)
-        position = replace(
+        if self.checkpointed != self.step:
+            self.reporter.update(state=TrainerState.CHECKPOINTING)
+            self._take_up_checkpoint()
+            self.saver.begin(self._position())
+            self.checkpointed = self.step
+        if wait:
+            self._take_up_checkpoint()
+        self.reporter.update(state=TrainerState.TRAINING)
+        self.speed.restart()
+
+    def _take_up_checkpoint(self) -> None:
+        """Waits for the checkpoint in flight, if one is, and reports it."""
+        if self.saver.in_flight:
+            self.reporter.update(checkpoint=reported(self.order, self.saver.outcome()))
+
+    def _position(self) -> Position:
+        return replace(
             self.begun_at,
             step=self.step,
             consumed=self.cursor.consumed,
@@ -228,14 +247,3 @@ class TrainingLoop:
             skipped_in_row=self.recorder.in_row,
             world_size=self.ranks.world,
         )
-        committed = checkpoint.save(
-            self.store,
-            position,
-            self.student.model,
-            self.optimizer,
-            self.ranks.control,
-            inference=self.inference,
-        )
-        self.checkpointed = self.step
-        self.reporter.update(state=TrainerState.TRAINING, checkpoint=reported(self.order, committed))
-        self.speed.restart()

@@ -25,6 +25,8 @@ class Ranks:
     device: torch.device
     control: dist.ProcessGroup
     """Gloo, for CPU tensors. A rank that waits here learns at once that another died; with NCCL it hangs."""
+    background: dist.ProcessGroup
+    """The same, for the thread that writes checkpoints and for nothing else: no two threads share a group."""
 
     @classmethod
     def join(cls, gpus_per_worker: int) -> "Ranks":
@@ -46,9 +48,7 @@ class Ranks:
         else:
             device = torch.device("cpu")
             dist.init_process_group("gloo", timeout=_PATIENCE)
-        control = dist.new_group(backend="gloo", timeout=_PATIENCE)
-        assert isinstance(control, dist.ProcessGroup)  # else this rank were outside the group
-        return cls(dist.get_rank(), dist.get_world_size(), device, control)
+        return cls(dist.get_rank(), dist.get_world_size(), device, _gloo(), _gloo())
 
     @property
     def first(self) -> bool:
@@ -76,3 +76,9 @@ class Ranks:
         held = [thing]
         dist.broadcast_object_list(held, src=0, group=self.control)
         return held[0]  # type: ignore[return-value]
+
+
+def _gloo() -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    assert isinstance(group, dist.ProcessGroup)  # else this rank were outside the group
+    return group

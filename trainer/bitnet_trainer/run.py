@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from bitnet_crds.protocol import Evaluation, Order, TrainerState
 from bitnet_trainer import checkpoint
-from bitnet_trainer.checkpoint import CheckpointStore, Position
+from bitnet_trainer.checkpoint import LocalStore, Position, Saver, Training
 from bitnet_trainer.data import Cursor
 from bitnet_trainer.export.stock import check_exportable
 from bitnet_trainer.finish import (
@@ -22,7 +23,8 @@ from bitnet_trainer.finish import (
     write_artifacts,
 )
 from bitnet_trainer.loop import TrainingLoop
-from bitnet_trainer.models.convert import convert
+from bitnet_trainer.models.convert import ConversionReport, convert
+from bitnet_trainer.models.load import LoadedModel
 from bitnet_trainer.models.packed import write_packed
 from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.optim import groups_table
@@ -68,7 +70,7 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
     ranks = Ranks.join(spec.workers.gpus_per_worker)
     check_world(plan.phases, ranks.world)
 
-    store = CheckpointStore(order.folder / "checkpoints", spec.checkpoint.keep)
+    store = LocalStore(order.folder / "checkpoints", spec.checkpoint.keep, ranks.rank)
     if ranks.first:
         store.prepare()
     ranks.wait()
@@ -90,7 +92,7 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
     position = _at_start(order, fingerprint)
     found = ranks.from_first(checkpoint.newest_sound(store) if ranks.first else None)
     if found is not None:
-        position = Position.read(found.path)
+        position = ranks.from_first(checkpoint.read_position(store, found) if ranks.first else None)
         checkpoint.check_position(position, found, order.training_hash, fingerprint)
         reporter.update(
             checkpoint=reported(order, found),
@@ -115,16 +117,18 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
 
     optimizer = build_optimizer(spec.optimizer, loaded.model)
     _log.info("%s", groups_table(optimizer))
+    training = Training(loaded.model, optimizer)
     torch.manual_seed(spec.seed + ranks.rank)
     if found is not None:
-        checkpoint.load(found, position, loaded.model, optimizer, ranks.control)
+        checkpoint.load(store, found, position, training, ranks.control)
 
     teacher = planned_teacher(order, loaded, ranks.device, fingerprint)
     inference = None
     if spec.checkpoint.inference_weights:
-        inference = partial(write_packed, loaded.model, conversion, tokenizer=loaded.tokenizer)
+        inference = partial(_write_inference, loaded, conversion)
+    saver = Saver(store, training, ranks.background, inference)
     loop = TrainingLoop(
-        order, reporter, ranks, store, corpus, student, objectives, optimizer, teacher, position, inference
+        order, reporter, ranks, saver, corpus, student, objectives, optimizer, teacher, position
     )
     with stop.deferred(), closing(loop):
         finished = loop.run(stop)
@@ -153,6 +157,12 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
         evaluated,
         artifacts,
     )
+
+
+def _write_inference(
+    loaded: LoadedModel, conversion: ConversionReport, folder: Path, weights: Mapping[str, torch.Tensor]
+) -> None:
+    write_packed(loaded.model, conversion, folder, loaded.tokenizer, weights)
 
 
 def _at_start(order: Order, fingerprint: str) -> Position:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from bitnet_trainer.checkpoint.state import read_tensors, write_tensors
+from bitnet_trainer.checkpoint.state import Training, read_tensors, write_tensors
 from bitnet_trainer.guards import NonFiniteGuard
 from bitnet_trainer.optim import set_learning_rate
 from bitnet_trainer.optim.muon import muon_step
@@ -135,12 +135,12 @@ def test_training_goes_on_from_a_checkpoint_bit_for_bit(tmp_path, skipped_before
         model, optimizer = training()
         for number in range(3):
             step(model, optimizer, number, math.nan if skipped_before and number == 2 else None)
-        write_tensors(tmp_path, model, optimizer, dist.group.WORLD)
+        write_tensors(tmp_path, Training(model, optimizer).tensors({}), dist.group.WORLD)
         for number in (3, 4):
             step(model, optimizer, number)
 
         twin, twin_optimizer = training(seed=1)
-        read_tensors(tmp_path, twin, twin_optimizer, dist.group.WORLD)
+        read_tensors(tmp_path, Training(twin, twin_optimizer), dist.group.WORLD)
         for number in (3, 4):
             step(twin, twin_optimizer, number)
         assert differing(everything(model, optimizer), everything(twin, twin_optimizer)) == []

@@ -14,13 +14,21 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.stateful import Stateful
+from torch.distributed.tensor import DTensor
 
 from bitnet_trainer.errors import CheckpointError
 
-_POSITION = "position.json"
+POSITION = "position.json"
 
 
 @dataclass(frozen=True)
@@ -62,48 +70,92 @@ class Position:
     def write(self, folder: Path) -> None:
         """Writes it as JSON into a checkpoint's folder. Raises CheckpointError."""
         try:
-            (folder / _POSITION).write_text(json.dumps(asdict(self), indent=1))
+            (folder / POSITION).write_text(json.dumps(asdict(self), indent=1))
         except OSError as error:
             raise _cannot_write(folder, error.strerror or str(error)) from error
 
     @classmethod
-    def read(cls, folder: Path) -> "Position":
-        """Reads it back. Raises CheckpointError where it is not there or not whole."""
-        path = folder / _POSITION
+    def parse(cls, content: bytes, address: str) -> "Position":
+        """Reads it back from a checkpoint at `address`. Raises CheckpointError where it is not whole."""
         try:
-            return _READER.validate_json(path.read_bytes(), strict=True)
-        except (OSError, ValidationError) as error:
+            return _READER.validate_json(content, strict=True)
+        except ValidationError as error:
             raise CheckpointError(
-                f"{path} cannot be read ({_why(error)}). Remove {folder} to go on from an older checkpoint."
+                f"{address}/{POSITION} cannot be read ({_why(error)}). "
+                f"Remove {address} to go on from an older checkpoint."
             ) from error
 
 
 _READER = TypeAdapter(Position)
 
 
-def write_tensors(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, group: dist.ProcessGroup
-) -> None:
-    """Writes this rank's part of model, optimiser and random state into `folder`; every rank calls it.
+@dataclass(frozen=True)
+class Training:
+    """The parts of a run whose tensors a checkpoint holds."""
+
+    model: nn.Module
+    """Not wrapped in DDP; its parameters may be DTensors."""
+    optimizer: torch.optim.Optimizer
+    more: Mapping[str, Stateful] = field(default_factory=dict)
+    """Further parts with tensors of their own, by the name that they have in a checkpoint."""
+
+    def tensors(self, random_state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """The tensors that training changes, by part; they are not copied."""
+        weights, moments = get_state_dict(self.model, self.optimizer)
+        parts = {name: part.state_dict() for name, part in self.more.items()}
+        return {"model": weights, "optimizer": moments, "random": dict(random_state), **parts}
+
+    def full_weights(self, copied: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
+        """The model's whole weights on the CPU, on the first rank, as they are now; every rank calls it.
+
+        `copied` holds them already where they are not sharded.
+        """
+        if not any(isinstance(weight, DTensor) for weight in copied.values()):
+            return copied
+        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights: Mapping[str, Any] = get_model_state_dict(self.model, options=whole)
+        return weights
+
+
+class Copier:
+    """Copies tensors to the CPU, into memory of its own that it uses again: pinned for those of a GPU."""
+
+    def __init__(self, training: Training) -> None:
+        gpu = any(weight.is_cuda for weight in training.model.parameters())
+        self._stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=gpu,
+                use_shared_memory=False,
+                use_async_staging=False,
+                use_non_blocking_copy=gpu,
+            )
+        )
+
+    def copy(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        """The same structure with every tensor, and the shards of every DTensor, as they are now."""
+        copied = self._stager.stage(tensors)
+        assert isinstance(copied, dict)  # and no future of one
+        return copied
+
+    def close(self) -> None:
+        """Gives the memory back."""
+        self._stager.close()
+
+
+def write_tensors(folder: Path, tensors: dict[str, Any], group: dist.ProcessGroup) -> None:
+    """Writes this rank's part of what `Training.tensors` gave into `folder`; every rank calls it.
 
     `group` is a process group for CPU tensors. Raises CheckpointError.
     """
+    # Nothing is to be copied ahead from a device: another thread's stream would be waited for.
+    writer = FileSystemWriter(folder, sync_files=True, per_thread_copy_ahead=0)
     try:
-        save(
-            _tensors(model, optimizer, _random_state(group)),
-            storage_writer=FileSystemWriter(folder, sync_files=True),
-            process_group=group,
-        )
+        save(tensors, storage_writer=writer, process_group=group)
     except CheckpointException as error:
         raise _cannot_write(folder, _causes(error)) from error
 
 
-def read_tensors(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    group: dist.ProcessGroup,
-) -> None:
+def read_tensors(folder: Path, training: Training, group: dist.ProcessGroup) -> None:
     """Loads what `write_tensors` wrote, in place; every rank calls it, and ranks or device may have changed.
 
     A rank or a device that was not there when it was written keeps its own random state. Raises
@@ -111,13 +163,20 @@ def read_tensors(
     """
     reader = FileSystemReader(folder)
     try:
-        state = _tensors(model, optimizer, _written(reader.read_metadata(), _random_state(group)))
+        state = training.tensors(_written(reader.read_metadata(), random_state(group)))
         load(state, storage_reader=reader, process_group=group)
     except CheckpointException as error:
         raise _cannot_load(folder, _causes(error)) from error
     except (OSError, EOFError, pickle.UnpicklingError) as error:
         raise _cannot_load(folder, f".metadata: {error}") from error
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    set_state_dict(
+        training.model,
+        training.optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+    )
+    for name, part in training.more.items():
+        part.load_state_dict(state[name])
     for name, value in state["random"].items():
         if name.startswith("cpu"):
             torch.set_rng_state(value)
@@ -125,14 +184,7 @@ def read_tensors(
             torch.cuda.set_rng_state(value)
 
 
-def _tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer, random_state: dict[str, torch.Tensor]
-) -> dict[str, Any]:
-    weights, moments = get_state_dict(model, optimizer)
-    return {"model": weights, "optimizer": moments, "random": random_state}
-
-
-def _random_state(group: dist.ProcessGroup) -> dict[str, torch.Tensor]:
+def random_state(group: dist.ProcessGroup) -> dict[str, torch.Tensor]:
     """Torch's generators. Nothing in training draws from Python's or NumPy's."""
     rank = dist.get_rank(group)
     state = {f"cpu-{rank}": torch.get_rng_state()}
@@ -151,9 +203,7 @@ def _written(metadata: Metadata, random_state: dict[str, torch.Tensor]) -> dict[
     return {name: value for name, value in random_state.items() if held.get(f"random.{name}") == value.size()}
 
 
-def _why(error: OSError | ValidationError) -> str:
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
+def _why(error: ValidationError) -> str:
     return "; ".join(
         f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ") for fault in error.errors()
     )

@@ -12,7 +12,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bitnet_crds.spec import ExportFormat
-from bitnet_trainer.checkpoint.store import MARKER, CheckpointStore, Committed, verify
+from bitnet_trainer.checkpoint.local import LocalStore
+from bitnet_trainer.checkpoint.store import MARKER, Committed
 from bitnet_trainer.errors import BadInput, CheckpointError
 from bitnet_trainer.export.stock import check_exportable
 from bitnet_trainer.models.convert import ConversionReport, convert
@@ -76,15 +77,15 @@ def load_trained(source: Path, formats: tuple[ExportFormat, ...] = ()) -> Traine
 
 
 def _sound(source: Path, folder: Path) -> Committed:
-    store = CheckpointStore(folder / "checkpoints", keep=1)
+    store = LocalStore(folder / "checkpoints", keep=1)
     faults = []
     for checkpoint in store.committed():
-        if source != folder and checkpoint.path.name != source.resolve().name:
+        if source != folder and checkpoint.name != source.resolve().name:
             continue
-        fault = verify(checkpoint)
+        fault = store.verify(checkpoint)
         if fault is None:
             return checkpoint
-        faults.append(f"{checkpoint.path.name}: {fault}")
+        faults.append(f"{checkpoint.name}: {fault}")
     raise CheckpointError(
         f"{source} has no sound checkpoint ({'; '.join(faults) or 'none was committed'}); train the run, or "
         "name another checkpoint"
@@ -97,10 +98,10 @@ def _read_weights(checkpoint: Committed, model: nn.Module) -> None:
         with warnings.catch_warnings():
             # It says that it loads in a single process, which is what is wanted.
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            load(state, storage_reader=FileSystemReader(checkpoint.path), no_dist=True)
+            load(state, storage_reader=FileSystemReader(checkpoint.address), no_dist=True)
     except CheckpointException as error:
         why = "; ".join(str(failure[0]) for failure in error.failures.values())
         raise CheckpointError(
-            f"{checkpoint.path} cannot be loaded ({why}); it was written by another model or version"
+            f"{checkpoint.address} cannot be loaded ({why}); it was written by another model or version"
         ) from error
     set_model_state_dict(model, state["model"])

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,43 +14,47 @@ import torch.distributed as dist
 from torch import nn
 
 from bitnet_trainer import checkpoint
-from bitnet_trainer.checkpoint import CheckpointStore, Position, check_position, newest_sound
-from bitnet_trainer.checkpoint.store import MARKER, verify
-from bitnet_trainer.errors import BadInput, CheckpointError
-from bitnet_trainer.optim import build_adamw, set_learning_rate
-
-POSITION = Position(
-    step=10,
-    consumed=(50, 30),
-    origin=(20, 10),
-    mixture=(0.1, 0.7),
-    skipped_steps=2,
-    skipped_in_row=0,
-    ledger_hash="a" * 16,
-    data_fingerprint="b" * 64,
-    world_size=1,
-    balance={"maskedDiffusion": 1 / 3},
+from bitnet_trainer.checkpoint import (
+    LocalStore,
+    Position,
+    Training,
+    check_position,
+    newest_sound,
+    read_position,
 )
+from bitnet_trainer.checkpoint.store import MARKER
+from bitnet_trainer.errors import BadInput, CheckpointError
+from bitnet_trainer.optim import build_adamw
+from tiny_training import POSITION, differing, everything, tiny_training, train
 
 
 @pytest.fixture
 def store(tmp_path):
-    return CheckpointStore(tmp_path / "run" / "checkpoints", keep=2)
+    return LocalStore(tmp_path / "run" / "checkpoints", keep=2)
+
+
+def staged(store, step):
+    store.stage(step)
+    return store.staging(step)
+
+
+def folder_of(committed):
+    return Path(committed.address)
 
 
 def write(store, step):
-    folder = store.stage(step)
+    folder = staged(store, step)
     (folder / "part").write_bytes(bytes([step]) * 100)
     (folder / "nested").mkdir()
     (folder / "nested" / "part").write_bytes(b"more")
-    return store.commit(step)
+    return store.commit(step, store.deliver(step))
 
 
 def test_what_is_committed_is_found_and_sound(store):
     committed = write(store, 5)
-    assert committed.path.name == "step-00000005"
+    assert committed.name == "step-00000005"
     assert newest_sound(store) == committed
-    marker = json.loads((committed.path / MARKER).read_text())
+    marker = json.loads((folder_of(committed) / MARKER).read_text())
     assert marker["files"].keys() == {"part", "nested/part"}
     assert marker["files"]["nested/part"][0] == 4
 
@@ -57,7 +62,7 @@ def test_what_is_committed_is_found_and_sound(store):
 def test_a_checkpoint_half_written_is_not_there(store):
     """Trap 10: at whatever moment a process dies before the marker, the older checkpoint is the newest."""
     first = write(store, 5)
-    store.stage(10).joinpath("part").write_bytes(b"half")
+    staged(store, 10).joinpath("part").write_bytes(b"half")
     assert newest_sound(store) == first
     store.staging(10).rename(store.root / "step-00000010")
     assert newest_sound(store) == first
@@ -74,14 +79,14 @@ def test_what_a_killed_process_left_is_cleared(store):
 def test_what_lost_its_marker_is_cleared(store):
     """Killed between rename and marker, or while pruning."""
     write(store, 5)
-    (write(store, 10).path / MARKER).unlink()
+    (folder_of(write(store, 10)) / MARKER).unlink()
     (store.root / "step-notes").mkdir()
     store.prepare()
     assert sorted(path.name for path in store.root.iterdir()) == ["step-00000005", "step-notes"]
 
 
 def test_a_disk_that_the_run_itself_filled_is_cleared_before_it_is_probed(store, monkeypatch):
-    (store.stage(10) / "part").write_bytes(b"half")
+    (staged(store, 10) / "part").write_bytes(b"half")
     real = os.fsync
 
     def full(descriptor):
@@ -129,8 +134,8 @@ DAMAGES = {
 def test_a_damaged_checkpoint_is_passed_over(store, says, caplog):
     first = write(store, 5)
     second = write(store, 10)
-    DAMAGES[says](second.path / "part")
-    assert says in verify(second)
+    DAMAGES[says](folder_of(second) / "part")
+    assert says in store.verify(second)
     assert newest_sound(store) == first
     assert "step-00000010 is damaged and is passed over" in caplog.text
 
@@ -142,7 +147,7 @@ def test_a_damaged_checkpoint_never_pushes_a_sound_one_out(store, keep):
         write(store, step)
     for step in (18, 20):
         (store.root / f"step-{step:08d}" / "part").unlink()
-    store = CheckpointStore(store.root, keep)
+    store = LocalStore(store.root, keep)
     assert newest_sound(store).step == 10
     store.prepare()
     assert len(list(store.root.iterdir())) == 3, "damaged files stay while one may want to restore them"
@@ -155,7 +160,7 @@ def test_a_damaged_checkpoint_never_pushes_a_sound_one_out(store, keep):
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(store):
     """Trap 10: a failed run must not begin afresh over its old one."""
-    (write(store, 5).path / "part").unlink()
+    (folder_of(write(store, 5)) / "part").unlink()
     with pytest.raises(CheckpointError, match=r"no checkpoint .* is sound \(step-00000005: part is"):
         newest_sound(store)
     store.prepare()
@@ -171,17 +176,17 @@ def test_without_any_checkpoint_a_run_begins(store):
 def test_a_folder_that_cannot_be_written_is_known_before_training(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"checkpoint\.uri: .*/runs cannot be written .*Make it"):
-        CheckpointStore(tmp_path / "file" / "runs", 1).prepare()
+        LocalStore(tmp_path / "file" / "runs", 1).prepare()
 
 
 def test_a_position_on_a_full_disk_is_an_error_with_its_mend(store, group, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    model, optimizer = training(0)
+    training = tiny_training(0)
     monkeypatch.setattr("bitnet_trainer.checkpoint.state.Path.write_text", full)
     with pytest.raises(CheckpointError, match=r"checkpoint\.uri: .*No space left on device.*Free some space"):
-        checkpoint.save(store, POSITION, model, optimizer, group)
+        checkpoint.save(store, POSITION, training, group)
     assert newest_sound(store) is None
 
 
@@ -190,10 +195,10 @@ def test_a_full_disk_is_an_error_with_its_mend(store, monkeypatch):
         raise OSError(28, "No space left on device")
 
     write(store, 5)
-    store.stage(10).joinpath("part").write_bytes(b"x")
+    staged(store, 10).joinpath("part").write_bytes(b"x")
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(CheckpointError, match=r"No space left on device.*free some space"):
-        store.commit(10)
+        store.commit(10, store.deliver(10))
     assert newest_sound(store).step == 5
 
 
@@ -205,41 +210,19 @@ def group():
     dist.destroy_process_group()
 
 
-def training(seed):
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Embedding(7, 4), nn.LayerNorm(4), nn.Linear(4, 7, bias=False))
-    model[2].weight = model[0].weight
-    optimizer = build_adamw(model, learning_rate=1.0, weight_decay=0.1)
-    set_learning_rate(optimizer, 0.01)
-    return model, optimizer
-
-
-def train(model, optimizer, steps):
-    for _ in range(steps):
-        optimizer.zero_grad()
-        batch = torch.randint(0, 7, (3,))
-        nn.functional.cross_entropy(model(batch), batch.roll(1)).backward()
-        optimizer.step()
-
-
 def test_training_goes_on_from_a_checkpoint_bit_for_bit(store, group):
-    model, optimizer = training(0)
-    train(model, optimizer, 4)
-    committed = checkpoint.save(store, POSITION, model, optimizer, group)
-    train(model, optimizer, 3)
+    training = tiny_training(0)
+    train(training, 4)
+    committed = checkpoint.save(store, POSITION, training, group)
+    train(training, 3)
 
-    twin, twin_optimizer = training(1)
-    position = Position.read(committed.path)
+    twin = tiny_training(1)
+    position = read_position(store, committed)
     assert position == POSITION
-    checkpoint.load(committed, position, twin, twin_optimizer, group)
-    train(twin, twin_optimizer, 3)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, twin.state_dict()[name])
-    assert twin[2].weight is twin[0].weight
-    ours, theirs = optimizer.state_dict()["state"], twin_optimizer.state_dict()["state"]
-    assert ours.keys() == theirs.keys()
-    for number, state in ours.items():
-        assert all(torch.equal(value, theirs[number][name]) for name, value in state.items())
+    checkpoint.load(store, committed, position, twin, group)
+    train(twin, 3)
+    assert differing(everything(training), everything(twin)) == []
+    assert twin.model[2].weight is twin.model[0].weight
 
 
 @pytest.fixture
@@ -267,43 +250,42 @@ def cuda(monkeypatch):
 )
 def test_a_checkpoint_of_another_device_is_gone_on_from(store, group, cuda, wrote, reads, expected):
     visible, restored = cuda
-    model, optimizer = training(0)
-    train(model, optimizer, 1)
+    training = tiny_training(0)
+    train(training, 1)
     visible(wrote)
-    committed = checkpoint.save(store, POSITION, model, optimizer, group)
+    committed = checkpoint.save(store, POSITION, training, group)
     state = torch.get_rng_state()
-    twin, twin_optimizer = training(1)
+    twin = tiny_training(1)
     visible(reads)
-    checkpoint.load(committed, POSITION, twin, twin_optimizer, group)
+    checkpoint.load(store, committed, POSITION, twin, group)
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(twin[0].weight, model[0].weight)
+    assert torch.equal(twin.model[0].weight, training.model[0].weight)
     assert restored == expected
 
 
 def test_a_checkpoint_whose_index_cannot_be_read_says_so(store, group):
-    model, optimizer = training(0)
-    train(model, optimizer, 1)
-    committed = checkpoint.save(store, POSITION, model, optimizer, group)
-    (committed.path / ".metadata").unlink()
+    training = tiny_training(0)
+    train(training, 1)
+    committed = checkpoint.save(store, POSITION, training, group)
+    (folder_of(committed) / ".metadata").unlink()
     with pytest.raises(CheckpointError, match=r"step-00000010 cannot be loaded \(.metadata: "):
-        checkpoint.load(committed, POSITION, model, optimizer, group)
+        checkpoint.load(store, committed, POSITION, training, group)
 
 
 def test_a_checkpoint_of_another_model_says_so(store, group):
-    model, optimizer = training(0)
-    train(model, optimizer, 1)
-    committed = checkpoint.save(store, POSITION, model, optimizer, group)
+    training = tiny_training(0)
+    train(training, 1)
+    committed = checkpoint.save(store, POSITION, training, group)
     other = nn.Sequential(nn.Embedding(9, 4))
+    others = Training(other, build_adamw(other, learning_rate=1.0, weight_decay=0.0))
     with pytest.raises(CheckpointError, match=r"cannot be loaded .*written by another model"):
-        checkpoint.load(
-            committed, POSITION, other, build_adamw(other, learning_rate=1.0, weight_decay=0.0), group
-        )
+        checkpoint.load(store, committed, POSITION, others, group)
 
 
 def test_a_position_that_cannot_be_read_says_so(store):
     committed = write(store, 5)
-    with pytest.raises(CheckpointError, match=r"position\.json cannot be read .*Remove"):
-        Position.read(committed.path)
+    with pytest.raises(CheckpointError, match=r"position\.json cannot be read .*another folder"):
+        read_position(store, committed)
 
 
 LEFT_OUT = object()
@@ -324,12 +306,12 @@ LEFT_OUT = object()
 def test_a_position_is_read_strictly(tmp_path, field, value, says):
     """One of an older version too: it does not say where its weights began."""
     POSITION.write(tmp_path)
-    assert Position.read(tmp_path) == POSITION
+    assert Position.parse((tmp_path / "position.json").read_bytes(), str(tmp_path)) == POSITION
     written = json.loads((tmp_path / "position.json").read_text())
     changed = {name: held for name, held in {**written, field: value}.items() if held is not LEFT_OUT}
     (tmp_path / "position.json").write_text(json.dumps(changed))
     with pytest.raises(CheckpointError, match=rf"position\.json cannot be read \(.*{says}.*\)\. Remove"):
-        Position.read(tmp_path)
+        Position.parse((tmp_path / "position.json").read_bytes(), str(tmp_path))
 
 
 @pytest.mark.parametrize(
