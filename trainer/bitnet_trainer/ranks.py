@@ -25,8 +25,6 @@ class Ranks:
     device: torch.device
     control: dist.ProcessGroup
     """Gloo, for CPU tensors. A rank that waits here learns at once that another died; with NCCL it hangs."""
-    background: dist.ProcessGroup
-    """The same, for the thread that writes checkpoints and for nothing else: no two threads share a group."""
 
     @classmethod
     def join(cls, gpus_per_worker: int) -> "Ranks":
@@ -48,7 +46,11 @@ class Ranks:
         else:
             device = torch.device("cpu")
             dist.init_process_group("gloo", timeout=_PATIENCE)
-        return cls(dist.get_rank(), dist.get_world_size(), device, _gloo(), _gloo())
+        return cls(dist.get_rank(), dist.get_world_size(), device, _gloo())
+
+    def group_of_a_thread(self) -> dist.ProcessGroup:
+        """Another group like `control`, for one thread alone: no two may share one. Every rank calls it."""
+        return _gloo()
 
     @property
     def first(self) -> bool:

@@ -126,7 +126,7 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
     inference = None
     if spec.checkpoint.inference_weights:
         inference = partial(_write_inference, loaded, conversion)
-    saver = Saver(store, training, ranks.background, inference)
+    saver = Saver(store, training, ranks.group_of_a_thread(), inference)
     loop = TrainingLoop(
         order, reporter, ranks, saver, corpus, student, objectives, optimizer, teacher, position
     )
