@@ -1,6 +1,7 @@
 """Google Cloud Storage: its client, its faults said plainly, and local copies of what lies there."""
 
 import base64
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -12,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import google_crc32c
-from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound, Unauthorized
+from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound, PreconditionFailed, Unauthorized
 from google.api_core.retry import Retry
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import storage  # type: ignore[import-untyped]
@@ -26,20 +27,46 @@ TIMEOUT = (5.0, 15.0)
 """Seconds until a request is connected, and then between two of its packets."""
 RETRY: Retry = DEFAULT_RETRY.with_timeout(20.0)
 """How each request is tried again: for this many seconds, and never longer than it then takes to fail."""
+UPLOAD_TIMEOUT = (5.0, 60.0)
+UPLOAD_RETRY: Retry = DEFAULT_RETRY.with_timeout(300.0)
+"""The same for what is uploaded while training goes on, which has time."""
 CHUNK_BYTES = 32 * 2**20
 """Moved by one request, so that what is lost and tried again is never a whole file."""
 
+_WRITER = "bitnet-writer"
+"""Metadata of an object that names the process that wrote it."""
+
 _Checksum: Any = google_crc32c.Checksum  # which has no types
 
-_CREDENTIALS = (
-    "run with a service account that may read it (on GKE, workload identity), or name a key file in "
-    "GOOGLE_APPLICATION_CREDENTIALS"
+
+@dataclass(frozen=True)
+class Access:
+    """What is done with a bucket, in the words of errors."""
+
+    verb: str
+    role: str
+    """What a service account needs for it, on the bucket."""
+    gone: str
+    """What else a 404 may mean than that there is no bucket, and its mend."""
+
+
+READING = Access(
+    "read",
+    "roles/storage.objectViewer",
+    "or an object of it went while it was fetched; correct the name, and let nobody write there while runs "
+    "begin",
 )
-_READABLE = "give the service account the role roles/storage.objectViewer on the bucket"
+WRITING = Access(
+    "written", "roles/storage.objectUser", "or an object of it went; correct the name, or make the bucket"
+)
 
 
 class CloudError(TrainerError):
     """Storage did not do what it was asked; whoever asked says what that means for them."""
+
+
+class OccupiedError(CloudError):
+    """Where something was to be written once, another process has written."""
 
 
 @dataclass(frozen=True)
@@ -109,48 +136,60 @@ def local_copy(
         CloudError: no such bucket, nothing there, no permission, no way to storage, or no room here.
     """
     try:
-        with said_plainly(place), connected() as client:
-            files = _listed(client, place, nested)
-            check([name for name, _ in files])
-            folder = _fetched_once(place, files, cache)
+        folder = copied_to(place, cache.root, check, nested=nested)
     except OSError as error:
         raise CloudError(
             f"the copy of {place} cannot be kept in {cache.root} ({error.strerror or error}); "
             f"make room there, or name another folder in {cache.variable}"
         ) from error
-    return folder / files[0][0] if place.is_file else folder
+    return folder / place.path.rsplit("/", 1)[-1] if place.is_file else folder
+
+
+def copied_to(
+    place: Place, root: Path, check: Callable[[Sequence[str]], None] = lambda _: None, *, nested: bool = False
+) -> Path:
+    """As `local_copy`, with the copy in a folder of its own in `root`; gives that. OSError where there is no
+    room."""
+    with said_plainly(place), connected() as client:
+        files = _listed(client, place, nested)
+        check([name for name, _ in files])
+        return _fetched_once(place, files, root)
 
 
 @contextmanager
-def said_plainly(place: Place) -> Iterator[None]:
-    """Turns what Google's client raises inside, while it reads from `place`, into CloudError."""
+def said_plainly(place: Place, access: Access = READING) -> Iterator[None]:
+    """Turns what Google's client raises inside, while it works on `place`, into CloudError."""
 
     def problem(what: str, error: Exception, mend: str) -> CloudError:
-        return CloudError(f"{place}: {what} ({first_line(error)}); {mend}")
+        # Without the request that follows.
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        return CloudError(f"{place}: {what} ({reason}); {mend}")
 
     try:
         yield
     except (GoogleAuthError, Unauthorized) as error:
-        raise problem("there are no credentials for it that hold", error, _CREDENTIALS) from error
-    except Forbidden as error:
-        raise problem(f"the bucket {place.bucket} may not be read", error, _READABLE) from error
-    except NotFound as error:
+        # The client tells a network that is away while it renews a token as one of credentials.
         raise problem(
-            f"there is no bucket {place.bucket}, or an object of it went while it was fetched",
+            "there are no credentials for it that hold",
             error,
-            "correct the name, and let nobody write there while runs begin",
+            f"run with a service account whose role is {access.role} (on GKE, workload identity), or name a "
+            "key file in GOOGLE_APPLICATION_CREDENTIALS",
         ) from error
+    except Forbidden as error:
+        raise problem(
+            f"the bucket {place.bucket} may not be {access.verb}",
+            error,
+            f"give the service account the role {access.role} on the bucket",
+        ) from error
+    except NotFound as error:
+        what, _, mend = access.gone.partition("; ")
+        raise problem(f"there is no bucket {place.bucket}, {what}", error, mend) from error
     except (GoogleAPIError, InvalidResponse, RequestException) as error:
         raise problem(
             "storage cannot be reached, or does not answer",
             error,
             "check this machine's way to it, and try again",
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error of Google's client says, without the request that follows."""
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def crc32c_of(file: Path) -> str:
@@ -177,6 +216,64 @@ def fetch(bucket: str, blob: Any, path: Path) -> None:
         )
 
 
+def upload(bucket: Any, name: str, file: Path, writer: str) -> Any:
+    """Uploads a file to where no object is: the blob, with its generation, size and CRC32C.
+
+    In chunks, each tried again for UPLOAD_RETRY's time. Storage takes it only where nothing is: of two
+    writers the second one is refused.
+
+    Args:
+        bucket: of the client.
+        name: of the object.
+        file: what is uploaded.
+        writer: names this process, so that an upload whose answer was lost is known for its own.
+
+    Raises:
+        OccupiedError: something is there that this process did not write.
+        CloudError: it did not arrive as it is here.
+    """
+    blob = bucket.blob(name, chunk_size=CHUNK_BYTES)
+    blob.metadata = {_WRITER: writer}
+    checksum = crc32c_of(file)
+    try:
+        blob.upload_from_filename(
+            str(file),
+            content_type="application/octet-stream",
+            if_generation_match=0,
+            timeout=UPLOAD_TIMEOUT,
+            retry=UPLOAD_RETRY,
+            checksum="crc32c",
+            crc32c_checksum_value=checksum,
+        )
+    except PreconditionFailed as error:
+        blob.reload(timeout=TIMEOUT, retry=RETRY)
+        if (blob.metadata or {}).get(_WRITER) != writer or blob.crc32c != checksum:
+            raise OccupiedError(
+                f"gs://{bucket.name}/{name} is there already, and another process wrote it; see that only "
+                "one trains this run"
+            ) from error
+    if blob.crc32c != checksum:
+        delete(blob)
+        raise CloudError(
+            f"gs://{bucket.name}/{name} did not arrive as it is here: storage names the CRC32C {blob.crc32c} "
+            f"and not {checksum}; check this machine's disk and its way to storage, and try again"
+        )
+    return blob
+
+
+def replace(bucket: Any, name: str, file: Path) -> None:
+    """Uploads a file in place of the object that may be there."""
+    bucket.blob(name, chunk_size=CHUNK_BYTES).upload_from_filename(
+        str(file), timeout=UPLOAD_TIMEOUT, retry=UPLOAD_RETRY, checksum="crc32c"
+    )
+
+
+def delete(blob: Any) -> None:
+    """Deletes an object, of the generation that was listed; one that went meanwhile is gone as well."""
+    with contextlib.suppress(NotFound, PreconditionFailed):
+        blob.delete(if_generation_match=blob.generation, timeout=TIMEOUT, retry=RETRY)
+
+
 def _listed(client: Any, place: Place, nested: bool) -> list[tuple[str, Any]]:
     """The blobs of a place by their names in it, each with its generation. Raises CloudError for none."""
     listed = client.list_blobs(
@@ -198,9 +295,9 @@ def _listed(client: Any, place: Place, nested: bool) -> list[tuple[str, Any]]:
     return sorted(files, key=lambda file: file[0])
 
 
-def _fetched_once(place: Place, files: list[tuple[str, Any]], cache: Cache) -> Path:
+def _fetched_once(place: Place, files: list[tuple[str, Any]], root: Path) -> Path:
     content = repr([(place.bucket, blob.name, blob.generation) for _, blob in files])
-    copy = cache.root / hashlib.sha256(content.encode()).hexdigest()[:32]
+    copy = root / hashlib.sha256(content.encode()).hexdigest()[:32]
     if copy.is_dir():
         return copy
     copy.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,14 +17,6 @@ from bitnet_trainer import checkpoint
 from bitnet_trainer.checkpoint import LocalStore, Saver, newest_sound, read_position
 from bitnet_trainer.errors import CheckpointError
 from tiny_training import POSITION, differing, everything, tiny_training, train
-
-
-@pytest.fixture
-def group() -> Iterator[dist.ProcessGroup]:
-    """A process group of this process alone."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield dist.group.WORLD
-    dist.destroy_process_group()
 
 
 class HeldStore(LocalStore):

@@ -1,5 +1,6 @@
 """Checkpoints that either are whole or do not exist, and going on from them."""
 
+from bitnet_trainer.checkpoint.bucket import BucketStore
 from bitnet_trainer.checkpoint.local import LocalStore
 from bitnet_trainer.checkpoint.resume import check_position, load, newest_sound, read_position
 from bitnet_trainer.checkpoint.saver import Saver, save
@@ -7,6 +8,7 @@ from bitnet_trainer.checkpoint.state import Position, Training
 from bitnet_trainer.checkpoint.store import CheckpointStore, Committed
 
 __all__ = [
+    "BucketStore",
     "CheckpointStore",
     "Committed",
     "LocalStore",
