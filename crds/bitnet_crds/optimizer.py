@@ -57,10 +57,48 @@ class Optimizer(Record):
         return 0.5 if self.clipping_alpha is None else self.clipping_alpha
 
 
-class Schedule(Record):
-    """Learning rate: linear warmup, constant, linear decay to 0 (warmup-stable-decay, arXiv 2404.06395)."""
+DecayCurve = Literal["Linear", "Cosine", "OneMinusSqrt"]
+"""How a learning rate falls; `plan.LearningRateSchedule` has the formulas."""
 
+
+class Schedule(Record):
+    """How each learning rate moves over the run's steps: it rises linearly to its peak, and then falls."""
+
+    name: Literal["WarmupStableDecay", "Cosine", "Linear"] = "WarmupStableDecay"
+    """WarmupStableDecay: it holds, and falls in the last steps (arXiv 2404.06395). Cosine and Linear: it
+    falls from the end of the warmup to the end of the run, along half a cosine (arXiv 1608.03983) or a
+    straight line."""
     warmup_steps: int = Field(default=0, ge=0, le=1_000_000_000)
     """Steps in which the learning rate rises from 0 to its peak."""
-    decay_fraction: float = Field(default=0.2, ge=0, le=1)
-    """Share of all steps, at the end, in which it falls linearly to 0."""
+    decay_fraction: Annotated[float, Field(ge=0, le=1)] | None = None
+    """With WarmupStableDecay: share of all steps, at the end, in which it falls; 0.2 where it is not said."""
+    decay_curve: DecayCurve | None = None
+    """With WarmupStableDecay: how it falls, p going from 0 to 1: Linear: 1 - p. Cosine: (1 + cos(pi p)) / 2.
+    OneMinusSqrt: 1 - sqrt(p) (arXiv 2405.18392). Linear where it is not said."""
+    final_share: float = Field(default=0.0, ge=0, le=1)
+    """The share of the peak that it falls to."""
+
+    @model_validator(mode="after")
+    def _decay_is_of_warmup_stable_decay(self) -> "Schedule":
+        if self.name != "WarmupStableDecay":
+            for field in ("decay_fraction", "decay_curve"):
+                if getattr(self, field) is not None:
+                    key = type(self).model_fields[field].alias or field
+                    raise WrongValueError(
+                        f"{key} has no meaning with {self.name}, which falls from the warmup to the end",
+                        "Remove it, or write `name: WarmupStableDecay`",
+                        field=key,
+                    )
+        return self
+
+    @property
+    def decaying(self) -> float:
+        """With WarmupStableDecay: share of all steps in which the rates fall."""
+        return 0.2 if self.decay_fraction is None else self.decay_fraction
+
+    @property
+    def curve(self) -> DecayCurve:
+        """How they fall."""
+        if self.name == "WarmupStableDecay":
+            return self.decay_curve or "Linear"
+        return self.name

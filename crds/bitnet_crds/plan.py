@@ -7,6 +7,7 @@ from typing import Literal
 
 from bitnet_crds.errors import InvalidRun, Problem
 from bitnet_crds.objectives import TEACHER_OBJECTIVES
+from bitnet_crds.optimizer import DecayCurve, Schedule
 from bitnet_crds.record import Record
 from bitnet_crds.spec import BitNetRunSpec, Curve, Phase
 
@@ -64,13 +65,17 @@ class PlannedPhase(Record):
 
 
 class LearningRateSchedule(Record):
-    """Warmup-stable-decay over the ledger's own horizon (arXiv 2404.06395)."""
+    """Warmup, peak and decay over the ledger's own horizon."""
 
     peak: float
     """AdamW's; Muon's own, in the spec, follows the same shares."""
     warmup_steps: int
     decay_start: int
     total_steps: int
+    curve: DecayCurve
+    """How the rate falls from `decay_start` on."""
+    final_share: float
+    """The share of the peak that it falls to."""
 
     def at(self, step: int) -> float:
         """The rate used in step `step` (from 0): `peak` times the schedule's share."""
@@ -79,17 +84,19 @@ class LearningRateSchedule(Record):
     def share_at(self, step: int) -> float:
         """The share of its peak that each rate has in step `step` (from 0), above 0 in the run and 0 after.
 
-        It rises to 1 in the last warmup step, holds, and falls linearly so that the step after the last would
-        have 0. Where the two overlap, the smaller holds.
+        It rises to 1 in the last warmup step, holds, and falls so that the step after the last would have
+        `final_share`: f + (1 - f) * g(p), p being the part of the decay that is over, and g(p) = 1 - p,
+        (1 + cos(pi p)) / 2 or 1 - sqrt(p). Where warmup and decay overlap, the smaller holds. Sources: arXiv
+        2404.06395 (warmup-stable-decay), 1608.03983 (cosine), 2405.18392 (1 - sqrt).
         """
         if step >= self.total_steps:
             return 0.0
         rising = (step + 1) / self.warmup_steps if step < self.warmup_steps else 1.0
-        falling = (
-            (self.total_steps - step) / (self.total_steps - self.decay_start)
-            if step >= self.decay_start
-            else 1.0
-        )
+        if step < self.decay_start:
+            return rising
+        # What is left rather than what is over: exact at both ends.
+        left = (self.total_steps - step) / (self.total_steps - self.decay_start)
+        falling = self.final_share + (1 - self.final_share) * _falling(self.curve, left)
         return min(rising, falling)
 
 
@@ -191,7 +198,6 @@ def plan(spec: BitNetRunSpec) -> Plan:
         )
     phases = _phases(spec, total_steps)
     _check_mixture(spec, total_steps)
-    decay_steps = math.floor(Fraction(str(spec.schedule.decay_fraction)) * total_steps)
     warmup = spec.quantization.lambda_warmup
     return Plan(
         total_steps=total_steps,
@@ -203,8 +209,10 @@ def plan(spec: BitNetRunSpec) -> Plan:
         learning_rate=LearningRateSchedule(
             peak=spec.optimizer.adam_learning_rate,
             warmup_steps=spec.schedule.warmup_steps,
-            decay_start=total_steps - decay_steps,
+            decay_start=_decay_start(spec.schedule, total_steps),
             total_steps=total_steps,
+            curve=spec.schedule.curve,
+            final_share=spec.schedule.final_share,
         ),
         quantization_lambda=LambdaSchedule(
             steps=warmup.steps if warmup else 0, curve=warmup.curve if warmup else "Linear"
@@ -275,6 +283,27 @@ def _check_mixture(spec: BitNetRunSpec, total_steps: int) -> None:
                 )
             ]
         )
+
+
+def _decay_start(schedule: Schedule, total_steps: int) -> int:
+    """The first step of the decay; `total_steps` where there is none."""
+    if schedule.name == "WarmupStableDecay":
+        return total_steps - math.floor(Fraction(str(schedule.decaying)) * total_steps)
+    return min(schedule.warmup_steps, total_steps)
+
+
+def _falling(curve: DecayCurve, left: float) -> float:
+    """From 1 to 0, by how much of the way is left: the curve's g(1 - left).
+
+    In forms that do not cancel: the last step of a long run is still above 0.
+    """
+    match curve:
+        case "Linear":
+            return left
+        case "Cosine":
+            return math.sin(math.pi / 2 * left) ** 2
+        case "OneMinusSqrt":
+            return left / (1 + math.sqrt(1 - left))
 
 
 def _along(curve: Curve, progress: float) -> float:

@@ -242,6 +242,11 @@ _ADAMW = Rule(
     "muonLearningRate, clippingThreshold and clippingAlpha have no meaning with AdamW: remove them, or write "
     "`name: MuonClip`",
 )
+_SCHEDULE = Rule(
+    "self.name == 'WarmupStableDecay' || !has(self.decayFraction) && !has(self.decayCurve)",
+    "decayFraction and decayCurve have no meaning with Cosine and Linear, which fall from the warmup to the "
+    "run's end: remove them, or write `name: WarmupStableDecay`",
+)
 _MUON = Rule(
     "self.optimizer.name != 'MuonClip' || !has(self.quantization.lowRankCorrection)",
     "beside a low-rank correction the matrices of the decoder layers are frozen, and Muon has nothing to "
@@ -366,6 +371,7 @@ RULES: dict[str, list[Rule]] = {
     "spec.model": [_ORIGIN, _TOKENIZER, _REVISION],
     "spec.teacher": [_REVISION],
     "spec.optimizer": [_ADAMW],
+    "spec.schedule": [_SCHEDULE],
     "spec.data": [_TARGET, _MEASURED],
     "spec.data.sources": [_SOURCE_NAMES],
     "spec.data.mixture": [_STATIC, _NO_TARGET],

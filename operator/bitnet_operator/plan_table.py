@@ -146,8 +146,11 @@ def _learning_rate(plan: Plan) -> str:
     schedule = plan.learning_rate
     rises = f"rises to {schedule.peak:g} in {plural(schedule.warmup_steps, 'step')}"
     begins = rises if schedule.warmup_steps else f"{schedule.peak:g} from the first step"
-    falls = schedule.decay_start < schedule.total_steps
-    return begins + (f", falls to 0 from step {count(schedule.decay_start)}" if falls else ", then holds")
+    if schedule.decay_start >= schedule.total_steps or schedule.final_share == 1:
+        return f"{begins}, then holds"
+    lowest = significant(schedule.peak * schedule.final_share) if schedule.final_share else "0"
+    curve = {"Linear": "", "Cosine": " along a cosine", "OneMinusSqrt": " as 1 - sqrt"}[schedule.curve]
+    return f"{begins}, falls to {lowest} from step {count(schedule.decay_start)}{curve}"
 
 
 def _muon(optimizer: Optimizer, plan: Plan) -> str:

@@ -31,7 +31,7 @@ def specs(draw: st.DrawFn) -> BitNetRunSpec:
             "globalBatchSize": batch,
         },
         optimizer={"adamLearningRate": draw(st.floats(1e-6, 1))},
-        schedule={"warmupSteps": draw(st.integers(0, 60_000)), "decayFraction": draw(st.floats(0, 1))},
+        schedule=draw(schedules()),
         quantization=draw(
             st.just({})
             | st.fixed_dictionaries(
@@ -45,6 +45,16 @@ def specs(draw: st.DrawFn) -> BitNetRunSpec:
         phases=phases_of(shares, teacher_from),
         workers={"count": count, "gpusPerWorker": gpus, "microBatchSize": micro},
         **({"teacher": {"from": "hf://a/b", "batchSizeFactor": factor}} if teacher_from is not None else {}),
+    )
+
+
+def schedules() -> st.SearchStrategy[dict[str, Any]]:
+    """Every kind of schedule, in its own words."""
+    common = {"warmupSteps": st.integers(0, 60_000), "finalShare": st.floats(0, 1)}
+    curves = st.sampled_from(["Linear", "Cosine", "OneMinusSqrt"])
+    stable = {"decayFraction": st.floats(0, 1), "decayCurve": curves}
+    return st.fixed_dictionaries(common, optional=stable) | st.fixed_dictionaries(
+        common | {"name": st.sampled_from(["Cosine", "Linear"])}
     )
 
 

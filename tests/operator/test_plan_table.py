@@ -101,6 +101,20 @@ def test_muons_rate_is_shown_beside_adamws() -> None:
     assert step_shown(muon, 499)["Muon's rate"] == "0.01"
 
 
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        ({"decayCurve": "OneMinusSqrt", "finalShare": 0.1}, "falls to 0.0001 from step 15,259 as 1 - sqrt"),
+        ({"name": "Cosine", "warmupSteps": 100}, "100 steps, falls to 0 from step 100 along a cosine"),
+        ({"name": "Linear"}, "0.001 from the first step, falls to 0 from step 0"),
+        ({"decayFraction": 0}, "then holds"),
+        ({"finalShare": 1}, "then holds"),
+    ],
+)
+def test_how_the_rate_falls_is_shown(schedule: dict[str, Any], words: str) -> None:
+    assert words in " ".join(shown(full_run(schedule=schedule)).split())
+
+
 def test_a_lambda_that_never_reaches_1_is_spoken_of() -> None:
     text = shown(full_run(quantization={"lambdaWarmup": {"steps": 20_000}}))
     assert "the run ends before it is 1" in text

@@ -34,6 +34,17 @@ WRONG: dict[str, Wrong] = {
         )
         for key in ("muonLearningRate", "clippingThreshold", "clippingAlpha")
     },
+    **{
+        f"{key} of {name}": Wrong(
+            {"spec.schedule": {"name": name, key: value}},
+            f"spec.schedule.{key}",
+            f"{key} has no meaning with {name}",
+            "Remove it, or write `name: WarmupStableDecay`",
+            "spec.schedule",
+            "remove them, or write `name: WarmupStableDecay`",
+        )
+        for name, key, value in (("Cosine", "decayFraction", 0.2), ("Linear", "decayCurve", "Cosine"))
+    },
     "MuonClip beside a correction": Wrong(
         {
             "spec.optimizer": {"name": "MuonClip"},
