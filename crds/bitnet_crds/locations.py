@@ -104,4 +104,4 @@ def _address(*schemes: str) -> tuple[AfterValidator, WithJsonSchema]:
 
 ModelAddress = Annotated[str, *_address("hf", "file", "pvc", "gs")]
 DataAddress = Annotated[str, *_address("file", "pvc")]
-CheckpointAddress = Annotated[str, *_address("file", "pvc")]
+CheckpointAddress = Annotated[str, *_address("file", "pvc", "gs")]

@@ -14,6 +14,8 @@ from bitnet_crds.spec import BitNetRunSpec
 
 PROGRESS_PORT = 9400
 """Rank 0 serves /progress, /metrics and /healthz here, unless BITNET_PORT says otherwise."""
+SCRATCH = "/var/cache/bitnet/runs"
+"""Where a pod has its part of a run whose checkpoints are in a bucket: on the volume `cache`."""
 TERMINATION_MESSAGE_LIMIT = 4096
 """Bytes that Kubernetes keeps of a container's termination message."""
 
@@ -208,6 +210,8 @@ class Order(Record):
     """Name of the child job; it names this attempt in logs."""
     spec: BitNetRunSpec
     plan: Plan
+    scratch: str = SCRATCH
+    """A folder on each machine that trains, for a run whose checkpoints are in a bucket."""
 
     @property
     def training_hash(self) -> str:
@@ -233,11 +237,26 @@ class Order(Record):
 
     @property
     def folder(self) -> Path:
-        """The run's own folder, as the process that trains sees it: checkpoints, run.json, metrics, plots,
-        exports."""
-        return run_folder(self.spec, self.namespace, self.name)
+        """The run's own folder, as the process that trains sees it: run.json, metrics, plots, exports, and
+        the checkpoints where those are in no bucket."""
+        return run_folder(self.spec, self.namespace, self.name, self.scratch)
+
+    @property
+    def address(self) -> str:
+        """Where a person finds what the run keeps."""
+        return run_address(self.spec, self.namespace, self.name)
 
 
-def run_folder(spec: BitNetRunSpec, namespace: str, name: str) -> Path:
-    """Where everything that a run writes lies: `<checkpoint.uri>/<namespace>/<name>`."""
-    return parse_location(spec.checkpoint.uri).path / namespace / name
+def run_address(spec: BitNetRunSpec, namespace: str, name: str) -> str:
+    """Where a person finds what a run keeps: `<checkpoint.uri>/<namespace>/<name>`."""
+    return f"{spec.checkpoint.uri.rstrip('/')}/{namespace}/{name}"
+
+
+def run_folder(spec: BitNetRunSpec, namespace: str, name: str, scratch: str) -> Path:
+    """Where everything that a run writes lies: `<checkpoint.uri>/<namespace>/<name>`.
+
+    With checkpoints in a bucket, a folder in `scratch` of this machine that stands for that.
+    """
+    location = parse_location(spec.checkpoint.uri)
+    root = Path(scratch) / location.rest if location.bucket is not None else location.path
+    return root / namespace / name

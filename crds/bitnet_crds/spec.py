@@ -220,8 +220,9 @@ class CheckpointPolicy(Record):
     """Where checkpoints go, how often, and how many stay."""
 
     uri: CheckpointAddress
-    """A folder every worker can write: file:///path or pvc://claim/path. The run adds its namespace and
-    name."""
+    """Where the run keeps them: a folder that every worker can write, file:///path or pvc://claim/path, or
+    gs://bucket/path. The run adds its namespace and name, and puts run.json, metrics.jsonl, the loss plot and
+    the exports beside them."""
     every_steps: PositiveInt = 200
     """Steps between checkpoints. One is always written at the end and when a pod is asked to stop."""
     keep: int = Field(default=3, ge=1, le=1000)

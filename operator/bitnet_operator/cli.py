@@ -14,7 +14,7 @@ from rich.console import Console
 
 from bitnet_crds import BitNetRun, BitNetRunStatus, ExitCode, InvalidRun, Plan, parse_run, plan
 from bitnet_crds.advice import advise
-from bitnet_crds.protocol import run_folder
+from bitnet_crds.protocol import run_address
 from bitnet_crds.spec import ExportFormat
 from bitnet_crds.status import RunPhase
 from bitnet_operator.api import RUNS, ApiError, connect
@@ -29,6 +29,7 @@ from bitnet_operator.backends.local import (
 from bitnet_operator.decide import Settings, reopened
 from bitnet_operator.documents import check_local_files, read_document
 from bitnet_operator.live import LiveView
+from bitnet_operator.local_folder import local_folder
 from bitnet_operator.moments import parse_timestamp
 from bitnet_operator.observation import Key
 from bitnet_operator.outcome import render_outcome
@@ -88,7 +89,7 @@ def run_command(file: RunFile) -> None:
     document, run, ledger = _read(file)
     _check_trainer()
     _or_exit(lambda: check_local_files(run.spec, run.metadata.namespace, run.metadata.name))
-    folder = run_folder(run.spec, run.metadata.namespace, run.metadata.name)
+    folder = local_folder(run.spec, run.metadata.namespace, run.metadata.name)
     _or_exit(lambda: check_unchanged(run))
     begun = datetime.now(UTC)
     try:
@@ -98,7 +99,12 @@ def run_command(file: RunFile) -> None:
         _exit_with(str(error))
     out.print(render_outcome(run, machine.status))
     if _ended_before(machine.status, begun):
-        out.print(f"It had ended before. To train it anew, give it another name or remove {folder}.")
+        beside = (
+            f" and {run_address(run.spec, run.metadata.namespace, run.metadata.name)}"
+            if run.spec.checkpoint.uri.startswith("gs://")
+            else ""
+        )
+        out.print(f"It had ended before. To train it anew, give it another name or remove {folder}{beside}.")
     raise typer.Exit(_exit_status(machine.status))
 
 
@@ -110,7 +116,7 @@ def status_command(
     """Prints how a run stands: one of this machine, by its file, or one in the cluster, by its name."""
     if _names_file(run):
         _, parsed, _ = _read(Path(run))
-        folder = run_folder(parsed.spec, parsed.metadata.namespace, parsed.metadata.name)
+        folder = local_folder(parsed.spec, parsed.metadata.namespace, parsed.metadata.name)
         known = _or_exit(lambda: read_status(folder))
         if known is None:
             _exit_with(

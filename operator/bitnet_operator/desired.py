@@ -106,7 +106,8 @@ def pod_template(run: BitNetRun, job: str, trainer_image: str) -> dict[str, Any]
                 {"name": "order", "configMap": {"name": order_name(job)}},
                 # NCCL and data loading share memory through /dev/shm, of which a container has 64 MiB.
                 {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
-                # Models fetched from a hub or a bucket. A claim in its place keeps them for the next pod.
+                # Models fetched from a hub or a bucket, and what goes to one (`Order.scratch`). A claim here
+                # keeps them for the next pod.
                 {"name": "cache", "emptyDir": {}},
                 *(
                     {"name": volume, "persistentVolumeClaim": {"claimName": claim}}

@@ -10,8 +10,8 @@ import yaml
 
 from bitnet_crds import InvalidRun, Problem
 from bitnet_crds.locations import parse_location
-from bitnet_crds.protocol import run_folder
 from bitnet_crds.spec import KIND, BitNetRunSpec
+from bitnet_operator.local_folder import SCRATCH_VARIABLE, local_folder
 
 _LONGEST_VALUE = 40
 """Characters of a wrong value that an error shows."""
@@ -106,7 +106,7 @@ def _shown(path: Path | str) -> str:
 
 def check_local_files(spec: BitNetRunSpec, namespace: str, name: str) -> None:
     """Raises InvalidRun where this machine lacks what the run names, before anything is made of it."""
-    if problems := tuple(_local_problems(spec, run_folder(spec, namespace, name))):
+    if problems := tuple(_local_problems(spec, local_folder(spec, namespace, name))):
         raise InvalidRun(problems)
 
 
@@ -131,6 +131,8 @@ def _local_problems(spec: BitNetRunSpec, folder: Path) -> Iterator[Problem]:
             yield from _file_problems(field, parse_location(address).path)
     if spec.checkpoint.uri.startswith("file://"):
         yield from _folder_problems("spec.checkpoint.uri", folder)
+    elif spec.checkpoint.uri.startswith("gs://"):
+        yield from _folder_problems(SCRATCH_VARIABLE, folder)
 
 
 def _file_problems(field: str, path: Path) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bitnet_crds import BitNetRun, BitNetRunStatus
-from bitnet_crds.protocol import Evaluation
+from bitnet_crds.protocol import Evaluation, run_address
 from bitnet_crds.status import RunPhase
 from bitnet_operator.wording import (
     count,
@@ -112,7 +112,7 @@ def _places(run: BitNetRun, status: BitNetRunStatus) -> Table:
     for kind, address in status.artifacts.items():
         table.add_row(_ARTIFACTS.get(kind, kind), Text(place(address)))
     if status.checkpoint_step is not None:
-        folder = f"{place(run.spec.checkpoint.uri).rstrip('/')}/{run.metadata.namespace}/{run.metadata.name}"
+        folder = place(run_address(run.spec, run.metadata.namespace, run.metadata.name))
         table.add_row(f"checkpoint of step {count(status.checkpoint_step)}", Text(folder))
     if not table.row_count:
         table.add_row("nothing yet", "-")

@@ -119,6 +119,14 @@ def test_an_order_comes_back_whole(run: BitNetRun) -> None:
     assert str(received.folder) == "/mnt/pvc/checkpoints/runs/ml/qwen3-06b"
 
 
+def test_a_run_in_a_bucket_works_in_a_folder_that_stands_for_its_address(run: BitNetRun) -> None:
+    kept = run.spec.checkpoint.model_copy(update={"uri": "gs://bucket/some/runs/"})
+    spec = run.spec.model_copy(update={"checkpoint": kept})
+    order = Order(namespace="ml", name="a", job="a-0", spec=spec, plan=plan(spec), scratch="/scratch")
+    assert str(order.folder) == "/scratch/bucket/some/runs/ml/a"
+    assert order.address == "gs://bucket/some/runs/ml/a"
+
+
 def test_a_classifiers_evaluation_speaks_of_accuracy_alone() -> None:
     """And one of a language model says nothing of accuracy, however new the reader."""
     classifier = Evaluation(examples=1000, accuracy_before="0.5", accuracy_after="0.912")

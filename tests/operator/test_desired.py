@@ -54,6 +54,12 @@ def test_gpus_are_asked_for_where_the_run_wants_them_and_not_else(scene) -> None
     assert container(manifest(scene))["resources"]["limits"] == {"nvidia.com/gpu": 4}
 
 
+def test_what_goes_to_a_bucket_is_kept_on_the_volume_for_caches_meanwhile(scene) -> None:
+    order = json.loads(order_config_map(scene.run, scene.plan, "small-0")["data"]["order.json"])
+    mounts = [mount["mountPath"] for mount in container(manifest(scene))["volumeMounts"]]
+    assert any(order["scratch"].startswith(f"{mount}/") for mount in mounts)
+
+
 def test_pods_hold_no_credentials_and_no_probe_that_waits_for_training(scene) -> None:
     job = manifest(scene)
     spec = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]

@@ -120,6 +120,21 @@ def test_a_folder_that_cannot_be_read_is_a_problem(
         check_local_files(parse_run(document).spec, "team", "small")
 
 
+def test_a_run_in_a_bucket_needs_a_folder_here_all_the_same(
+    document: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.txt").write_text("text")
+    spec = document["spec"]
+    spec["model"]["from"] = spec["teacher"]["from"] = "hf://a/b"
+    spec["data"]["sources"][0]["uri"] = f"file://{tmp_path}"
+    spec["checkpoint"]["uri"] = "gs://bucket/runs"
+    monkeypatch.setenv("BITNET_RUN_CACHE", str(tmp_path / "cache"))
+    check_local_files(parse_run(document).spec, "team", "small")
+    monkeypatch.setenv("BITNET_RUN_CACHE", str(tmp_path / "text.txt"))
+    with pytest.raises(InvalidRun, match=r"BITNET_RUN_CACHE: .* cannot be written"):
+        check_local_files(parse_run(document).spec, "team", "small")
+
+
 def test_a_presets_tokenizer_is_looked_for_and_what_is_fetched_is_not(document: dict, tmp_path: Path) -> None:
     spec = document["spec"]
     spec["model"] = {"preset": "BitNetLlama-1M", "tokenizer": "file:///nowhere/tokenizer"}

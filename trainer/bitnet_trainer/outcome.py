@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from bitnet_crds.errors import ContractError
 from bitnet_crds.protocol import Checkpoint, ExitCode, Order, Progress, TerminationReport, exit_code_label
 from bitnet_trainer import errors
-from bitnet_trainer.checkpoint import Committed, LocalStore
+from bitnet_trainer.checkpoint import Committed, open_store
 
 EXIT_CODES: Mapping[type[BaseException], ExitCode] = MappingProxyType(
     {
@@ -113,7 +113,7 @@ def with_newest_checkpoint(report: TerminationReport, order: Order) -> Terminati
     """The report with the newest committed checkpoint in it, as the disk knows it: a rank that died without
     a word could not say which one that is."""
     try:
-        committed = LocalStore(order.folder / "checkpoints", order.spec.checkpoint.keep).committed()
+        committed = open_store(order).committed()
     except (OSError, errors.CheckpointError):
         return report  # which then says what is wrong with that folder, or is about something else
     if not committed:
@@ -124,9 +124,7 @@ def with_newest_checkpoint(report: TerminationReport, order: Order) -> Terminati
 
 def reported(order: Order, committed: Committed) -> Checkpoint:
     """A checkpoint as operator and person know it: by the address that the run gave."""
-    base = order.spec.checkpoint.uri.rstrip("/")
-    uri = f"{base}/{order.namespace}/{order.name}/checkpoints/{committed.name}"
-    return Checkpoint(step=committed.step, uri=uri)
+    return Checkpoint(step=committed.step, uri=f"{order.address}/checkpoints/{committed.name}")
 
 
 def publish(report: TerminationReport) -> None:

@@ -57,6 +57,12 @@ class Ranks:
         """Whether this is rank 0, which reports, commits and exports."""
         return self.rank == 0
 
+    @property
+    def turn(self) -> int:
+        """When it is this rank's turn to make what the ranks of a machine, or all of them, then find made:
+        0 for the first rank, 1 for the first one of each other machine, 2 for the rest."""
+        return 0 if self.first else 1 if os.environ.get("LOCAL_RANK", "0") == "0" else 2
+
     def wait(self) -> None:
         """Returns when every rank has come here."""
         dist.barrier(self.control)

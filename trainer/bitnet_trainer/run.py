@@ -11,7 +11,7 @@ import torch
 
 from bitnet_crds.protocol import Evaluation, Order, TrainerState
 from bitnet_trainer import checkpoint
-from bitnet_trainer.checkpoint import LocalStore, Position, Saver, Training
+from bitnet_trainer.checkpoint import Position, Saver, Training, open_store
 from bitnet_trainer.data import Cursor
 from bitnet_trainer.export.stock import check_exportable
 from bitnet_trainer.finish import (
@@ -23,6 +23,7 @@ from bitnet_trainer.finish import (
     write_artifacts,
 )
 from bitnet_trainer.loop import TrainingLoop
+from bitnet_trainer.mirror import Mirror
 from bitnet_trainer.models.convert import ConversionReport, convert
 from bitnet_trainer.models.load import LoadedModel
 from bitnet_trainer.models.packed import write_packed
@@ -70,9 +71,10 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
     ranks = Ranks.join(spec.workers.gpus_per_worker)
     check_world(plan.phases, ranks.world)
 
-    store = LocalStore(order.folder / "checkpoints", spec.checkpoint.keep, ranks.rank)
+    store, mirror = open_store(order, ranks.rank), Mirror(order)
     if ranks.first:
         store.prepare()
+        mirror.fetch()
     ranks.wait()
 
     reporter.update(state=TrainerState.LOADING_MODEL, world_size=ranks.world)
@@ -126,7 +128,7 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
     inference = None
     if spec.checkpoint.inference_weights:
         inference = partial(_write_inference, loaded, conversion)
-    saver = Saver(store, training, ranks.group_of_a_thread(), inference)
+    saver = Saver(store, training, ranks.group_of_a_thread(), inference, mirror.after_commit)
     loop = TrainingLoop(
         order, reporter, ranks, saver, corpus, student, objectives, optimizer, teacher, position
     )
@@ -143,6 +145,7 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
     artifacts: dict[str, str] = {}
     if ranks.first:
         artifacts = write_artifacts(order.folder, spec, plan, loaded.model, loaded.tokenizer, conversion)
+        artifacts = mirror.at_end(artifacts)
     ranks.wait()
 
     reporter.update(state=TrainerState.EVALUATING)

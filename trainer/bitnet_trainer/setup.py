@@ -82,7 +82,8 @@ def wrapped(student: nn.Module, ranks: Ranks) -> nn.Module:
 def open_run_corpus(
     order: Order, tokenizer: PreTrainedTokenizerBase, ranks: Ranks
 ) -> Corpus | LabelledCorpus:
-    """Rank 0 first, so that one process tokenises and the others find it done."""
+    """In turns, so that one process tokenises and the others find it done, or one a machine where they share
+    no disk."""
     data, classification = order.spec.data, order.spec.classification
     texts = [
         SourceText(source.name, parse_location(source.uri).path, source.weight) for source in data.sources
@@ -94,7 +95,7 @@ def open_run_corpus(
         "cache": order.folder / "tokens",
         "corrupt_share": Fraction(data.corrupt_share),
     }
-    if not ranks.first:
+    for _ in range(ranks.turn):
         ranks.wait()
     corpus = (
         open_corpus(texts, tokenizer, separate=data.documents == "Separate", **settings)
@@ -105,6 +106,7 @@ def open_run_corpus(
         for name, reading in corpus.readings.items():
             if reading.corrupt:
                 _log.warning("%s They are left out.", reading.sentence(name))
+    for _ in range(ranks.turn, 2):
         ranks.wait()
     return corpus
 

@@ -34,9 +34,9 @@ from bitnet_crds import (
     TerminationReport,
     parse_run,
 )
-from bitnet_crds.protocol import run_folder
 from bitnet_crds.status import RunPhase
 from bitnet_operator.decision import Decision
+from bitnet_operator.local_folder import local_folder, scratch
 from bitnet_operator.observation import Job, JobState, Key, Observation, Pod
 from bitnet_operator.progress import ask
 
@@ -117,7 +117,7 @@ class LocalMachine:
 
     def __post_init__(self) -> None:
         run = parse_run(self.document)
-        self.folder = run_folder(run.spec, run.metadata.namespace, run.metadata.name)
+        self.folder = local_folder(run.spec, run.metadata.namespace, run.metadata.name)
         self.status = read_status(self.folder) or self.status
 
     @property
@@ -175,7 +175,9 @@ class LocalMachine:
         folder = self.job_folder(job)
         folder.path.mkdir(parents=True, exist_ok=True)
         spec = parse_run(self.document).spec
-        order = Order(namespace=key.namespace, name=key.name, job=job, spec=spec, plan=plan)
+        order = Order(
+            namespace=key.namespace, name=key.name, job=job, spec=spec, plan=plan, scratch=scratch()
+        )
         _write(folder.order, order.model_dump_json(by_alias=True, exclude_none=True))
         port = _free_port()
         with folder.alive.open("w") as alive, folder.log.open("ab") as log:
@@ -242,7 +244,7 @@ def check_unchanged(run: BitNetRun) -> None:
     Retries, the pods' template and how checkpoints are kept may change; where they are kept led here. All
     may, where the run failed before it had a checkpoint: then nothing of it is left to go on from.
     """
-    folder = run_folder(run.spec, run.metadata.namespace, run.metadata.name)
+    folder = local_folder(run.spec, run.metadata.namespace, run.metadata.name)
     status = read_status(folder)
     if status is not None and status.phase is RunPhase.FAILED and status.checkpoint_step is None:
         return

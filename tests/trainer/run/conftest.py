@@ -21,6 +21,7 @@ from bitnet_crds.locations import parse_location
 from bitnet_crds.plan import plan
 from bitnet_crds.protocol import Order, Progress, TerminationReport
 from bitnet_crds.spec import BitNetRunSpec
+from bitnet_trainer.checkpoint import open_store
 from bitnet_trainer.data import SourceText, open_corpus
 from bitnet_trainer.report import Reporter, StepRecord, read_metrics
 from bitnet_trainer.run import Result, train
@@ -94,11 +95,13 @@ class TinyRun:
     def last_word(self, name: str = "termination-log") -> TerminationReport:
         return TerminationReport.model_validate_json((self.root / name).read_text())
 
-    def launch(self, worker: Path | None = None, **more: str) -> "subprocess.Popen[str]":
+    def launch(
+        self, worker: Path | None = None, order: Path | None = None, **more: str
+    ) -> "subprocess.Popen[str]":
         """Starts the launcher; `worker` is a script to run as each rank in place of the trainer."""
         start = ["-m", "bitnet_trainer"] if worker is None else ["-c", LAUNCH, str(worker)]
         return subprocess.Popen(
-            [sys.executable, *start, "--order", str(self.order_file)],
+            [sys.executable, *start, "--order", str(order or self.order_file)],
             env=self.environment(**more),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -173,7 +176,15 @@ def make_run(tmp_path: Path, make_model: Callable[..., Any], tokenizer: PreTrain
             }
         )
         return TinyRun(
-            tmp_path, Order(namespace="default", name=name, job=f"{name}-0", spec=spec, plan=plan(spec))
+            tmp_path,
+            Order(
+                namespace="default",
+                name=name,
+                job=f"{name}-0",
+                spec=spec,
+                plan=plan(spec),
+                scratch=f"{tmp_path}/scratch",
+            ),
         )
 
     return make
@@ -226,7 +237,8 @@ def trained_weights(run: TinyRun) -> dict[str, torch.Tensor]:
     """Model and optimiser of a run's newest checkpoint, by name."""
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-    newest = run.folder / "checkpoints" / run.checkpoints()[-1]
+    store = open_store(run.order)
+    newest = store.folder(store.committed()[0])
     whole = run.root / f"{run.order.name}.pt"
     dcp_to_torch_save(newest, whole)
     found: dict[str, torch.Tensor] = {}

@@ -1,5 +1,6 @@
 """Checkpoints that either are whole or do not exist, and going on from them."""
 
+from bitnet_trainer.checkpoint.address import open_store
 from bitnet_trainer.checkpoint.bucket import BucketStore
 from bitnet_trainer.checkpoint.local import LocalStore
 from bitnet_trainer.checkpoint.resume import check_position, load, newest_sound, read_position
@@ -18,6 +19,7 @@ __all__ = [
     "check_position",
     "load",
     "newest_sound",
+    "open_store",
     "read_position",
     "save",
 ]

@@ -40,6 +40,7 @@ class Saver:
         training: Training,
         group: dist.ProcessGroup,
         inference: Inference | None = None,
+        after_commit: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
@@ -48,9 +49,10 @@ class Saver:
             group: a process group for CPU tensors that nothing but this saver uses: its thread talks to the
                 other ranks' while training does, and two threads must not share a group.
             inference: given, each checkpoint holds the model to run too.
+            after_commit: called in the thread of the first rank when one is committed.
         """
         self._store, self._training, self._group = store, training, group
-        self._inference = inference
+        self._inference, self._after_commit = inference, after_commit
         self._copier = Copier(training)
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._coming: Future[Committed] | None = None
@@ -69,7 +71,7 @@ class Saver:
         """Copies the state as it is now, and begins to write it. The one before must have been taken up."""
         assert not self.in_flight
         snapshot = _copied(self._training, position, self._group, self._copier, self._inference)
-        self._coming = self._thread.submit(_write, self._store, snapshot, self._group)
+        self._coming = self._thread.submit(_write, self._store, snapshot, self._group, self._after_commit)
 
     def outcome(self) -> Committed:
         """Waits for the one in flight, and takes it up. Raises on every rank alike what went wrong on any:
@@ -129,7 +131,12 @@ def _written_by(inference: Inference, weights: Mapping[str, torch.Tensor], folde
     inference(folder, weights)
 
 
-def _write(store: CheckpointStore, snapshot: _Snapshot, group: dist.ProcessGroup) -> Committed:
+def _write(
+    store: CheckpointStore,
+    snapshot: _Snapshot,
+    group: dist.ProcessGroup,
+    after_commit: Callable[[], None] = lambda: None,
+) -> Committed:
     """The one course of every checkpoint. What goes wrong in a part is known to all ranks before the next."""
     step, first = snapshot.position.step, dist.get_rank(group) == 0
     on_all(group, lambda: store.stage(step))
@@ -144,6 +151,14 @@ def _write(store: CheckpointStore, snapshot: _Snapshot, group: dist.ProcessGroup
 
     delivered = on_all(group, deliver)
     files = {name: said for each in delivered for name, said in each.items()}
-    committed = on_all(group, lambda: store.commit(step, files) if first else None)[0]
+
+    def commit() -> Committed | None:
+        if not first:
+            return None
+        committed = store.commit(step, files)
+        after_commit()
+        return committed
+
+    committed = on_all(group, commit)[0]
     assert committed is not None
     return committed

@@ -1,0 +1,23 @@
+"""bitnetctl with a run whose checkpoints are in a bucket."""
+
+from gcs_server import gcs_server, upload
+
+
+def test_a_run_in_a_bucket_is_run_and_its_status_read_here(make_bitnetctl, tmp_path, monkeypatch):
+    bitnetctl = make_bitnetctl()
+    bitnetctl.document["spec"]["checkpoint"]["uri"] = "gs://bucket/runs"
+    monkeypatch.setenv("BITNET_RUN_CACHE", str(tmp_path / "cache"))
+    with gcs_server() as url:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        upload("bucket", {"something": b"else"})
+        code, output = bitnetctl("run", str(bitnetctl.file))
+        assert code == 0
+        place = f"gs://bucket/runs/default/{bitnetctl.document['metadata']['name']}"
+        assert f"{place}/export/huggingface" in output
+        assert f"{place}/loss.png" in output
+        code, output = bitnetctl("run", str(bitnetctl.file))
+        assert code == 0
+        assert f"and {place}" in output.replace("\n", "")
+    code, output = bitnetctl("status", str(bitnetctl.file))
+    assert code == 0
+    assert place in output
