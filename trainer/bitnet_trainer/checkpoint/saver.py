@@ -142,14 +142,15 @@ def _write(
     on_all(group, lambda: store.stage(step))
     write_tensors(store.staging(step), snapshot.tensors, group)
 
-    def deliver() -> dict[str, Any]:
+    def complete() -> None:
         if first:
             snapshot.position.write(store.staging(step))
             if snapshot.inference is not None:
                 snapshot.inference(store.staging(step) / "inference")
-        return store.deliver(step)
 
-    delivered = on_all(group, deliver)
+    # All of it before any rank looks at what is there: what is being written has other names.
+    on_all(group, complete)
+    delivered = on_all(group, lambda: store.deliver(step))
     files = {name: said for each in delivered for name, said in each.items()}
 
     def commit() -> Committed | None:
