@@ -217,9 +217,9 @@ class Order(Record):
     def training_hash(self) -> str:
         """Names in checkpoints what is trained: the ledger, and what else in the spec decides a step.
 
-        A checkpoint is gone on from only under the hash that it was written under. Shapes, what checkpoints
-        hold and when, the teacher's cache, retries and the pods' template are not in it; the text has a
-        fingerprint of its own.
+        A checkpoint is gone on from only under the hash that it was written under. Shapes, parallelism, what
+        checkpoints hold and when, the teacher's cache, retries and the pods' template are not in it; the text
+        has a fingerprint of its own.
         """
         decisive = self.spec.model_dump_json(
             include={

@@ -204,6 +204,11 @@ class Workers(Record):
     """GPUs a pod asks for, one process each. With 0 a pod runs one process, on the CPU."""
     micro_batch_size: int = Field(ge=1, le=1_000_000)
     """Sequences in one forward and backward pass of one process."""
+    parallelism: Literal["DDP", "FSDP"] = "DDP"
+    """How processes share the model. DDP: each holds weights, gradients and moments whole, 16 bytes a
+    parameter with AdamW, and exchanges gradients once a step. FSDP: each holds its part of them, 16/N bytes
+    with N processes, gathers a layer for each forward and backward pass, and exchanges gradients after each.
+    A run may go on under the other. One process holds all of it either way."""
     template: dict[str, Any] | None = Field(
         default=None, json_schema_extra={"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     )

@@ -71,6 +71,8 @@ def _ledger(run: BitNetRun, plan: Plan) -> Table:
         f"= {plural(plan.tokens_per_step, 'token')}",
     )
     table.add_row("global batch", _global_batch(plan.phases[0].shape))
+    if (ranks := plan.phases[0].shape.world_size) > 1:
+        table.add_row("held by a process", _held(spec.workers.parallelism, ranks))
     table.add_row("model", Text(_model(spec.model)))
     table.add_row("quantisation", _quantization(spec.quantization))
     if spec.classification is not None:
@@ -140,6 +142,11 @@ def _global_batch(shape: Shape) -> str:
         f"{plural(shape.processes_per_worker, 'process')} x "
         f"micro batch {count(shape.micro_batch_size)} x accumulation {count(shape.accumulation)}"
     )
+
+
+def _held(parallelism: str, processes: int) -> str:
+    part = "all" if parallelism == "DDP" else f"1/{count(processes)}"
+    return f"{part} of weights, gradients and moments ({parallelism})"
 
 
 def _learning_rate(plan: Plan) -> str:

@@ -176,6 +176,7 @@ IRRELEVANT: dict[str, Any] = {
     "spec.checkpoint.inferenceWeights": True,
     "spec.checkpoint.everySteps": 7,
     "spec.workers.count": 4,
+    "spec.workers.parallelism": "FSDP",
     "spec.retries": 1,
     "spec.export.formats": [],
     "spec.data.heldOut": "3%",

@@ -53,6 +53,13 @@ def shown(document: dict[str, Any], *advice: Advice, width: int = 100) -> str:
     return console.export_text()
 
 
+@pytest.mark.parametrize(("parallelism", "part"), [("DDP", "all"), ("FSDP", "1/4")])
+def test_says_what_a_process_holds(parallelism: str, part: str) -> None:
+    workers = {"count": 4, "microBatchSize": 32, "parallelism": parallelism}
+    assert f"{part} of weights, gradients and moments ({parallelism})" in shown(full_run(workers=workers))
+    assert "held by a process" not in shown(full_run(workers={"count": 1, "microBatchSize": 32}))
+
+
 def test_says_what_the_ledger_says() -> None:
     text = shown(full_run())
     assert "research/full: 19,073 steps, 9,999,745,024 tokens" in text

@@ -13,6 +13,18 @@ from bitnet_trainer.run import Result, train
 from bitnet_trainer.stop import StopRequest
 
 
+class StopsAt(Reporter):
+    """A reporter that asks to stop after a step."""
+
+    def __init__(self, order: Order, step: int | None) -> None:
+        super().__init__(Progress(total_steps=order.plan.total_steps, phase=order.plan.phases[0].name))
+        self.stop, self._step = StopRequest(), step
+
+    def update(self, **changes: object) -> None:
+        super().update(**changes)
+        self.stop.requested |= self.progress.step == self._step
+
+
 def train_in_process(
     order: Order,
     monkeypatch: pytest.MonkeyPatch,

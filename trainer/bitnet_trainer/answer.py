@@ -1,7 +1,7 @@
 """What a language model says of a batch, as objectives see it: hidden states, the head apart from them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -31,9 +31,8 @@ class Projections(NamedTuple):
     """(B, S, key heads * head size)."""
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One forward pass."""
+class Answer(NamedTuple):
+    """One forward pass. A tuple, so that what wraps the model (FSDP2) finds the tensors in it."""
 
     hidden: Tensor
     """(B, S, D): what the head reads."""
@@ -42,5 +41,5 @@ class Answer:
     spares holding logits (B, S, V)."""
     hidden_states: tuple[Tensor, ...] = ()
     """(B, S, D) after each layer, where they were asked for."""
-    projections: Mapping[int, Projections] = field(default_factory=dict)
+    projections: Mapping[int, Projections] = {}
     """By layer, for those that were asked for."""

@@ -82,6 +82,27 @@ class Rows:
             ids=self.ids[rows],
         )
 
+    def share(self, rank: int, world: int) -> "Rows":
+        """Every `world`-th row from `rank` on, and as many for each rank: where none is left, a row of which
+        nothing counts. Ranks that hold parts of a model make all passes together."""
+        own = self[rank::world]
+        return own if len(own) == -(-len(self) // world) else own._with_an_empty_row(self[:1])
+
+    def _with_an_empty_row(self, like: "Rows") -> "Rows":
+        def joined(own: Tensor | None, more: Tensor | None) -> Tensor | None:
+            return None if own is None or more is None else torch.cat((own, more))
+
+        nothing = torch.full_like(like.labels, IGNORED)
+        return replace(
+            self,
+            input_ids=torch.cat((self.input_ids, like.input_ids)),
+            labels=torch.cat((self.labels, nothing)),
+            attention_mask=joined(self.attention_mask, like.attention_mask),
+            position_ids=joined(self.position_ids, like.position_ids),
+            classes=joined(self.classes, nothing[:, 0]),
+            ids=self.ids + like.ids,
+        )
+
     def to(self, device: torch.device) -> "Rows":
         """The same rows on a device, without the host waiting for it."""
 

@@ -46,14 +46,13 @@ class Score:
 
 def measure(model: nn.Module, held_out: Rows, batch_size: int, ranks: Ranks) -> Score:
     """Perplexity on rows of text, or accuracy on labelled ones; each rank measures its share."""
-    own = held_out[ranks.rank :: ranks.world]
-    total, count = 0.0, 0
-    if len(own):
-        with autocast(ranks.device):
-            if own.classes is not None:
-                total, count = count_correct(model, own, batch_size, ranks.device)
-            else:
-                total, count = negative_log_likelihood(model, own, batch_size, ranks.device)
+    own = held_out.share(ranks.rank, ranks.world)
+    total: float
+    with autocast(ranks.device):
+        if own.classes is not None:
+            total, count = count_correct(model, own, batch_size, ranks.device)
+        else:
+            total, count = negative_log_likelihood(model, own, batch_size, ranks.device)
     (count,) = ranks.total(count)
     total = ranks.total_of(total)
     if held_out.classes is not None:

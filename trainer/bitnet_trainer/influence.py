@@ -32,7 +32,7 @@ def measure_alignments(
     autocast where training does. Source: as `bitnet_trainer.data.influenced`, which makes shares of it.
 
     Args:
-        model: a causal LM like transformers', not wrapped in DDP.
+        model: a causal LM like transformers', not wrapped; sharded, as `sharding.called_directly` has it.
         corpus: of packed text.
         cursor: where training stands; a source's text is its next sequences, which are not consumed.
         ranks: who shares the work.
@@ -52,8 +52,7 @@ def measure_alignments(
     with _differentiable(model) as parameters:
 
         def gradient(ids: Sequence[SequenceId], rows: Callable[[Sequence[SequenceId]], Rows]) -> Tensor:
-            own = (rows((id_,)) for id_ in ids[ranks.rank :: ranks.world])
-            return _gradient(model, parameters, own, ranks)
+            return _gradient(model, parameters, rows(ids).share(ranks.rank, ranks.world), ranks)
 
         towards = gradient(held_out, corpus.held_out_rows)
         alignments = tuple(
@@ -89,17 +88,15 @@ def _differentiable(model: nn.Module) -> Iterator[tuple[nn.Parameter, ...]]:
             module.training = training
 
 
-def _gradient(
-    model: nn.Module, parameters: Sequence[nn.Parameter], own: Iterator[Rows], ranks: Ranks
-) -> Tensor:
+def _gradient(model: nn.Module, parameters: Sequence[nn.Parameter], own: Rows, ranks: Ranks) -> Tensor:
     """The gradient of the summed cross-entropy of all ranks' rows, (parameters,) float32.
 
-    It points where the mean's does, and a rank may have no row.
+    It points where the mean's does.
     """
     sizes = [parameter.numel() for parameter in parameters]
     total = torch.zeros(sum(sizes), device=ranks.device)
-    for rows in own:
-        there = rows.to(ranks.device)
+    for row in range(len(own)):
+        there = own[row : row + 1].to(ranks.device)
         answer = model(input_ids=there.input_ids, position_ids=there.position_ids, use_cache=False)
         loss = cross_entropy(answer.logits, there.labels)
         # Not by backward, which would reach the gradients that training accumulates, and DDP's hooks.

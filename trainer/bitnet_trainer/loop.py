@@ -32,9 +32,8 @@ from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.readback import Speedometer
 from bitnet_trainer.recorder import Recorder, StepTaken
 from bitnet_trainer.report import MetricsLog, Reporter
-from bitnet_trainer.setup import (
-    wrapped,
-)
+from bitnet_trainer.setup import wrapped
+from bitnet_trainer.sharding import called_directly
 from bitnet_trainer.source_losses import measure_losses
 from bitnet_trainer.step import StepInput, Stepper, autocast
 from bitnet_trainer.stop import StopRequest
@@ -187,7 +186,7 @@ class TrainingLoop:
         """The shares that follow from each source's loss now, or from where its gradient points."""
         policy = self.order.spec.data.mixture
         assert isinstance(self.corpus, Corpus)  # the spec has no such policy for a classifier
-        with autocast(self.ranks.device):
+        with autocast(self.ranks.device), called_directly(self.student):
             if policy.policy == "Bandit":
                 losses = measure_losses(self.student.model, self.corpus, self.cursor, self.ranks)
                 self.rewards = rewarded(self.rewards, losses, policy.smoothed_by)

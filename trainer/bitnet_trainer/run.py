@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bitnet_crds.protocol import Evaluation, Order, TrainerState
 from bitnet_trainer import checkpoint
@@ -25,7 +26,6 @@ from bitnet_trainer.finish import (
 from bitnet_trainer.loop import TrainingLoop
 from bitnet_trainer.mirror import Mirror
 from bitnet_trainer.models.convert import ConversionReport, convert
-from bitnet_trainer.models.load import LoadedModel
 from bitnet_trainer.models.packed import write_packed
 from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.optim import groups_table
@@ -45,6 +45,7 @@ from bitnet_trainer.setup import (
     planned_teacher,
     write_record,
 )
+from bitnet_trainer.sharding import WholeModel, called_directly, shard
 from bitnet_trainer.stop import StopRequest
 
 _log = logging.getLogger(__name__)
@@ -117,6 +118,9 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
     if ranks.first:
         write_record(order, loaded, conversion, fingerprint, corpus.readings, baseline)
 
+    written = WholeModel(loaded.model)
+    if spec.workers.parallelism == "FSDP" and ranks.world > 1:
+        written = shard(student, ranks)
     optimizer = build_optimizer(spec.optimizer, loaded.model)
     _log.info("%s", groups_table(optimizer))
     training = Training(loaded.model, optimizer)
@@ -127,7 +131,7 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
     teacher = planned_teacher(order, loaded, ranks.device, fingerprint)
     inference = None
     if spec.checkpoint.inference_weights:
-        inference = partial(_write_inference, loaded, conversion)
+        inference = partial(_write_inference, written.outline, loaded.tokenizer, conversion)
     saver = Saver(store, training, ranks.group_of_a_thread(), inference, mirror.after_commit)
     loop = TrainingLoop(
         order, reporter, ranks, saver, corpus, student, objectives, optimizer, teacher, position
@@ -140,11 +144,12 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
 
     reporter.update(state=TrainerState.EVALUATING)
     set_lambda(loaded.model, 1.0)
-    after = measure(loaded.model, held_out, evaluation_batch, ranks)
+    with called_directly(student):
+        after = measure(loaded.model, held_out, evaluation_batch, ranks)
     reporter.update(state=TrainerState.EXPORTING)
     artifacts: dict[str, str] = {}
-    if ranks.first:
-        artifacts = write_artifacts(order.folder, spec, plan, loaded.model, loaded.tokenizer, conversion)
+    if (whole := written.on_first(ranks)) is not None:
+        artifacts = write_artifacts(order.folder, spec, plan, whole, loaded.tokenizer, conversion)
         artifacts = mirror.at_end(artifacts)
     ranks.wait()
 
@@ -163,9 +168,13 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
 
 
 def _write_inference(
-    loaded: LoadedModel, conversion: ConversionReport, folder: Path, weights: Mapping[str, torch.Tensor]
+    outline: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversion: ConversionReport,
+    folder: Path,
+    weights: Mapping[str, torch.Tensor],
 ) -> None:
-    write_packed(loaded.model, conversion, folder, loaded.tokenizer, weights)
+    write_packed(outline, conversion, folder, tokenizer, weights)
 
 
 def _at_start(order: Order, fingerprint: str) -> Position:

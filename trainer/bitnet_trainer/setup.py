@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase
 
@@ -63,8 +64,8 @@ def load_student(spec: BitNetRunSpec) -> LoadedModel:
 
 
 def wrapped(student: nn.Module, ranks: Ranks) -> nn.Module:
-    """The student as the ranks train it together: in DDP where there are several."""
-    if ranks.world == 1:
+    """The student as the ranks train it together: in DDP where there are several, unless it is sharded."""
+    if ranks.world == 1 or isinstance(student, FSDPModule):
         return student
     # Every rank sets lambda itself. Torch 2.15 renames the option, and warns of the old name.
     known = inspect.signature(DistributedDataParallel).parameters

@@ -20,7 +20,7 @@ def measure_losses(
     numbers are left as they were. Run it under autocast where training does.
 
     Args:
-        model: a causal LM like transformers', not wrapped in DDP.
+        model: a causal LM like transformers', not wrapped; sharded, as `sharding.called_directly` has it.
         corpus: of packed text.
         cursor: where training stands.
         ranks: who shares the work.
@@ -40,7 +40,7 @@ def _next(corpus: Corpus, cursor: Cursor, source: int, count: int) -> Sequence[S
 
 
 def _loss(model: nn.Module, rows: Rows, ranks: Ranks) -> float:
-    total, tokens = negative_log_likelihood(model, rows[ranks.rank :: ranks.world], 1, ranks.device)
+    total, tokens = negative_log_likelihood(model, rows.share(ranks.rank, ranks.world), 1, ranks.device)
     if ranks.world > 1:
         total, (tokens,) = ranks.total_of(total), ranks.total(tokens)
     # Separate documents of one token each have nothing to predict.

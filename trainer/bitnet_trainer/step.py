@@ -19,6 +19,7 @@ from bitnet_trainer.objectives.manager import (
     add_up,
 )
 from bitnet_trainer.objectives.micro_batch import MicroBatch
+from bitnet_trainer.optim import total_norm
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.teacher import Teacher
 
@@ -51,7 +52,7 @@ class Stepper:
     """The parts that a step works on."""
 
     model: nn.Module
-    """The student as a LanguageModel, wrapped in DDP where there are several ranks."""
+    """The student as a LanguageModel, wrapped in DDP or sharded by FSDP2 where there are several ranks."""
     layers: int
     """How many the student has."""
     optimizer: torch.optim.Optimizer
@@ -63,7 +64,9 @@ class Stepper:
     def __call__(self, step: StepInput, weights: Mapping[str, float]) -> StepLosses:
         """Takes one step, every rank with its own micro batches."""
         measured = self._over_ranks(self._backward(step, weights))
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clipping)
+        parameters = list(self.model.parameters())
+        norm = total_norm([p.grad for p in parameters if p.grad is not None])
+        nn.utils.clip_grads_with_norm_(parameters, self.gradient_clipping, norm)
         self.guard.judge(measured.values[0], norm, self.optimizer)
         self.optimizer.step()
         head = torch.stack((measured.values[0], norm.double()))
@@ -78,12 +81,12 @@ class Stepper:
         """
         self._backward(step, {objective: 1.0})
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        norm = float(total_norm(gradients)) if gradients else 0.0
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
     def _backward(self, step: StepInput, weights: Mapping[str, float]) -> tuple[ObjectiveLoss, ...]:
-        """Gradients of the whole step. DDP averages them over the ranks, hence the world in normalisers."""
+        """Gradients of the whole step. They are averaged over the ranks, hence the world in normalisers."""
         self.optimizer.zero_grad(set_to_none=True)
         normalisers = {name: count / self.ranks.world for name, count in step.counts.items()}
         capture = step.objectives.capture(weights, self.layers)

@@ -6,7 +6,6 @@ A teacher that cannot be loaded raises; there is no path on which training goes 
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -115,7 +114,7 @@ class Teacher:
         if not surplus:
             return answer
         # A negative padding cuts.
-        return replace(answer, head=lambda x: F.pad(answer.head(x), (0, surplus), value=-math.inf))
+        return answer._replace(head=lambda x: F.pad(answer.head(x), (0, surplus), value=-math.inf))
 
     def top_k(self, rows: Rows, answer: Callable[[], Answer], k: int, temperature: float) -> TopK:
         """Its K likeliest tokens at each position (B, S) of rows, on its device.

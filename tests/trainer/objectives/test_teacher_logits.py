@@ -1,7 +1,5 @@
 """teacherLogits: all of the vocabulary, its top with the tail, its top alone; of clean and of masked text."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given
@@ -148,7 +146,7 @@ def test_a_token_that_the_teacher_rules_out_counts_for_nothing(way):
 def test_a_student_that_is_its_teacher_has_no_loss_and_one_that_is_a_place_behind_has(way, shift):
     model, rows = SmallModel(0), rows_of(9, 9)
     answer = model(rows.input_ids, None, Capture())
-    behind = replace(answer, hidden=answer.hidden.roll(shift, dims=1))
+    behind = answer._replace(hidden=answer.hidden.roll(shift, dims=1))
     loss = loss_of(behind, answer, rows.labels, 2.0, *way)
     largest = max(gradient.abs().max() for gradient in gradients_of(loss.total, model).values())
     assert (abs(loss.total) < 1e-12) == (largest < 1e-12) == (shift == 0)

@@ -17,7 +17,8 @@ class LanguageModel(nn.Module):
     """Wraps a decoder-only model: a causal LM, or a classifier of sequences.
 
     It holds the very modules of the model, so that an optimiser, a checkpoint or an export of the one is that
-    of the other. DDP is put around this: its forward is the whole forward pass, less the head.
+    of the other. DDP is put around this and FSDP2 into it: its forward is the whole forward pass, less the
+    head.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -25,9 +26,15 @@ class LanguageModel(nn.Module):
         self.model = model
 
     @property
+    def decoder_layers(self) -> nn.ModuleList:
+        """Its decoder layers, in order."""
+        layers: nn.ModuleList = self._base.layers
+        return layers
+
+    @property
     def layers(self) -> int:
         """How many decoder layers it has."""
-        return len(self._layers)
+        return len(self.decoder_layers)
 
     @property
     def key_heads(self) -> int:
@@ -51,10 +58,10 @@ class LanguageModel(nn.Module):
         outputs: dict[tuple[int, str], Tensor] = {}
         with ExitStack() as hooks:
             if capture.hidden_states:
-                for number, layer in enumerate(self._layers):
+                for number, layer in enumerate(self.decoder_layers):
                     hooks.enter_context(_output(layer, hidden_states, number))
             for number in capture.projections:
-                attention = self._layers[number].self_attn
+                attention = self.decoder_layers[number].self_attn
                 for name in ("q_proj", "k_proj", "v_proj"):
                     hooks.enter_context(_output(getattr(attention, name), outputs, (number, name)))
             hidden = self._base(
@@ -87,10 +94,6 @@ class LanguageModel(nn.Module):
     @property
     def _base(self) -> Any:
         return self.model.base_model
-
-    @property
-    def _layers(self) -> Any:
-        return self._base.layers
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Objective `teacherLogits`: the student's distribution over the vocabulary follows the teacher's."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from typing import Literal
@@ -146,7 +146,7 @@ class TeacherLogitsObjective:
         size = len(batch.rows)
         halves = zip(torch.split(student.hidden, size), torch.split(rows.labels, size), strict=True)
         return reduce(
-            add, (self._loss(replace(student, hidden=hidden), teacher, labels) for hidden, labels in halves)
+            add, (self._loss(student._replace(hidden=hidden), teacher, labels) for hidden, labels in halves)
         )
 
     def _loss(self, student: Answer, teacher: Answer | TopK, labels: Tensor) -> TokenLoss:

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bitnet_trainer.optim.shards import cut, own_part
+
 
 class Maxima(Protocol):
     """Where the largest logits come from."""
@@ -110,10 +112,13 @@ def shared_out(factors: Tensor, key_heads: int, alpha: float) -> tuple[Tensor, T
 
 def _scale_heads(parameters: tuple[Tensor, ...], factors: Tensor) -> None:
     for parameter in parameters:
-        parameter.view(len(factors), -1).mul_(factors[:, None].to(parameter.dtype))
+        # A rank's part may begin and end within a head.
+        rows = factors.repeat_interleave(len(parameter) // len(factors)).to(parameter.dtype)
+        own = own_part(parameter)
+        own.mul_(cut(rows, parameter).view(-1, *(1,) * (own.ndim - 1)))
 
 
 def _scale_gain(gains: tuple[Tensor, ...], factor: Tensor, offset: float) -> None:
     for gain in gains:
         # (gain + offset) * factor - offset, written so that a factor of 1 changes no bit.
-        gain.mul_(factor).add_(offset * (factor - 1))
+        own_part(gain).mul_(factor).add_(offset * (factor - 1))

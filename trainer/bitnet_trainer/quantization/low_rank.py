@@ -50,7 +50,7 @@ def residual_correction(residual: Tensor, rank: int) -> LowRankCorrection:
     roots = values[:rank].sqrt()
     u = left[:, :rank] * roots
     v = right[:rank].T * torch.where(roots > 0, roots, 1)
-    return LowRankCorrection(u, v.contiguous())
+    return LowRankCorrection(u.contiguous(), v.contiguous())
 
 
 def kaiming_correction(weight: Tensor, rank: int) -> LowRankCorrection:
