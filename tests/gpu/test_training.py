@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,11 +27,24 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(inputs: Path, folder: Path, workers: int, gpus: bool) -> tuple[TerminationReport, list[float]]:
-    """Trains in `folder`; gives the last word and the loss of every step."""
+MUONCLIP = {"name": "MuonClip", "muonLearningRate": 0.01, "adamLearningRate": 5e-3, "clippingThreshold": 0.05}
+"""The threshold is so low that heads are clipped in every step."""
+
+
+def train(
+    inputs: Path, folder: Path, workers: int, *, gpus: bool, parallelism: str = "DDP", **spec: Any
+) -> tuple[TerminationReport, list[float]]:
+    """Trains in `folder`, with `spec` laid over the tiny run's; gives the last word and each step's loss."""
+    folder.mkdir()
     document = run_document(inputs)
-    document["spec"]["checkpoint"]["uri"] = f"file://{folder}/runs"
-    document["spec"]["workers"] = {"count": workers, "gpusPerWorker": int(gpus), "microBatchSize": 4}
+    document["spec"] |= spec
+    document["spec"]["checkpoint"] |= {"uri": f"file://{folder}/runs", "inferenceWeights": True}
+    document["spec"]["workers"] = {
+        "count": workers,
+        "gpusPerWorker": int(gpus),
+        "microBatchSize": 4,
+        "parallelism": parallelism,
+    }
     run = parse_run(document)
     order = Order(namespace="gpu", name="tiny", job="tiny-0", spec=run.spec, plan=plan(run.spec))
     (folder / "order.json").write_text(order.model_dump_json(by_alias=True))
@@ -50,14 +64,33 @@ def train(inputs: Path, folder: Path, workers: int, gpus: bool) -> tuple[Termina
     return report, [json.loads(line)["loss"] for line in lines]
 
 
-@pytest.mark.parametrize("gpus", [1, 2])
-def test_gpus_train_as_the_cpu_does(inputs: Path, tmp_path: Path, gpus: int) -> None:
+def needs(gpus: int) -> None:
     if torch.cuda.device_count() < gpus:
         pytest.skip(f"{torch.cuda.device_count()} of {gpus} GPUs here")
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "gpu").mkdir()
-    reference, expected = train(inputs, tmp_path / "cpu", workers=gpus, gpus=False)
-    report, losses = train(inputs, tmp_path / "gpu", workers=gpus, gpus=True)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "parallelism", "optimizer"),
+    [
+        (1, "DDP", {}),
+        (2, "DDP", {}),
+        (2, "FSDP", {}),
+        (1, "DDP", MUONCLIP),
+        (2, "DDP", MUONCLIP),
+        (2, "FSDP", MUONCLIP),
+    ],
+    ids=lambda value: value.get("name", "AdamW") if isinstance(value, dict) else str(value),
+)
+def test_gpus_train_as_the_cpu_does(
+    inputs: Path, tmp_path: Path, gpus: int, parallelism: str, optimizer: dict[str, Any]
+) -> None:
+    needs(gpus)
+    changes = {"optimizer": optimizer} if optimizer else {}
+    # One rank: that many train what one does is tested without a GPU.
+    reference, expected = train(inputs, tmp_path / "cpu", workers=1, gpus=False, **changes)
+    report, losses = train(
+        inputs, tmp_path / "gpu", workers=gpus, gpus=True, parallelism=parallelism, **changes
+    )
     assert (report.exit_code, report.step) == (0, 12)
     assert losses == pytest.approx(expected, rel=BFLOAT16_TOLERANCE)
     assert report.evaluation is not None
@@ -66,3 +99,17 @@ def test_gpus_train_as_the_cpu_does(inputs: Path, tmp_path: Path, gpus: int) -> 
         float(reference.evaluation.perplexity_after), rel=2 * BFLOAT16_TOLERANCE
     )
     print(f"\n{gpus} x {torch.cuda.get_device_name()}: losses {losses[0]:.3f} .. {losses[-1]:.3f}")
+
+
+def test_sharded_gpus_train_what_whole_ones_do(inputs: Path, tmp_path: Path) -> None:
+    """The products are the same, in the same precision: only sums between ranks are in another order."""
+    needs(2)
+    whole, sharded = (
+        train(inputs, tmp_path / how, workers=2, gpus=True, parallelism=how, optimizer=MUONCLIP)
+        for how in ("DDP", "FSDP")
+    )
+    assert sharded[1] == pytest.approx(whole[1], rel=BFLOAT16_TOLERANCE / 5)
+    exported = (
+        next((tmp_path / how / "runs").rglob("export/huggingface/config.json")) for how in ("DDP", "FSDP")
+    )
+    assert len({path.read_text() for path in exported}) == 1

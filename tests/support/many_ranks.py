@@ -44,6 +44,7 @@ MASKED = {
     "crossEntropy": {"weight": 0.5},
 }
 TWO_SOURCES = [("lines", 1), ("text", 2)]
+FILES = {"text": "text.txt", "lines": "lines.jsonl", "labelled": "labelled.jsonl"}
 
 
 def _phases(*objectives: dict[str, Any]) -> list[dict[str, Any]]:
@@ -67,6 +68,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "quantization": {"subLN": "AllProjections"},
         "sources": TWO_SOURCES,
         "mixture": {"policy": "Influence", "everySteps": 3, "smoothing": 0.5},
+    },
+    "Classifier": {
+        "phases": _phases({"classification": {"weight": 1}}),
+        "classification": {"labels": ["low", "high"]},
+        "teacher": None,
+        "sources": [("labelled", 1)],
     },
     "Correction": {
         "quantization": {"weights": "Haar", "lowRankCorrection": {"ratio": 0.2}},
@@ -150,10 +157,19 @@ class Runs:
         self.root = root
         write_inputs(root)
         draw = random.Random(0)
-        lines = (
-            " ".join(f"w{draw.randrange(2, 59)}" for _ in range(1 + draw.randrange(30))) for _ in range(400)
-        )
-        (root / "lines.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+
+        def words(first: int, end: int) -> str:
+            return " ".join(f"w{draw.randrange(first, end)}" for _ in range(1 + draw.randrange(30)))
+
+        records = {
+            "lines": [{"text": words(2, 59)} for _ in range(400)],
+            "labelled": [
+                {"text": words(2, 40) if low else words(20, 59), "label": "low" if low else "high"}
+                for low in [True, False] * 55
+            ],
+        }
+        for name, found in records.items():
+            (root / FILES[name]).write_text("".join(json.dumps(record) + "\n" for record in found))
 
     def part(
         self, ranks: int, parallelism: str, variant: str, micro: int, name: str = "", **more: Any
@@ -165,9 +181,9 @@ class Runs:
         spec["optimizer"] = changes.get("optimizer", OPTIMIZERS["AdamW"])
         spec["quantization"] |= changes.get("quantization", {})
         spec["phases"] = changes.get("phases", spec["phases"])
-        uris = {"text": "text.txt", "lines": "lines.jsonl"}
+        spec["classification"] = changes.get("classification")
         spec["data"]["sources"] = [
-            {"name": source, "uri": f"file://{self.root}/{uris[source]}", "weight": weight}
+            {"name": source, "uri": f"file://{self.root}/{FILES[source]}", "weight": weight}
             for source, weight in changes.get("sources", [("text", 1)])
         ]
         spec["data"] |= {"documents": changes.get("documents", "Joined"), "heldOut": "6%"}

@@ -35,8 +35,10 @@ def shard(student: LanguageModel, ranks: Ranks) -> "WholeModel":
         fully_shard(layer, mesh=mesh)
     root = fully_shard(student, mesh=mesh)
     if ranks.device.type == "cpu":
-        # Gloo knows sums and no means.
-        root.set_force_sum_reduction_for_comms(True)
+        for module in student.modules():
+            if isinstance(module, FSDPModule):
+                # Not every Gloo has means.
+                module.set_force_sum_reduction_for_comms(True)
     # Which module is the root is settled by the first forward pass, and an evaluation may come before one.
     with torch.no_grad():
         student(torch.zeros(1, 1, dtype=torch.int64, device=ranks.device))

@@ -19,7 +19,7 @@ from bitnet_trainer.objectives.manager import (
     add_up,
 )
 from bitnet_trainer.objectives.micro_batch import MicroBatch
-from bitnet_trainer.optim import total_norm
+from bitnet_trainer.optim import clip_gradients, total_norm
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.teacher import Teacher
 
@@ -64,9 +64,7 @@ class Stepper:
     def __call__(self, step: StepInput, weights: Mapping[str, float]) -> StepLosses:
         """Takes one step, every rank with its own micro batches."""
         measured = self._over_ranks(self._backward(step, weights))
-        parameters = list(self.model.parameters())
-        norm = total_norm([p.grad for p in parameters if p.grad is not None])
-        nn.utils.clip_grads_with_norm_(parameters, self.gradient_clipping, norm)
+        norm = clip_gradients(self.model.parameters(), self.gradient_clipping)
         self.guard.judge(measured.values[0], norm, self.optimizer)
         self.optimizer.step()
         head = torch.stack((measured.values[0], norm.double()))

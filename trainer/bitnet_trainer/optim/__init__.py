@@ -5,13 +5,14 @@ from bitnet_trainer.optim.muonclip import MuonClip
 from bitnet_trainer.optim.qk_clip import AttentionHeads, QKClip
 from bitnet_trainer.optim.roles import groups_table
 from bitnet_trainer.optim.schedule import set_learning_rate
-from bitnet_trainer.optim.shards import total_norm
+from bitnet_trainer.optim.shards import clip_gradients, total_norm
 
 __all__ = [
     "AttentionHeads",
     "MuonClip",
     "QKClip",
     "build_adamw",
+    "clip_gradients",
     "groups_table",
     "set_learning_rate",
     "total_norm",

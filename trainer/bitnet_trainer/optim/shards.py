@@ -1,7 +1,10 @@
 """Parameters that FSDP2 shards, as optimisers see them: a rank's own part, and the whole."""
 
+from collections.abc import Iterable, Sequence
+
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -31,7 +34,29 @@ def cut(whole: Tensor, like: Tensor) -> Tensor:
     return own_part(distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None))
 
 
-def total_norm(gradients: list[Tensor]) -> Tensor:
-    """The L2 norm of all gradients as one vector, 0-dim, whole on every rank, without the host waiting."""
-    norm = torch.nn.utils.get_total_norm(gradients)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The L2 norm of all gradients as one vector, 0-dim, the same on every rank, without the host waiting."""
+    # Of plain tensors, since torch goes through DTensors one by one.
+    norm = torch.nn.utils.get_total_norm([own_part(gradient) for gradient in gradients])
+    meshes = {gradient.device_mesh for gradient in gradients if isinstance(gradient, DTensor)}
+    for mesh in meshes:
+        # Squared in float64, which holds the square of any float32.
+        squared = norm.double().square()
+        dist.all_reduce(squared, group=mesh.get_group())
+        norm = squared.sqrt().to(norm.dtype)
+    return norm
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
+    """Scales all gradients so that their norm is at most `largest`; gives the norm before, as `total_norm`.
+
+    As `torch.nn.utils.clip_grad_norm_`, sharded or not.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = total_norm(gradients)
+    if gradients:
+        # No branch on the norm, which the host would wait for.
+        share = (largest / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_([own_part(gradient) for gradient in gradients], share)
+    return norm
