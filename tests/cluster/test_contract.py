@@ -172,6 +172,7 @@ def test_what_makes_a_run_cannot_change_and_the_rest_can(
         assert f"{field}: " in refused.value.stderr
         assert "cannot change once it exists: make a new run" in refused.value.stderr
     patch({"retries": 9})
+    patch({"workers": {"parallelism": "FSDP"}})
     patch({"workers": {"template": {"spec": {"nodeSelector": {"any": "thing"}}}}})
 
 

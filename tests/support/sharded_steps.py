@@ -96,6 +96,20 @@ def differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
     return [name for name in one if not torch.equal(one[name], other[name])]
 
 
+def each_rank_holds_its_part(ranks: Ranks) -> None:
+    """Of weights, gradients and moments; rows that the ranks do not divide make one part larger."""
+    for muonclip in (True, False):
+        training = Training(ranks, "MHA", sharded=True, muonclip=muonclip)
+        training.backward()
+        training.optimizer.step()
+        for parameter in training.model.parameters():
+            moments = [value for value in training.optimizer.state[parameter].values() if value.ndim]
+            assert moments
+            for tensor in (parameter, parameter.grad, *moments):
+                assert isinstance(tensor, DTensor)
+                assert len(tensor.to_local()) <= -(-len(tensor) // ranks.world)
+
+
 def steps_are_those_of_a_whole_model(ranks: Ranks) -> None:
     """Clipped gradients, updates and QK-clip of every family; by AdamW of one."""
     for family in FAMILIES:
@@ -169,6 +183,7 @@ def a_bad_value_in_one_ranks_part_leaves_no_trace(ranks: Ranks) -> None:
 
 
 CHECKS: tuple[Callable[[Ranks], None], ...] = (
+    each_rank_holds_its_part,
     steps_are_those_of_a_whole_model,
     logits_come_under_the_threshold,
     what_is_not_over_the_threshold_changes_no_bit,

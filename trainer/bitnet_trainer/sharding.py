@@ -27,7 +27,9 @@ def shard(student: LanguageModel, ranks: Ranks) -> "WholeModel":
     its scale of the whole matrix. Embedding, last norm and head are one group, because they may be tied and
     the head is applied outside the forward pass, chunk by chunk: they stay whole from the forward pass to the
     end of the backward one. Gradients are averaged over the ranks after each micro batch, and then added up:
-    the other way round, they would be held whole. Source: torch.distributed.fsdp.fully_shard.
+    the other way round, they would be held whole. What a BitLinear multiplies by, its weights quantised and
+    blended, is computed anew in each forward pass and stays for the backward one, whole: 4 bytes a weight, 2
+    under autocast. Source: torch.distributed.fsdp.fully_shard.
     """
     whole = WholeModel(student.model, without_weights(student.model))
     mesh = init_device_mesh(ranks.device.type, (ranks.world,))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from bitnet_crds import TerminationReport
@@ -165,6 +166,15 @@ def test_what_sharded_ranks_write_is_the_model_whole(trained, name):
     reference, _ = load_packed(trained.expected(name).folder / "export" / "packed")
     assert type(exported) is type(reference)
     torch.testing.assert_close(exported(tokens).logits, reference(tokens).logits, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(("name", "parts"), [("AdamW DDP 2", 1), ("AdamW FSDP 2", 2), ("MuonClip FSDP 4", 4)])
+def test_ranks_that_share_parts_write_parts(trained, name, parts):
+    """Weights and moments, each rank its own: FSDP is not DDP under another name."""
+    held = FileSystemReader(trained.parts[name].checkpoint).read_metadata().state_dict_metadata
+    matrices = {key: entry for key, entry in held.items() if key.endswith(("up_proj.weight", "exp_avg"))}
+    assert len(matrices) > 2
+    assert {len(entry.chunks) for entry in matrices.values()} == {parts}
 
 
 def test_a_mean_of_means_would_show(trained, tmp_path, monkeypatch):
