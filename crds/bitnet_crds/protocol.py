@@ -133,6 +133,13 @@ class Progress(Report):
     teacher: TeacherState = TeacherState.ABSENT
     checkpoint: Checkpoint | None = None
     """The newest committed checkpoint."""
+    checkpoint_at: float | None = None
+    """When this process committed it, in seconds since 1970; none where it only went on from it."""
+    checkpoint_error: str | None = None
+    """Why the last checkpoint could not be written, where training goes on without it; none after one that
+    could."""
+    checkpoint_failures: int = 0
+    """Checkpoints that could not be written since this process began."""
 
 
 class Evaluation(Report):

@@ -233,6 +233,9 @@ class CheckpointPolicy(Record):
     """Steps between checkpoints. One is always written at the end and when a pod is asked to stop."""
     keep: int = Field(default=3, ge=1, le=1000)
     """Newest checkpoints that stay."""
+    required: bool = True
+    """Whether the run ends where a checkpoint cannot be written: it would lose what it trains from then on.
+    With false training goes on, the next checkpoint tries again, and the condition Checkpointing says why."""
     inference_weights: bool = False
     """Puts the weights into each checkpoint once more, as a model to run: ternary matrices packed, 2 bits a
     weight."""

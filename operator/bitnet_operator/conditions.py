@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from bitnet_crds import Condition
+from bitnet_crds import Condition, Progress
 
 MESSAGE_LIMIT = 1024
 
@@ -31,3 +31,18 @@ def set_condition(
     if before is None:
         return (*conditions, after)
     return tuple(after if condition is before else condition for condition in conditions)
+
+
+def about_checkpoints(
+    conditions: tuple[Condition, ...], progress: Progress
+) -> tuple[str, Literal["True", "False"], str, str] | None:
+    """Type, status, reason and message of the condition on checkpoints; None where nothing is to be said.
+
+    It appears when one fails and training goes on without, and turns when one succeeds.
+    """
+    if progress.checkpoint_error is not None:
+        return "Checkpointing", "False", "CheckpointFailed", progress.checkpoint_error
+    known = any(condition.type == "Checkpointing" for condition in conditions)
+    if known and progress.checkpoint is not None and progress.checkpoint_at is not None:
+        return "Checkpointing", "True", "Committed", f"step {progress.checkpoint.step} is kept"
+    return None

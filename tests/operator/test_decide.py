@@ -1,6 +1,7 @@
 """The life of a run as `decide` drives it, one observation at a time."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -335,3 +336,24 @@ def test_whatever_happens_one_segment_runs_and_attempts_stay_within_their_limit(
     assert status.attempts <= scene.run.spec.retries + 1
     assert [segment.index for segment in status.segments] == list(range(len(status.segments)))
     assert all(0 <= s.first_step < s.end_step <= 10 for s in status.segments if s.first_step < 10)
+
+
+def test_checkpoints_that_fail_while_training_goes_on_are_a_condition_until_one_succeeds(scene) -> None:
+    scene.decide()
+    scene.decide(scene.active(step=1))
+    assert condition(scene.status, "Checkpointing") is None
+    failing = scene.active(step=3)
+    words = {"checkpoint_error": "the disk is full. Training goes on"}
+    scene.decide(replace(failing, progress=failing.progress.model_copy(update=words)))
+    said = condition(scene.status, "Checkpointing")
+    assert (said.status, said.reason, said.message) == (
+        "False",
+        "CheckpointFailed",
+        words["checkpoint_error"],
+    )
+    scene.decide(scene.active(step=4, checkpoint=2))
+    assert condition(scene.status, "Checkpointing") == said, "a new pod says nothing of the next checkpoint"
+    kept = scene.active(step=5, checkpoint=4)
+    scene.decide(replace(kept, progress=kept.progress.model_copy(update={"checkpoint_at": 1.0})))
+    said = condition(scene.status, "Checkpointing")
+    assert (said.status, said.reason, said.message) == ("True", "Committed", "step 4 is kept")

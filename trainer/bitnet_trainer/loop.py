@@ -1,6 +1,7 @@
 """The training loop: takes a run's steps by the ledger, to its end or to a request to stop."""
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from bitnet_trainer.data import (
     influenced,
     rewarded,
 )
-from bitnet_trainer.errors import TeacherUnavailable
+from bitnet_trainer.errors import CheckpointError, TeacherUnavailable
 from bitnet_trainer.guards import NonFiniteGuard
 from bitnet_trainer.influence import measure_alignments
 from bitnet_trainer.models.view import LanguageModel
@@ -62,7 +63,7 @@ class TrainingLoop:
         self.saver, self.corpus, self.optimizer = saver, corpus, optimizer
         self.student, self.objectives = student, objectives
         self.teacher, self.begun_at = teacher, position
-        self.step = self.checkpointed = position.step
+        self.step = self.checkpointed = self.committed = position.step
         self.cursor = Cursor(position.consumed, position.origin)
         self.shares, self.ratios, self.rewards = position.mixture, position.balance, position.rewards
         self.prefetch = Prefetch(corpus, order.plan.global_batch_size, ranks.rank, ranks.world)
@@ -230,8 +231,32 @@ class TrainingLoop:
 
     def _take_up_checkpoint(self) -> None:
         """Waits for the checkpoint in flight, if one is, and reports it."""
-        if self.saver.in_flight:
-            self.reporter.update(checkpoint=reported(self.order, self.saver.outcome()))
+        if not self.saver.in_flight:
+            return
+        try:
+            committed = self.saver.outcome()
+        except CheckpointError as error:
+            # On every rank alike, and at the same step.
+            self._without_checkpoint(error)
+            return
+        self.committed = committed.step
+        self.reporter.update(
+            checkpoint=reported(self.order, committed), checkpoint_at=time.time(), checkpoint_error=None
+        )
+
+    def _without_checkpoint(self, error: CheckpointError) -> None:
+        """Ends the run where its checkpoints are required."""
+        if self.order.spec.checkpoint.required:
+            back = f"go on from step {self.committed}" if self.committed else "begin again"
+            raise CheckpointError(f"{error} The run ends here, and would {back}.") from error
+        since = f"since step {self.committed}" if self.committed else "so far"
+        message = (
+            f"{error} Training goes on, and the next checkpoint tries again: what was trained {since} is "
+            "kept nowhere yet."
+        )
+        _log.error("%s", message)
+        failures = self.reporter.progress.checkpoint_failures + 1
+        self.reporter.update(checkpoint_error=message, checkpoint_failures=failures)
 
     def _position(self) -> Position:
         return replace(

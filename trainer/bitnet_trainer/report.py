@@ -1,5 +1,6 @@
 """What rank 0 tells the world: /progress, /metrics and /healthz over HTTP, and metrics.jsonl."""
 
+import logging
 import os
 from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -7,7 +8,7 @@ from pathlib import Path
 from threading import Thread
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 from pydantic import ValidationError
@@ -15,6 +16,8 @@ from pydantic import ValidationError
 from bitnet_crds.protocol import PROGRESS_PORT, ObjectiveProgress, Progress
 from bitnet_crds.record import Report
 from bitnet_trainer.errors import BadInput
+
+_log = logging.getLogger(__name__)
 
 
 class StepRecord(Report):
@@ -53,11 +56,21 @@ class MetricsLog:
         pending = path.with_name(f".{path.name}")
         pending.write_text("".join(f"{line}\n" for line in kept))
         pending.replace(path)
-        self._file = path.open("a", buffering=1)
+        self._file, self._waiting = path.open("ab", buffering=0), b""
 
     def append(self, record: StepRecord) -> None:
-        """Writes one step's line."""
-        self._file.write(record.model_dump_json(by_alias=True) + "\n")
+        """Writes one step's line; what the disk does not take now is written with the next one.
+
+        Whether a full disk ends the run is for its checkpoints to say.
+        """
+        wrote_all = not self._waiting
+        self._waiting += f"{record.model_dump_json(by_alias=True)}\n".encode()
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            if wrote_all:
+                _log.warning("%s cannot be written now (%s)", self._file.name, error.strerror or error)
 
     def close(self) -> None:
         """Closes the file."""
@@ -137,10 +150,23 @@ class _ProgressCollector(Collector):
             "micro_batch_size": ("Sequences in one pass of one process.", progress.micro_batch_size),
             "accumulation": ("Passes in one optimiser step.", progress.accumulation),
             "world_size": ("Processes.", progress.world_size),
+            "checkpoint_step": (
+                "Steps in the newest committed checkpoint.",
+                progress.checkpoint.step if progress.checkpoint else None,
+            ),
+            "checkpoint_timestamp_seconds": (
+                "When this process last committed a checkpoint, since 1970.",
+                progress.checkpoint_at,
+            ),
         }
         for name, (text, value) in values.items():
             if value is not None:
                 yield GaugeMetricFamily(f"bitnet_trainer_{name}", text, value=value)
+        yield CounterMetricFamily(
+            "bitnet_trainer_checkpoint_failures",
+            "Checkpoints that could not be written.",
+            value=progress.checkpoint_failures,
+        )
         raw = GaugeMetricFamily(
             "bitnet_trainer_objective_loss", "One objective's loss.", labels=["objective"]
         )

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bitnet_crds.protocol import Evaluation, Order, TrainerState
 from bitnet_trainer import checkpoint
-from bitnet_trainer.checkpoint import Position, Saver, Training, open_store
+from bitnet_trainer.checkpoint import CheckpointStore, Position, Saver, Training, open_store
 from bitnet_trainer.data import Cursor
+from bitnet_trainer.errors import CheckpointError
 from bitnet_trainer.export.stock import check_exportable
 from bitnet_trainer.finish import (
     evaluated_sequences,
@@ -74,7 +75,7 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
 
     store, mirror = open_store(order, ranks.rank), Mirror(order)
     if ranks.first:
-        store.prepare()
+        _prepare(store, reporter, required=spec.checkpoint.required)
         mirror.fetch()
     ranks.wait()
 
@@ -140,7 +141,7 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
         finished = loop.run(stop)
     (stops,) = ranks.total(int(stop.requested))
     if not finished or stops:
-        return Result(True, f"asked to stop; it goes on from step {loop.step}")
+        return Result(True, f"asked to stop; it goes on from step {loop.committed}")
 
     reporter.update(state=TrainerState.EVALUATING)
     set_lambda(loaded.model, 1.0)
@@ -165,6 +166,18 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
         evaluated,
         artifacts,
     )
+
+
+def _prepare(store: CheckpointStore, reporter: Reporter, *, required: bool) -> None:
+    """Sees that checkpoints can be written. Raises CheckpointError where they are required and cannot."""
+    try:
+        store.prepare()
+    except CheckpointError as error:
+        if required:
+            raise
+        message = f"{error} Training begins without; each checkpoint tries again."
+        _log.error("%s", message)
+        reporter.update(checkpoint_error=message, checkpoint_failures=1)
 
 
 def _write_inference(

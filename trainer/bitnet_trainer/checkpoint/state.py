@@ -88,6 +88,9 @@ class Position:
 
 _READER = TypeAdapter(Position)
 
+_TORCHS_WRITER = "inline_container.cc"
+"""Stands in the RuntimeError by which torch's zip writer hides what the system said, as of a full disk."""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -152,6 +155,7 @@ def write_tensors(folder: Path, tensors: dict[str, Any], group: dist.ProcessGrou
     try:
         save(tensors, storage_writer=writer, process_group=group)
     except CheckpointException as error:
+        _raise_unforeseen(error)
         raise _cannot_write(folder, _causes(error)) from error
 
 
@@ -209,6 +213,16 @@ def _why(error: ValidationError) -> str:
     )
 
 
+def _raise_unforeseen(error: CheckpointException) -> None:
+    """Raises RuntimeError where a rank failed otherwise than by the place that it wrote to."""
+    for rank, (failure, stack) in sorted(error.failures.items()):
+        if not isinstance(failure, OSError) and _TORCHS_WRITER not in str(failure):
+            where = "".join(stack.format())
+            raise RuntimeError(
+                f"rank {rank} failed while it wrote a checkpoint: {failure!r}\n{where}"
+            ) from error
+
+
 def _cannot_write(folder: Path, why: str) -> CheckpointError:
     return CheckpointError(
         f"checkpoint.uri: {folder} could not be written ({why}). Free some space, or give another folder."
@@ -223,4 +237,10 @@ def _cannot_load(folder: Path, why: str) -> CheckpointError:
 
 
 def _causes(error: CheckpointException) -> str:
-    return "; ".join(f"rank {rank}: {failure[0]}" for rank, failure in sorted(error.failures.items()))
+    return "; ".join(f"rank {rank}: {_words(failure[0])}" for rank, failure in sorted(error.failures.items()))
+
+
+def _words(failure: BaseException) -> str:
+    if _TORCHS_WRITER in str(failure):
+        return f"not all of it was taken, as by a full disk: {str(failure).splitlines()[0]}"
+    return str(failure)
