@@ -11,6 +11,9 @@ from bitnet_crds.locations import DataAddress
 from bitnet_crds.quantities import Percentage
 from bitnet_crds.record import Record
 
+TEXT_SUFFIXES = (".txt", ".txt.gz")
+"""How the names of files end that have no fields."""
+
 
 class Source(Record):
     """One source of training text."""
@@ -18,10 +21,22 @@ class Source(Record):
     name: Label
     """Names the source in metrics and errors."""
     uri: DataAddress
-    """A .txt file, a .jsonl, .jsonl.gz or .parquet file (its `text` field; with spec.classification its
-    `label` too), or a folder of them."""
+    """A .txt, .txt.gz, .jsonl, .jsonl.gz, .jsonl.zst or .parquet file, or a folder of them. With
+    spec.classification a record has its label in `label`."""
+    field: str = Field(default="text", min_length=1, max_length=256)
+    """The key, or Parquet's column, that holds a record's text. Text files have none."""
     weight: float = Field(default=1.0, gt=0, le=1_000_000)
     """Share of the sequences that come from this source, relative to the others' weights."""
+
+    @model_validator(mode="after")
+    def _settings_have_a_meaning(self) -> "Source":
+        if self.field != "text" and self.uri.endswith(TEXT_SUFFIXES):
+            raise WrongValueError(
+                f"field {self.field!r} has no meaning for a text file, which is one document",
+                "Remove it",
+                field="field",
+            )
+        return self
 
 
 class Mixture(Record):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitnet_crds.agreement import NEXT_TOKEN_OBJECTIVES
+from bitnet_crds.data import TEXT_SUFFIXES
 from bitnet_crds.objectives import TEACHER_OBJECTIVES, Objectives
 from bitnet_crds.quantities import PERCENTAGE_PATTERN
 from bitnet_crds.spec import MAX_NAME_LENGTH, NAME_PATTERN, BitNetRunSpec, Workers
@@ -76,6 +77,11 @@ _REVISION = Rule(
     "!has(self.revision) || has(self.from) && self.from.startsWith('hf://')",
     "a revision has a meaning for hf:// addresses alone: remove it, or use an hf:// address",
     field_path=".revision",
+)
+_TEXT_FIELD = Rule(
+    f"self.field == 'text' || !({' || '.join(f'self.uri.endsWith({end!r})' for end in TEXT_SUFFIXES)})",
+    "a field has no meaning for a text file, which is one document: remove it",
+    field_path=".field",
 )
 _SOURCE_NAMES = Rule(
     "self.all(s, self.exists_one(t, t.name == s.name))",
@@ -374,6 +380,7 @@ RULES: dict[str, list[Rule]] = {
     "spec.schedule": [_SCHEDULE],
     "spec.data": [_TARGET, _MEASURED],
     "spec.data.sources": [_SOURCE_NAMES],
+    "spec.data.sources[]": [_TEXT_FIELD],
     "spec.data.mixture": [_STATIC, _NO_TARGET],
     "spec.data.heldOut": [_HELD_OUT],
     "spec.phases": [_PHASE_NAMES, _PHASE_ORDER, _PHASE_END, _FIRST_PHASE],

@@ -1,28 +1,11 @@
 """Runs that are refused, and the words in which they are: by the contract and by an API server."""
 
-from dataclasses import dataclass
-
-from written_runs import CLASSIFIER, DISTILL, LABELS, ONE_PHASE, WEIGHT, Changes
-
-
-@dataclass(frozen=True)
-class Wrong:
-    """A run that is refused, and how."""
-
-    changes: Changes
-    field: str
-    """The field that the contract blames."""
-    what: str
-    """Words of what it finds."""
-    fix: str
-    """Words of the mend."""
-    server_field: str
-    """The field that the API server blames."""
-    server_words: str
-    """Words of its message."""
-
+from written_runs import CLASSIFIER, DISTILL, LABELS, ONE_PHASE, WEIGHT
+from wrong import Wrong
+from wrong_data import WRONG_DATA
 
 WRONG: dict[str, Wrong] = {
+    **WRONG_DATA,
     **{
         f"{key} of AdamW": Wrong(
             {f"spec.optimizer.{key}": 0.5},
@@ -105,14 +88,6 @@ WRONG: dict[str, Wrong] = {
         "spec.model.from",
         "or gs://bucket/path",
     ),
-    "text in a bucket": Wrong(
-        {"spec.data.sources.0.uri": "gs://bucket/text"},
-        "spec.data.sources[0].uri",
-        "'gs://bucket/text' is not an address that this field takes",
-        "pvc://claim/path",
-        "spec.data.sources[0].uri",
-        "write file:///absolute/path or pvc://claim/path",
-    ),
     "no weight anywhere": Wrong(
         {"spec.phases.0.objectives": {"maskedDiffusion": {"weight": 0}, "hiddenStates": {"weight": 0}}},
         "spec.phases[0].objectives",
@@ -177,65 +152,6 @@ WRONG: dict[str, Wrong] = {
         "spec.phases[2].objectives.teacherLogits.weight",
         "must be of type number",
     ),
-    "settings of a static mixture": Wrong(
-        {"spec.data.mixture": {"everySteps": 5}},
-        "spec.data.mixture.everySteps",
-        "no meaning with policy Static",
-        "policy: Influence",
-        "spec.data.mixture",
-        "write `policy: Influence`",
-    ),
-    "an unknown target": Wrong(
-        {"spec.data.mixture": {"policy": "Influence", "target": "books"}},
-        "spec.data.mixture.target",
-        "'books'",
-        "web, code",
-        "spec.data.mixture.target",
-        "name one of spec.data.sources",
-    ),
-    "a target of the bandit": Wrong(
-        {"spec.data.mixture": {"policy": "Bandit", "target": "web"}},
-        "spec.data.mixture.target",
-        "no meaning with policy Bandit",
-        "policy: Influence",
-        "spec.data.mixture.target",
-        "remove it, or write `policy: Influence`",
-    ),
-    "one source that is to have influence": Wrong(
-        {
-            "spec.data.mixture": {"policy": "Influence"},
-            "spec.data.sources": [{"name": "web", "uri": "file:///text"}],
-        },
-        "spec.data.mixture.policy",
-        "'web' is the only source",
-        "policy: Static",
-        "spec.data.mixture.policy",
-        "add a source, or write `policy: Static`",
-    ),
-    "two who decide the mixture": Wrong(
-        {"spec.data.mixture": {"policy": "Influence"}, "spec.phases.1.mixture": {"web": 1}},
-        "spec.phases[1].mixture",
-        "follow the policy Influence",
-        "Remove it",
-        "spec.data.mixture.policy",
-        "cannot follow a phase's own mixture too",
-    ),
-    "a mixture of unknown text": Wrong(
-        {"spec.phases.1.mixture": {"web": 1, "books": 1}},
-        "spec.phases[1].mixture",
-        "'books'",
-        "web, code",
-        "spec.phases",
-        "names no source of spec.data",
-    ),
-    "a mixture of nothing": Wrong(
-        {"spec.phases.1.mixture": {"web": 0}},
-        "spec.phases[1].mixture",
-        "'main' gives no source any weight",
-        "such as web: 1",
-        "spec.phases[1].mixture",
-        "give one a weight above 0",
-    ),
     "a transition from nowhere": Wrong(
         {"spec.phases.0.transition": {"steps": 5}},
         "spec.phases[0].transition",
@@ -270,22 +186,6 @@ WRONG: dict[str, Wrong] = {
         "Set its weight to 0",
         "spec.classification",
         "remove crossEntropy, maskedDiffusion and teacherLogits",
-    ),
-    "a classifier with documents apart": Wrong(
-        {**CLASSIFIER, "spec.data.documents": "Separate"},
-        "spec.data.documents",
-        "no documents to be separated",
-        "documents: Joined",
-        "spec.data.documents",
-        "write `documents: Joined`",
-    ),
-    "a classifier that follows influence": Wrong(
-        {**CLASSIFIER, "spec.data.mixture": {"policy": "Influence"}},
-        "spec.data.mixture.policy",
-        "measured by next tokens",
-        "policy: Static",
-        "spec.data.mixture.policy",
-        "write `policy: Static`",
     ),
     "a preset's classifier for stock transformers": Wrong(
         {**CLASSIFIER, "spec.model": {"preset": "BitNetLlama-1M", "tokenizer": "hf://a/b"}},

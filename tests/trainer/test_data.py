@@ -10,7 +10,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from bitnet_trainer.data import open_source
+from bitnet_trainer.data import SourceText, open_source
 from bitnet_trainer.data.records import Tally, records
 from bitnet_trainer.errors import DataUnavailable
 
@@ -20,7 +20,7 @@ EOS = 1
 @pytest.fixture
 def read(tmp_path, tokenizer):
     """Reads a source by its path, as a list of token ids."""
-    return lambda path: open_source("books", path, tokenizer, tmp_path / "cache").tokens.tolist()
+    return lambda path: open_source(SourceText("books", path), tokenizer, tmp_path / "cache").tokens.tolist()
 
 
 def test_a_text_file_is_one_document(tmp_path, read):
@@ -68,9 +68,9 @@ def test_hidden_files_and_the_runs_own_are_not_text(tmp_path, tokenizer):
     (tmp_path / "linked.txt").symlink_to(tmp_path / ".hidden.txt")
     (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
     cache = tmp_path / "runs" / "mine" / "tokens"
-    assert open_source("books", tmp_path, tokenizer, cache).tokens.tolist() == [2, EOS, 2, EOS]
+    assert open_source(SourceText("books", tmp_path), tokenizer, cache).tokens.tolist() == [2, EOS, 2, EOS]
     with pytest.raises(DataUnavailable, match=r"this run's own folder .*mine left out"):
-        open_source("books", tmp_path / "runs", tokenizer, cache)
+        open_source(SourceText("books", tmp_path / "runs"), tokenizer, cache)
 
 
 def test_a_source_in_a_hidden_folder_or_below_the_runs_own_is_read(tmp_path, read):
@@ -127,7 +127,7 @@ def test_a_long_document_is_cut_after_a_newline_and_nothing_is_lost(tmp_path, re
         ("a.txt", None, r"'books': .*a\.txt does not exist\. Mend its uri"),
         ("a.txt", b"", r"a\.txt holds no text\. Put text in it"),
         ("a.jsonl", b"\n\n", "holds no text"),
-        ("a.csv", b"w2", r"ends in '\.csv', which is not read\. Give a \.txt, \.jsonl, .* or \.parquet"),
+        ("a.csv", b"w2", r"ends in '\.csv', which is not read\. Give a \.txt, .* or \.parquet"),
         ("a.txt", b"w2 \xe9", r"not UTF-8 \(byte 3 is 0xe9\)\. Convert it, as in `iconv -f latin1"),
         ("a.jsonl", b'{"text": "w2"}\n{"text": ', r"a\.jsonl, line 2 is not JSON"),
         ("a.jsonl", b'{"txt": "w2"}', "line 1 has no string `text`"),
@@ -179,7 +179,7 @@ def mostly_whole(tmp_path):
 
 def test_corrupt_records_within_the_share_are_left_out_counted_and_named(tmp_path, tokenizer, mostly_whole):
     def opened(share):
-        return open_source("books", mostly_whole, tokenizer, tmp_path / "cache", share)
+        return open_source(SourceText("books", mostly_whole), tokenizer, tmp_path / "cache", share)
 
     kept = opened(Fraction(3, 1000))
     assert kept.tokens.tolist() == [2, EOS] * 501 + [3, EOS] + [2, EOS] * 495
@@ -187,26 +187,26 @@ def test_corrupt_records_within_the_share_are_left_out_counted_and_named(tmp_pat
     assert [wrong.split(" Write ")[0].split(" (")[0] for wrong in kept.reading.first] == [
         f"{mostly_whole}/a.jsonl, line 4 is not JSON that can be read",
         f"{mostly_whole}/a.jsonl, line 5 is not UTF-8",
-        f"{mostly_whole}/b.jsonl, line 4 has no string `text`.",
+        f"{mostly_whole}/b.jsonl, line 4 has no string `text`, and has `txt`.",
     ]
     assert opened(Fraction(1)).reading == kept.reading, "from the cache"
     says = r"3 of 1,000 records .* first: .*a\.jsonl, line 4 .* 0\.003 .*corruptShare allows 0\.00299"
     with pytest.raises(DataUnavailable, match=says):
         opened(Fraction(299, 100_000))
     with pytest.raises(DataUnavailable, match=says):
-        open_source("books", mostly_whole, tokenizer, tmp_path / "new", Fraction(299, 100_000))
+        open_source(SourceText("books", mostly_whole), tokenizer, tmp_path / "new", Fraction(299, 100_000))
     assert not list(tmp_path.glob("new/*"))
 
 
 def test_a_source_with_nothing_but_corrupt_records_is_empty(tmp_path, tokenizer):
     (tmp_path / "a.jsonl").write_text("no\njson\n")
-    with pytest.raises(DataUnavailable, match="holds no text"):
-        open_source("books", tmp_path / "a.jsonl", tokenizer, tmp_path / "cache", Fraction(1))
+    with pytest.raises(DataUnavailable, match=r"a\.jsonl holds no record .* 2 of 2 .*line 1 is not JSON"):
+        open_source(SourceText("books", tmp_path / "a.jsonl"), tokenizer, tmp_path / "cache", Fraction(1))
 
 
 def test_only_the_first_corrupt_records_are_named(tmp_path, tokenizer):
     (tmp_path / "a.jsonl").write_text("no json\n" * 50 + '{"text": "w2"}')
-    kept = open_source("books", tmp_path / "a.jsonl", tokenizer, tmp_path / "cache", Fraction(1))
+    kept = open_source(SourceText("books", tmp_path / "a.jsonl"), tokenizer, tmp_path / "cache", Fraction(1))
     assert kept.reading.corrupt == 50
     assert len(kept.reading.first) == 5
 
@@ -230,7 +230,7 @@ def test_rows_that_hold_no_text_are_corrupt(tmp_path, tokenizer):
     )
     parquet.write_table(pyarrow.table({"text": strings}), tmp_path / "a.parquet")
     write_parquet(tmp_path / "b.parquet", ["w4", None])
-    kept = open_source("books", tmp_path, tokenizer, tmp_path / "run" / "tokens", Fraction(1, 2))
+    kept = open_source(SourceText("books", tmp_path), tokenizer, tmp_path / "run" / "tokens", Fraction(1, 2))
     assert kept.tokens.tolist() == [2, EOS, 3, EOS, 4, EOS]
     assert (kept.reading.records, kept.reading.corrupt) == (5, 2)
     first, second = kept.reading.first
@@ -250,10 +250,39 @@ def test_a_large_parquet_file_is_never_whole_in_memory(tmp_path):
     assert most < 12_000_000
 
 
-def test_a_packed_jsonl_file_is_as_the_plain_one(tmp_path, read):
-    path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(gzip.compress(b'{"text": "w2 w3"}\n') + gzip.compress(b'{"text": "w4"}'))
+def zstd(content):
+    """As the program zstd packs it: a frame that a stream can read, and more may follow."""
+    packed = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(packed, "zstd") as stream:
+        stream.write(content)
+    return packed.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(("suffix", "packed"), [("gz", gzip.compress), ("zst", zstd)])
+def test_a_packed_jsonl_file_is_as_the_plain_one(tmp_path, read, suffix, packed):
+    path = tmp_path / f"a.jsonl.{suffix}"
+    path.write_bytes(packed(b'{"text": "w2 w3"}\n') + packed(b'{"text": "w4"}'))
     assert read(path) == [2, 3, EOS, 4, EOS]
+
+
+def test_a_packed_text_file_is_a_document(tmp_path, read):
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(gzip.compress(b"w2 w3\n\nw4"))
+    assert read(path) == [2, 3, 4, EOS]
+
+
+def test_the_text_is_in_the_field_that_the_source_names(tmp_path, tokenizer):
+    (tmp_path / "a.jsonl").write_text('{"body": "w2", "text": "w9"}\n{"text": "w9", "id": 1}\n')
+    parquet.write_table(pyarrow.table({"text": ["w9"], "body": ["w3"]}), tmp_path / "b.parquet")
+    (tmp_path / "c.txt").write_text("w4")
+    text = SourceText("books", tmp_path, field="body")
+    kept = open_source(text, tokenizer, tmp_path / "run" / "tokens", Fraction(1, 2))
+    assert kept.tokens.tolist() == [2, EOS, 3, EOS, 4, EOS]
+    assert "line 2 has no string `body`, and has `text`, `id`" in kept.reading.first[0]
+    with pytest.raises(DataUnavailable, match="corruptShare allows 0:"):
+        open_source(text, tokenizer, tmp_path / "run" / "tokens")
+    plain = open_source(SourceText("books", tmp_path), tokenizer, tmp_path / "run" / "tokens")
+    assert plain.tokens.tolist() == [9, EOS, 9, EOS, 9, EOS, 4, EOS], "other tokens of the same files"
 
 
 PACKED = gzip.compress(b'{"text": "w2"}\n' * 1000)
@@ -265,6 +294,8 @@ PACKED = gzip.compress(b'{"text": "w2"}\n' * 1000)
         ("a.jsonl.gz", b'{"text": "w2"}', r"a\.jsonl\.gz cannot be unpacked \(Not a gzipped file"),
         ("a.jsonl.gz", PACKED[:-12], r"cannot be unpacked \(Compressed file ended.*Copy it anew"),
         ("a.jsonl.gz", PACKED[:12] + b"\xff" * 20 + PACKED[32:], r"cannot be unpacked \(Error -3"),
+        ("a.jsonl.zst", b'{"text": "w2"}', r"cannot be unpacked \(ZSTD decompress failed.*pack it with zstd"),
+        ("a.jsonl.zst", zstd(b"[]\n" * 9)[:-5], r"cannot be unpacked \(Truncated .*Copy it anew"),
         ("a.gz", PACKED, r"ends in '\.gz', which is not read"),
         ("a.parquet", b"PAR1", r"a\.parquet is not Parquet that can be read after row 0"),
     ],
@@ -274,14 +305,14 @@ def test_a_file_that_cannot_be_unpacked_is_an_error_whatever_the_share(
 ):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataUnavailable, match=says):
-        open_source("books", tmp_path / name, tokenizer, tmp_path / "cache", Fraction(1))
+        open_source(SourceText("books", tmp_path / name), tokenizer, tmp_path / "cache", Fraction(1))
     assert not list(tmp_path.glob("cache/*"))
 
 
 def test_a_parquet_file_without_text_or_cut_off_is_refused(tmp_path, read):
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.table({"content": ["w2"], "id": [1]}), path)
-    with pytest.raises(DataUnavailable, match=r"no column `text`, and has content, id\. Rename"):
+    with pytest.raises(DataUnavailable, match=r"no column `text`, and has content, id\. Name"):
         read(path)
     write_parquet(path, ["w2"] * 5000)
     path.write_bytes(path.read_bytes()[:-5])
@@ -290,7 +321,7 @@ def test_a_parquet_file_without_text_or_cut_off_is_refused(tmp_path, read):
 
 
 def test_a_folder_without_text_is_refused(tmp_path, read):
-    with pytest.raises(DataUnavailable, match=r"holds no \.txt, \.jsonl, \.jsonl\.gz or \.parquet file"):
+    with pytest.raises(DataUnavailable, match=r"holds no \.txt, .*\.jsonl\.zst or \.parquet file"):
         read(tmp_path)
 
 

@@ -186,8 +186,8 @@ def test_the_fingerprint_tells_text_labels_cut_and_seed(open_, reviews):
     [
         (
             '{"text": "w2", "label": "good"}\n\n{"text": "w2", "label": "Good"}',
-            r'\'s0\': .*a\.jsonl, line 3 has label "Good"; known are "bad", "good", "grün"\. Mend the line, '
-            r"or spec\.classification\.labels",
+            r'\'s0\': .*a\.jsonl, line 3 has label "Good"; known are "bad", "good", "grün"\. Write .*, '
+            r"or mend spec\.classification\.labels",
         ),
         ('{"text": "w2", "label": 1}', "line 1 has label 1; known are"),
         ('{"text": "w2", "label": ["good"]}', r'line 1 has label \["good"\]; known are'),
@@ -208,16 +208,14 @@ def test_what_cannot_be_read_is_named_with_its_mend(tmp_path, open_, content, sa
 
 def test_of_many_labels_an_error_names_a_few(tmp_path, open_):
     write(tmp_path / "a.jsonl", ("w2", "x"))
-    with pytest.raises(DataUnavailable, match=r'known are "l0", .*"l19" and 80 more\. Mend'):
+    with pytest.raises(DataUnavailable, match=r'known are "l0", .*"l19" and 80 more\. Write'):
         open_(tmp_path / "a.jsonl", labels=[f"l{n}" for n in range(100)])
 
 
 def test_text_without_labels_is_refused(tmp_path, open_, tokenizer):
     folder = write(tmp_path / "texts" / "a.jsonl", ("w2", "good"), ("w3", "bad")).parent
     (folder / "b.txt").write_text("w2")
-    with pytest.raises(
-        DataUnavailable, match=r"b\.txt has no labels, which classification needs\. Give \.jsonl"
-    ):
+    with pytest.raises(DataUnavailable, match=r'b\.txt has no `label`; .* Write records such as \{"text"'):
         open_(folder)
     tokenizer.eos_token = None
     with pytest.raises(DataUnavailable, match="names no end-of-text token"):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_trainer.checkpoint import CheckpointStore
-from bitnet_trainer.data import open_source
+from bitnet_trainer.checkpoint import LocalStore
+from bitnet_trainer.data import SourceText, open_source
 from bitnet_trainer.errors import CheckpointError, DataUnavailable
 
 NOBODY = 65534
@@ -38,7 +38,7 @@ def test_checkpoints_in_a_folder_that_may_not_be_entered(unprivileged, mode):
     locked = unprivileged / "locked"
     (locked / "run" / "step-00000005").mkdir(parents=True)
     locked.chmod(mode)
-    store = CheckpointStore(locked / "run", 1)
+    store = LocalStore(locked / "run", 1)
     with pytest.raises(CheckpointError, match=r"checkpoint\.uri: .*Permission denied.*Make it writable"):
         store.prepare()
     with pytest.raises(CheckpointError, match=r"checkpoint\.uri: .*Permission denied.*Make it readable"):
@@ -50,7 +50,7 @@ def test_checkpoints_that_may_not_be_listed_are_not_taken_for_none(unprivileged,
     (unprivileged / "run" / "step-00000005").mkdir(parents=True)
     (unprivileged / locked).chmod(0o000)
     with pytest.raises(CheckpointError, match=r"cannot be read \(Permission denied\)"):
-        CheckpointStore(unprivileged / "run", 1).committed()
+        LocalStore(unprivileged / "run", 1).committed()
 
 
 @pytest.mark.parametrize(
@@ -73,4 +73,4 @@ def test_text_that_may_not_be_read_is_named_and_not_skipped(unprivileged, tokeni
     with pytest.raises(
         DataUnavailable, match=rf"'books': .*{locked}.* cannot be read \(Permission .*Make it"
     ):
-        open_source("books", unprivileged / source, tokenizer, unprivileged / "run" / "tokens")
+        open_source(SourceText("books", unprivileged / source), tokenizer, unprivileged / "run" / "tokens")

@@ -87,7 +87,8 @@ def open_run_corpus(
     no disk."""
     data, classification = order.spec.data, order.spec.classification
     texts = [
-        SourceText(source.name, parse_location(source.uri).path, source.weight) for source in data.sources
+        SourceText(source.name, parse_location(source.uri).path, source.weight, source.field)
+        for source in data.sources
     ]
     settings: dict[str, Any] = {
         "sequence_length": data.sequence_length,

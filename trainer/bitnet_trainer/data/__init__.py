@@ -1,10 +1,11 @@
 """Training text: tokenised once, cut into sequences, mixed by weight, and found again after a stop."""
 
 from bitnet_trainer.batch import SequenceId
-from bitnet_trainer.data.corpus import Corpus, MixedSources, SourceText, open_corpus
+from bitnet_trainer.data.corpus import Corpus, MixedSources, open_corpus
 from bitnet_trainer.data.cursor import Cursor
 from bitnet_trainer.data.labelled import LabelledCorpus, LabelledSource, open_labelled
 from bitnet_trainer.data.mixture import Shares, explored, influenced, rewarded
+from bitnet_trainer.data.origins import SourceText
 from bitnet_trainer.data.packing import PackedSource
 from bitnet_trainer.data.prefetch import Prefetch, StepRows, Wanted
 from bitnet_trainer.data.records import Reading

@@ -15,18 +15,10 @@ import torch
 
 from bitnet_trainer.batch import Rows, SequenceId
 from bitnet_trainer.data.cursor import Cursor, rank_slice
+from bitnet_trainer.data.origins import SourceText
 from bitnet_trainer.data.packing import pack
 from bitnet_trainer.data.records import Reading
 from bitnet_trainer.data.sources import Tokenizer, open_source
-
-
-@dataclass(frozen=True)
-class SourceText:
-    """One source as the run asks for it."""
-
-    name: str
-    path: Path
-    weight: float
 
 
 class Sequences(Protocol):
@@ -167,7 +159,7 @@ def open_corpus(
 
     Raises DataUnavailable for a source that cannot be used, naming it and the mend.
     """
-    opened = [open_source(text.name, text.path, tokenizer, cache, corrupt_share) for text in texts]
+    opened = [open_source(text, tokenizer, cache, corrupt_share) for text in texts]
     return Corpus(
         tuple(
             pack(text.name, kept.tokens, sequence_length, held_out)

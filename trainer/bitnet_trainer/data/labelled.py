@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 
 from bitnet_trainer.batch import IGNORED, Rows, SequenceId
-from bitnet_trainer.data.corpus import MixedSources, SourceText
-from bitnet_trainer.data.records import Reading, Record, Tally, records
+from bitnet_trainer.data.corpus import MixedSources
+from bitnet_trainer.data.origins import Documents, SourceText, find
+from bitnet_trainer.data.records import Reading, Record, Tally
 from bitnet_trainer.data.sources import (
     Tokenizer,
     Tokens,
@@ -23,7 +24,6 @@ from bitnet_trainer.data.sources import (
     end_of_text,
     fingerprint,
     kept,
-    text_files,
 )
 from bitnet_trainer.errors import DataUnavailable
 
@@ -116,8 +116,7 @@ def open_labelled(
     """
     numbers = {label: number for number, label in enumerate(labels)}
     opened = [
-        _open(text.name, text.path, tokenizer, numbers, sequence_length, held_out, cache, corrupt_share)
-        for text in texts
+        _open(text, tokenizer, numbers, sequence_length, held_out, cache, corrupt_share) for text in texts
     ]
     return LabelledCorpus(
         tuple(source for source, _ in opened),
@@ -128,8 +127,7 @@ def open_labelled(
 
 
 def _open(
-    name: str,
-    path: Path,
+    text: SourceText,
     tokenizer: Tokenizer,
     numbers: Mapping[str, int],
     sequence_length: int,
@@ -137,28 +135,31 @@ def _open(
     cache: Path,
     corrupt_share: Fraction,
 ) -> tuple[LabelledSource, Reading]:
-    files = text_files(name, path, cache.parent)
-    end = end_of_text(name, tokenizer)
+    documents = find(text, cache.parent)
+    end = end_of_text(text.name, tokenizer)
 
     def rows(tally: Tally) -> Iterator[Tokens]:
-        return _table_rows(name, files, tokenizer, numbers, sequence_length, end, tally)
+        return _table_rows(text.name, documents, tokenizer, numbers, sequence_length, end, tally)
 
     cut = hashlib.sha256(json.dumps([sequence_length, *numbers]).encode()).hexdigest()
-    content = fingerprint(name, files, tokenizer)
-    stem = cache / f"{name}-labelled-{content[:16]}-{cut[:16]}"
-    tokens, reading = kept(name, path, stem, rows, corrupt_share)
+    content = fingerprint(documents.identity, tokenizer)
+    stem = cache / f"{text.name}-labelled-{content[:16]}-{cut[:16]}"
+    tokens, reading = kept(text, stem, rows, corrupt_share)
     whole = tokens.reshape(-1, sequence_length + 2)
     if len(whole) < 2:
         raise DataUnavailable(
-            f"source {name!r}: {path} has one record, and one is trained on and one held out. Add records."
+            f"source {text.name!r}: {text.origin} has one record, and one is trained on and one held out. "
+            "Add records."
         )
     kept_back = _kept_back(whole[:, -1], held_out)
-    return LabelledSource(name, whole, np.setdiff1d(np.arange(len(whole)), kept_back), kept_back), reading
+    return LabelledSource(
+        text.name, whole, np.setdiff1d(np.arange(len(whole)), kept_back), kept_back
+    ), reading
 
 
 def _table_rows(
     name: str,
-    files: Sequence[Path],
+    documents: Documents,
     tokenizer: Tokenizer,
     numbers: Mapping[str, int],
     sequence_length: int,
@@ -166,34 +167,33 @@ def _table_rows(
     tally: Tally,
 ) -> Iterator[Tokens]:
     """A row of the table for each record."""
-    for file in files:
-        if file.suffix == ".txt":
-            raise DataUnavailable(
-                f"source {name!r}: {file} has no labels, which classification needs. Give .jsonl files of "
-                'lines such as {"text": "Once upon a time", "label": "tale"}.'
-            )
-        for record in records(name, file, tally):
-            number = _class(name, file, record, numbers)
-            tokens = np.concatenate([*encoded_pieces(record.text, tokenizer)])[:sequence_length]
-            while len(tokens) and tokens[-1] == end:
-                tokens = tokens[:-1]
-            if not record.text.strip() or not len(tokens):
-                continue
-            row = np.full(sequence_length + 2, end, dtype=np.uint32)
-            row[: len(tokens)] = tokens
-            row[-2:] = len(tokens), number
-            yield row
+    for record in documents.read(tally):
+        number = _class(name, record, numbers)
+        tokens = np.concatenate([*encoded_pieces(record.text, tokenizer)])[:sequence_length]
+        while len(tokens) and tokens[-1] == end:
+            tokens = tokens[:-1]
+        if not record.text.strip() or not len(tokens):
+            continue
+        row = np.full(sequence_length + 2, end, dtype=np.uint32)
+        row[: len(tokens)] = tokens
+        row[-2:] = len(tokens), number
+        yield row
 
 
-def _class(name: str, file: Path, record: Record, numbers: Mapping[str, int]) -> int:
+def _class(name: str, record: Record, numbers: Mapping[str, int]) -> int:
     label = record.fields.get("label")
     if not isinstance(label, str) or label not in numbers:
         known = ", ".join(json.dumps(label, ensure_ascii=False) for label in islice(numbers, _NAMED_LABELS))
         more = len(numbers) - _NAMED_LABELS
-        says = f"label {json.dumps(label, ensure_ascii=False)}" if "label" in record.fields else "no `label`"
+        says = (
+            f"label {json.dumps(label, ensure_ascii=False, default=str)}"
+            if "label" in record.fields
+            else "no `label`"
+        )
         raise DataUnavailable(
-            f"source {name!r}: {file}{record.place} has {says}; known are {known}"
-            f"{f' and {more} more' if more > 0 else ''}. Mend the line, or spec.classification.labels."
+            f"source {name!r}: {record.place} has {says}; known are {known}"
+            f"{f' and {more} more' if more > 0 else ''}. Write records such as "
+            '{"text": "Once upon a time", "label": "tale"}, or mend spec.classification.labels.'
         )
     return numbers[label]
 

@@ -2,10 +2,11 @@
 
 import codecs
 import gzip
+import io
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -14,12 +15,14 @@ from typing import Any, NamedTuple
 from bitnet_crds.record import Report
 from bitnet_trainer.errors import DataUnavailable
 
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
+SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 """What is read, by the end of a file's name."""
 
 _NAMED = 5
 """So many corrupt records are kept by name."""
-_ROWS_AT_ONCE = 256
+_LONGEST_KEY = 60
+ROWS_AT_ONCE = 256
+"""Of a column format, so that it is never whole in memory."""
 _BYTES_AT_ONCE = 1 << 20
 
 
@@ -27,10 +30,10 @@ class Record(NamedTuple):
     """One document."""
 
     place: str
-    """Where in its file it stands, such as `, line 3`."""
+    """Where it stands, such as `/text/a.jsonl, line 3`."""
     text: str
     fields: Mapping[str, Any]
-    """All that it says, `text` included; of a .parquet file's columns `text` and `label` alone."""
+    """All that it says, its text included; of a column format the text's column and `label` alone."""
 
 
 class Reading(Report):
@@ -83,17 +86,27 @@ class _Corrupt(Exception):
     """What is wrong with one record, and the mend."""
 
 
-def records(name: str, file: Path, tally: Tally) -> Iterator[Record]:
+Fields = Callable[[], Any]
+"""Reads what a record says; raises an error of this module where nothing can be made of it."""
+
+
+def records(name: str, file: Path, tally: Tally, field: str = "text") -> Iterator[Record]:
     """The records of a file of source `name`, one at a time, less those that are corrupt; all are counted.
 
-    A line or row is corrupt if it is no JSON object, has no string `text`, or has characters that stand for
-    nothing. Raises DataUnavailable for a file that cannot be opened or unpacked.
+    The text is in `field`; a .txt file is text as a whole. A line or row is corrupt if it is no JSON object,
+    has no string there, or has characters that stand for nothing. Raises DataUnavailable for a file that
+    cannot be opened or unpacked.
     """
-    for place, fields in _READERS[_suffix(file)](name, file):
+    yield from sound(_READERS[_suffix(file)](name, file, field), tally, field)
+
+
+def sound(found: Iterable[tuple[str, Fields]], tally: Tally, field: str) -> Iterator[Record]:
+    """Of what is found at each place, the records that are not corrupt; all are counted."""
+    for place, fields in found:
         try:
-            record = _record(place, fields())
+            record = _record(place, fields(), field)
         except _Corrupt as error:
-            tally.add(f"{file}{place} {error}")
+            tally.add(f"{place} {error}")
         else:
             tally.add()
             yield record
@@ -107,57 +120,83 @@ def unreadable(name: str, path: Path, error: OSError) -> DataUnavailable:
     )
 
 
-_Fields = Callable[[], Any]
-"""Reads what a record says; raises _Corrupt."""
-
-
 def _suffix(file: Path) -> str:
     return next(suffix for suffix in SUFFIXES if file.name.endswith(suffix))
 
 
-def _record(place: str, fields: Any) -> Record:
-    text = fields.get("text") if isinstance(fields, Mapping) else None
+def _record(place: str, fields: Any, field: str) -> Record:
+    text = fields.get(field) if isinstance(fields, Mapping) else None
     if not isinstance(text, str):
-        raise _Corrupt('has no string `text`. Write lines such as {"text": "Once upon a time"}.')
+        others = [key for key in fields if key != field] if isinstance(fields, Mapping) else []
+        raise _Corrupt(
+            f"has no string `{field}`{f', and has {_some(others)}' if others else ''}. "
+            f'Write lines such as {{"{field}": "Once upon a time"}}, or name another field.'
+        )
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise _Corrupt(
-            f"has half a surrogate pair in its `text` (character {error.start} is "
+            f"has half a surrogate pair in its `{field}` (character {error.start} is "
             f"\\u{ord(text[error.start]):04x}). Write both halves, or leave it out."
         ) from error
     return Record(place, text, fields)
 
 
-def _document(name: str, file: Path) -> Iterator[tuple[str, _Fields]]:
-    """A .txt file as a record."""
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise unreadable(name, file, error) from error
-    yield "", lambda: {"text": _decoded(content, file)}
+def _some(keys: list[Any]) -> str:
+    """The first keys of a record, as few as a sentence holds."""
+    return ", ".join(f"`{str(key)[:_LONGEST_KEY]}`" for key in keys[:_NAMED])
 
 
-def _lines(name: str, file: Path) -> Iterator[tuple[str, _Fields]]:
+def _document(name: str, file: Path, field: str) -> Iterator[tuple[str, Fields]]:
+    """A .txt file, packed or not, as a record."""
+    with _unpacked(name, file) as opened:
+        content = opened.read()
+    yield str(file), lambda: {field: _decoded(content, file)}
+
+
+def _lines(name: str, file: Path, _: str) -> Iterator[tuple[str, Fields]]:
     """The lines of a .jsonl file, packed or not, that are not blank."""
+    with _unpacked(name, file) as opened:
+        # Lines of bytes end at a newline alone; those of str at U+2028 too, which JSON may hold.
+        for number, line in enumerate(opened, start=1):
+            if line.removeprefix(codecs.BOM_UTF8).strip():
+                yield f"{file}, line {number}", partial(_json, line, file)
+
+
+@contextmanager
+def _unpacked(name: str, file: Path) -> Iterator[io.BufferedIOBase]:
+    """The bytes of a file as they were before it was packed."""
     try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as opened:
-            # Lines of bytes end at a newline alone; those of str at U+2028 too, which JSON may hold.
-            for number, line in enumerate(opened, start=1):
-                if line.removeprefix(codecs.BOM_UTF8).strip():
-                    yield f", line {number}", partial(_json, line, file)
+        if file.suffix == ".gz":
+            with gzip.open(file) as opened:
+                yield opened
+        elif file.suffix == ".zst":
+            import pyarrow  # type: ignore[import-untyped]  # takes longer to import than all else here
+
+            with file.open("rb") as packed, pyarrow.CompressedInputStream(packed, "zstd") as unpacked:
+                yield io.BufferedReader(unpacked, _BYTES_AT_ONCE)
+        else:
+            with file.open("rb") as plain:
+                yield plain
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataUnavailable(
-            f"source {name!r}: {file} cannot be unpacked ({error}). Copy it anew, or pack it with gzip."
-        ) from error
+        raise _broken(name, file, error, "gzip") from error
     except OSError as error:
+        # The system's errors have a number, and pyarrow's have none.
+        if error.errno is None:
+            raise _broken(name, file, error, "zstd") from error
         raise unreadable(name, file, error) from error
 
 
-def _rows(name: str, file: Path) -> Iterator[tuple[str, _Fields]]:
+def _broken(name: str, file: Path, error: Exception, packer: str) -> DataUnavailable:
+    return DataUnavailable(
+        f"source {name!r}: {file} cannot be unpacked ({error}). Copy it anew, or pack it with {packer}."
+    )
+
+
+def _rows(name: str, file: Path, field: str) -> Iterator[tuple[str, Fields]]:
     """The rows of a .parquet file, a few at a time."""
     # It takes longer to import than all else here, and most runs read no such file.
-    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow
     from pyarrow import parquet
 
     try:
@@ -167,16 +206,11 @@ def _rows(name: str, file: Path) -> Iterator[tuple[str, _Fields]]:
     number = 0
     try:
         with opened, closing(parquet.ParquetFile(opened, buffer_size=_BYTES_AT_ONCE)) as table:
-            columns = [column for column in ("text", "label") if column in table.schema_arrow.names]
-            if "text" not in columns:
-                raise DataUnavailable(
-                    f"source {name!r}: {file} has no column `text`, and has "
-                    f"{', '.join(table.schema_arrow.names) or 'none'}. Rename the one that holds the text."
-                )
-            for batch in table.iter_batches(_ROWS_AT_ONCE, columns=columns, use_threads=False):
+            columns = columns_of(name, str(file), table.schema_arrow.names, field)
+            for batch in table.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False):
                 for row in range(batch.num_rows):
                     number += 1
-                    yield f", row {number}", partial(_row, batch, row)
+                    yield f"{file}, row {number}", partial(row_of, batch, row)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataUnavailable(
             f"source {name!r}: {file} is not Parquet that can be read after row {number} ({error}). "
@@ -184,9 +218,20 @@ def _rows(name: str, file: Path) -> Iterator[tuple[str, _Fields]]:
         ) from error
 
 
-def _row(batch: Any, row: int) -> dict[str, Any]:
+def columns_of(name: str, place: str, there: Sequence[str], field: str) -> list[str]:
+    """The columns to read of those that are there. Raises DataUnavailable where the text's is not."""
+    if field not in there:
+        raise DataUnavailable(
+            f"source {name!r}: {place} has no column `{field}`, and has {', '.join(there) or 'none'}. "
+            "Name the one that holds the text in the source's `field`."
+        )
+    return [column for column in dict.fromkeys((field, "label")) if column in there]
+
+
+def row_of(table: Any, row: int) -> dict[str, Any]:
+    """A row of an Arrow table or batch."""
     try:
-        return {name: batch.column(name)[row].as_py() for name in batch.schema.names}
+        return {name: table.column(name)[row].as_py() for name in table.schema.names}
     except UnicodeDecodeError as error:
         raise _Corrupt(f"is not UTF-8 (byte {error.start}). Write it anew.") from error
 
@@ -211,9 +256,11 @@ def _decoded(content: bytes, file: Path) -> str:
         ) from error
 
 
-_READERS: Mapping[str, Callable[[str, Path], Iterator[tuple[str, _Fields]]]] = {
+_READERS: Mapping[str, Callable[[str, Path, str], Iterator[tuple[str, Fields]]]] = {
     ".txt": _document,
+    ".txt.gz": _document,
     ".jsonl": _lines,
     ".jsonl.gz": _lines,
+    ".jsonl.zst": _lines,
     ".parquet": _rows,
 }
