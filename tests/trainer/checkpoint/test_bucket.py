@@ -9,7 +9,7 @@ from google.cloud import storage
 from requests import Session
 
 from bitnet_trainer import cloud
-from bitnet_trainer.checkpoint import BucketStore, newest_sound
+from bitnet_trainer.checkpoint import BucketStore, LocalStore, newest_sound
 from bitnet_trainer.checkpoint.store import MARKER
 from bitnet_trainer.errors import CheckpointError
 from gcs_faults import Fault
@@ -160,6 +160,19 @@ def test_the_marker_is_written_last_and_names_what_storage_holds(bucket, store, 
             "crc32c": blobs[name].crc32c,
             "generation": str(blobs[name].generation),
         }
+
+
+def test_one_that_a_person_copied_to_a_folder_is_sound_there(bucket, store, tmp_path):
+    committed = write(store, 5)
+    with bucket.client() as client:
+        for blob in client.list_blobs(bucket.bucket):
+            path = tmp_path / "copy" / blob.name.partition("checkpoints/")[2]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            blob.download_to_filename(path)
+    copied = LocalStore(tmp_path / "copy", keep=2)
+    assert newest_sound(copied).step == committed.step
+    (tmp_path / "copy" / "step-00000005" / "part").write_bytes(b"x" * 100)
+    assert "other content" in copied.verify(copied.committed()[0])
 
 
 def test_it_is_verified_without_a_download(store, proxy):

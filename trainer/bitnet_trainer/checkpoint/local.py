@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet_trainer.checkpoint.store import DAMAGED, MARKER, Committed, name_of, step_of, writer_of
+from bitnet_trainer.cloud import crc32c_of
 from bitnet_trainer.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
@@ -109,17 +110,19 @@ class LocalStore:
         return tuple(sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True))
 
     def verify(self, checkpoint: Committed) -> str | None:
-        """As `CheckpointStore.verify`; it reads every file."""
+        """As `CheckpointStore.verify`; it reads every file. It may have been copied here out of a bucket."""
         folder = Path(checkpoint.address)
         try:
             files = json.loads((folder / MARKER).read_text())["files"]
-            for name, (size, digest) in files.items():
+            for name, said in files.items():
+                of_bucket = isinstance(said, dict)
+                size, digest = (said["size"], said["crc32c"]) if of_bucket else said
                 file = folder / name
                 if not file.is_file():
                     return f"{name} is missing"
                 if file.stat().st_size != size:
                     return f"{name} has {file.stat().st_size} bytes and should have {size}"
-                if _sha256(file) != digest:
+                if (crc32c_of(file) if of_bucket else _sha256(file)) != digest:
                     return f"{name} has other content than was written"
         except (OSError, ValueError, KeyError, TypeError) as error:
             return f"its marker or a file cannot be read ({error})"
