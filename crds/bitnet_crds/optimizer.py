@@ -1,4 +1,4 @@
-"""How gradients become steps: the optimiser, and its learning rate over the run."""
+"""How gradients become steps: the optimiser, its learning rate over the run, and what weights are kept."""
 
 from typing import Annotated, Literal
 
@@ -102,3 +102,12 @@ class Schedule(Record):
         if self.name == "WarmupStableDecay":
             return self.decay_curve or "Linear"
         return self.name
+
+
+class Averaging(Record):
+    """Evaluates and exports an exponential moving average of the weights, in place of the last step's. It
+    costs 4 bytes a weight; checkpoints hold both, and their inferenceWeights are the last step's."""
+
+    decay: float = Field(gt=0, lt=1)
+    """After step t: average = d * average + (1 - d) * weights, d being decay or, where that is less,
+    t / (9 + t). 0.999 remembers about the last thousand steps."""

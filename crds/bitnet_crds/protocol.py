@@ -235,6 +235,7 @@ class Order(Record):
                 "classification": True,
                 "data": {"mixture"},
                 "optimizer": True,
+                "averaging": True,
                 "phases": True,
                 "teacher": {"from_", "revision", "precision"},
                 "seed": True,

@@ -11,7 +11,7 @@ from bitnet_crds.errors import WrongValueError, WrongValuesError
 from bitnet_crds.fields import Label, PositiveInt, refuse_duplicates
 from bitnet_crds.locations import CheckpointAddress, ModelAddress
 from bitnet_crds.objectives import Objective, Objectives
-from bitnet_crds.optimizer import Optimizer, Schedule
+from bitnet_crds.optimizer import Averaging, Optimizer, Schedule
 from bitnet_crds.quantities import Percentage, Quantity, format_percentage
 from bitnet_crds.record import Record
 
@@ -286,6 +286,7 @@ class BitNetRunSpec(Record):
     budget: Budget
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    averaging: Averaging | None = None
     phases: tuple[Phase, ...] = Field(min_length=1, max_length=32)
     """The phases, in order."""
     teacher: Teacher | None = None

@@ -165,6 +165,7 @@ DECISIVE: dict[str, Any] = {
     "spec.schedule": {"name": "Cosine", "warmupSteps": 1000},
     "spec.optimizer.gradientClipping": 2,
     "spec.optimizer.name": "MuonClip",
+    "spec.averaging": {"decay": 0.99},
     "spec.teacher.precision": "Int8",
     "spec.teacher.revision": "v2",
     "spec.optimizer.weightDecay": 0.1,

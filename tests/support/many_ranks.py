@@ -56,7 +56,7 @@ def _phases(*objectives: dict[str, Any]) -> list[dict[str, Any]]:
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "AdamW": {},
-    "MuonClip": {"optimizer": OPTIMIZERS["MuonClip"]},
+    "MuonClip": {"optimizer": OPTIMIZERS["MuonClip"], "averaging": {"decay": 0.9}},
     "Masked": {
         "phases": _phases(MASKED),
         "documents": "Separate",
@@ -182,6 +182,7 @@ class Runs:
         spec["quantization"] |= changes.get("quantization", {})
         spec["phases"] = changes.get("phases", spec["phases"])
         spec["classification"] = changes.get("classification")
+        spec["averaging"] = changes.get("averaging")
         spec["data"]["sources"] = [
             {"name": source, "uri": f"file://{self.root}/{FILES[source]}", "weight": weight}
             for source, weight in changes.get("sources", [("text", 1)])

@@ -16,6 +16,8 @@ class NonFiniteGuard:
     def __init__(self, device: torch.device, skipped: int = 0, in_row: int = 0) -> None:
         """Goes on after `skipped` steps left out in all, the last `in_row` of them just before."""
         self._counts = torch.tensor([skipped, in_row, in_row], dtype=torch.float32, device=device)
+        self.left_out = torch.zeros((), device=device)
+        """0-dim float32: 1 where the step judged last is left out, else 0."""
 
     def judge(
         self, loss: torch.Tensor, gradient_norm: torch.Tensor, optimizer: torch.optim.Optimizer
@@ -28,6 +30,7 @@ class NonFiniteGuard:
         bad = (~finite).to(torch.float32)
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(bad, op=dist.ReduceOp.MAX)
+        self.left_out = bad
         optimizer.found_inf = bad  # type: ignore[attr-defined]  # read by torch's fused optimisers
         in_row = (self._counts[1] + bad) * bad
         self._counts = torch.stack((self._counts[0] + bad, in_row, torch.maximum(self._counts[2], in_row)))

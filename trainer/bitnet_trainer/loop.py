@@ -25,7 +25,7 @@ from bitnet_trainer.guards import NonFiniteGuard
 from bitnet_trainer.influence import measure_alignments
 from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.objectives.gradient_ratio import balanced, is_due, measured_ratios
-from bitnet_trainer.optim import set_learning_rate
+from bitnet_trainer.optim import WeightAverage, set_learning_rate
 from bitnet_trainer.outcome import reported
 from bitnet_trainer.phases import PhaseObjectives
 from bitnet_trainer.quantization.warmup import set_lambda
@@ -56,12 +56,13 @@ class TrainingLoop:
         student: LanguageModel,
         objectives: Mapping[str, PhaseObjectives],
         optimizer: torch.optim.Optimizer,
+        average: WeightAverage | None,
         teacher: Teacher | None,
         position: Position,
     ) -> None:
         self.order, self.reporter, self.ranks = order, reporter, ranks
         self.saver, self.corpus, self.optimizer = saver, corpus, optimizer
-        self.student, self.objectives = student, objectives
+        self.student, self.objectives, self.average = student, objectives, average
         self.teacher, self.begun_at = teacher, position
         self.step = self.checkpointed = self.committed = position.step
         self.cursor = Cursor(position.consumed, position.origin)
@@ -119,6 +120,8 @@ class TrainingLoop:
             weights = self._balanced(phase, weights, step)
             losses = self.stepper(step, weights)
             self.step += 1
+            if self.average is not None:
+                self.average.update(self.step, self.stepper.guard.left_out)
             self.cursor = rows.after
             self.recorder.push(
                 StepTaken(

@@ -29,7 +29,7 @@ from bitnet_trainer.mirror import Mirror
 from bitnet_trainer.models.convert import ConversionReport, convert
 from bitnet_trainer.models.packed import write_packed
 from bitnet_trainer.models.view import LanguageModel
-from bitnet_trainer.optim import groups_table
+from bitnet_trainer.optim import WeightAverage, groups_table
 from bitnet_trainer.optimizer import build_optimizer
 from bitnet_trainer.outcome import reported
 from bitnet_trainer.phases import phase_objectives
@@ -124,7 +124,8 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
         written = shard(student, ranks)
     optimizer = build_optimizer(spec.optimizer, loaded.model)
     _log.info("%s", groups_table(optimizer))
-    training = Training(loaded.model, optimizer)
+    average = WeightAverage(loaded.model, spec.averaging.decay) if spec.averaging is not None else None
+    training = Training(loaded.model, optimizer, {"average": average} if average is not None else {})
     torch.manual_seed(spec.seed + ranks.rank)
     if found is not None:
         checkpoint.load(store, found, position, training, ranks.control)
@@ -135,7 +136,7 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
         inference = partial(_write_inference, written.outline, loaded.tokenizer, conversion)
     saver = Saver(store, training, ranks.group_of_a_thread(), inference, mirror.after_commit)
     loop = TrainingLoop(
-        order, reporter, ranks, saver, corpus, student, objectives, optimizer, teacher, position
+        order, reporter, ranks, saver, corpus, student, objectives, optimizer, average, teacher, position
     )
     with stop.deferred(), closing(loop):
         finished = loop.run(stop)
@@ -144,6 +145,8 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
         return Result(True, f"asked to stop; it goes on from step {loop.committed}")
 
     reporter.update(state=TrainerState.EVALUATING)
+    if average is not None:
+        average.take_over()
     set_lambda(loaded.model, 1.0)
     with called_directly(student):
         after = measure(loaded.model, held_out, evaluation_batch, ranks)

@@ -93,12 +93,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(parts, chain[-1], word)
 
 
-def weights(part: Part) -> dict[str, torch.Tensor]:
-    """The model of the newest checkpoint."""
+def weights(part: Part, of: str = "model") -> dict[str, torch.Tensor]:
+    """The model of the newest checkpoint, or the averages beside it."""
     whole = part.folder / "whole.pt"
     dcp_to_torch_save(part.checkpoint, whole)
-    model: dict[str, torch.Tensor] = torch.load(whole)["model"]
-    return model
+    found: dict[str, torch.Tensor] = torch.load(whole)[of]
+    return found
 
 
 def assert_near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -135,7 +135,8 @@ def test_held_out_text_is_measured_alike(trained, name):
 
 def test_a_run_goes_on_under_other_ranks_and_the_other_way_of_sharing(trained):
     assert trained.chain.losses == pytest.approx(trained.expected("MuonClip DDP 1").losses, rel=TOLERANCE)
-    assert_near(weights(trained.chain), weights(trained.expected("MuonClip DDP 1")))
+    for of in ("model", "average"):
+        assert_near(weights(trained.chain, of), weights(trained.expected("MuonClip DDP 1"), of))
 
 
 def test_a_crash_of_one_rank_ends_the_others(trained):
@@ -146,8 +147,11 @@ def test_a_crash_of_one_rank_ends_the_others(trained):
 
 @pytest.mark.parametrize("name", ["AdamW FSDP 2", "Layers FSDP 2", "Correction FSDP 2", "MuonClip FSDP 4"])
 def test_what_sharded_ranks_write_is_the_model_whole(trained, name):
-    """In stock classes, bit for bit what the checkpoint holds."""
+    """In stock classes, bit for bit what the checkpoint holds: the last weights, or their averages."""
     part, kept = trained.parts[name], weights(trained.parts[name])
+    averaged = part.order.spec.averaging is not None
+    if averaged:
+        kept |= weights(part, "average")
     if "Correction" not in name:
         stored = load_file(part.folder / "export" / "huggingface" / "model.safetensors")
         assert len(stored) >= 20
@@ -162,7 +166,7 @@ def test_what_sharded_ranks_write_is_the_model_whole(trained, name):
         for folder in (part.folder / "export" / "packed", part.checkpoint / "inference")
     )
     tokens = torch.arange(2, 14)[None]
-    assert torch.equal(exported(tokens).logits, inference(tokens).logits)
+    assert torch.equal(exported(tokens).logits, inference(tokens).logits) != averaged
     reference, _ = load_packed(trained.expected(name).folder / "export" / "packed")
     assert type(exported) is type(reference)
     torch.testing.assert_close(exported(tokens).logits, reference(tokens).logits, rtol=0, atol=0.02)

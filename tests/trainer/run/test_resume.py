@@ -47,6 +47,7 @@ def test_killed_and_resumed_is_bit_equal_to_never_killed(make_run, train_here, w
     changes = {
         "quantization": {"lambdaWarmup": {"steps": 40, "curve": "Cosine"}},
         "seed": 5,
+        "averaging": {"decay": 0.9},
         "phases": PHASES,
         "teacher": {"from": f"file://{first.root}/teacher", "cacheLogits": True},
         "data": first.order.spec.data.model_dump(by_alias=True)

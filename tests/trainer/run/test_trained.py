@@ -49,6 +49,21 @@ def test_a_checkpoint_may_be_named_and_is_at_full_lambda(make_run, train_here):
     assert {layer.lam.value.item() for layer in layers} == {1.0}
 
 
+def test_averaged_weights_are_what_is_evaluated_and_exported(make_run, train_here):
+    run = make_run(averaging={"decay": 0.5})
+    result, _ = train_here(run)
+    trained = load_trained(run.folder)
+    found = perplexity(trained.model, run.held_out()).value
+    assert f"{found:.2f}" == result.evaluation.perplexity_after
+
+    plain = make_run(name="plain")
+    last, _ = train_here(plain)
+    assert not same_weights(trained.model, load_trained(plain.folder).model)
+    assert last.evaluation.perplexity_after != result.evaluation.perplexity_after
+    # Nothing else is another: the averages are of the same weights.
+    assert [record.loss for record in plain.metrics()] == [record.loss for record in run.metrics()]
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_left_as_it_is(make_run, train_here):
     run = make_run()
     train_here(run, stop_at=7)

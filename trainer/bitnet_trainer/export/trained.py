@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -17,6 +18,7 @@ from bitnet_trainer.checkpoint.store import MARKER, Committed
 from bitnet_trainer.errors import BadInput, CheckpointError
 from bitnet_trainer.export.stock import check_exportable
 from bitnet_trainer.models.convert import ConversionReport, convert
+from bitnet_trainer.optim import WeightAverage
 from bitnet_trainer.quantization.warmup import set_lambda
 from bitnet_trainer.record import RunRecord
 from bitnet_trainer.setup import load_student
@@ -29,7 +31,8 @@ class TrainedModel:
     """What a run's checkpoint holds, ready to be run or exported."""
 
     model: PreTrainedModel
-    """Converted, at lambda = 1 whatever the step, on the CPU, in evaluation mode."""
+    """Converted, at lambda = 1 whatever the step, on the CPU, in evaluation mode; of averaged weights where
+    the run averages them."""
     tokenizer: PreTrainedTokenizerBase
     report: ConversionReport
     run: Path
@@ -70,7 +73,10 @@ def load_trained(source: Path, formats: tuple[ExportFormat, ...] = ()) -> Traine
     loaded = load_student(record.spec)
     check_exportable(loaded.model, record.spec.quantization, formats, loaded.tokenizer)
     report = convert(loaded.model, record.spec.quantization)
-    _read_weights(checkpoint, loaded.model)
+    average = None
+    if record.spec.averaging is not None:
+        average = WeightAverage(loaded.model, record.spec.averaging.decay)
+    _read_weights(checkpoint, loaded.model, average)
     set_lambda(loaded.model, 1.0)
     loaded.model.train(False)
     return TrainedModel(loaded.model, loaded.tokenizer, report, folder, checkpoint.step)
@@ -92,8 +98,10 @@ def _sound(source: Path, folder: Path) -> Committed:
     )
 
 
-def _read_weights(checkpoint: Committed, model: nn.Module) -> None:
-    state = {"model": get_model_state_dict(model)}
+def _read_weights(checkpoint: Committed, model: nn.Module, average: WeightAverage | None) -> None:
+    state: dict[str, dict[str, Any]] = {"model": get_model_state_dict(model)}
+    if average is not None:
+        state["average"] = average.state_dict()
     try:
         with warnings.catch_warnings():
             # It says that it loads in a single process, which is what is wanted.
@@ -105,3 +113,6 @@ def _read_weights(checkpoint: Committed, model: nn.Module) -> None:
             f"{checkpoint.address} cannot be loaded ({why}); it was written by another model or version"
         ) from error
     set_model_state_dict(model, state["model"])
+    if average is not None:
+        average.load_state_dict(state["average"])
+        average.take_over()

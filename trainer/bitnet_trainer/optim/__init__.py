@@ -1,6 +1,7 @@
 """Optimisers and the learning rate they are given at each step."""
 
 from bitnet_trainer.optim.adamw import build_adamw
+from bitnet_trainer.optim.average import WeightAverage
 from bitnet_trainer.optim.muonclip import MuonClip
 from bitnet_trainer.optim.qk_clip import AttentionHeads, QKClip
 from bitnet_trainer.optim.roles import groups_table
@@ -11,6 +12,7 @@ __all__ = [
     "AttentionHeads",
     "MuonClip",
     "QKClip",
+    "WeightAverage",
     "build_adamw",
     "clip_gradients",
     "groups_table",
