@@ -49,16 +49,25 @@ def is_owned(manifest: Mapping[str, Any], uid: str) -> bool:
 class ApiError(Exception):
     """The API server refused, in the server's own words; or it did not answer, with 0 for `status`."""
 
-    def __init__(self, status: int, message: str, causes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, status: int, message: str, causes: tuple[str, ...] = (), missing: str | None = None
+    ) -> None:
         self.status = status
         self.causes = causes
         """Reasons below the status, such as `NamespaceTerminating`."""
+        self.missing = missing
+        """Name of the object that is not there; None where its whole kind is not."""
         super().__init__(message)
 
     @property
     def passing(self) -> bool:
         """Whether the world is merely changing: looked at afresh, the question will be another one."""
-        return self.status == HTTPStatus.CONFLICT or "NamespaceTerminating" in self.causes
+        return (
+            self.status == HTTPStatus.CONFLICT
+            or "NamespaceTerminating" in self.causes
+            # What was observed a moment ago, a run or its namespace, was deleted meanwhile.
+            or self.missing is not None
+        )
 
 
 class Api:
@@ -112,8 +121,10 @@ class Api:
         answer: dict[str, Any] = _json(content)
         if not 200 <= response.status <= 299:
             message = answer.get("message") or f"{response.status} {response.reason}"
-            causes = (answer.get("details") or {}).get("causes") or []
-            raise ApiError(response.status, message, tuple(cause.get("reason", "") for cause in causes))
+            details = answer.get("details") or {}
+            causes = tuple(cause.get("reason", "") for cause in details.get("causes") or [])
+            missing = details.get("name") if response.status == HTTPStatus.NOT_FOUND else None
+            raise ApiError(response.status, message, causes, missing)
         return answer
 
 

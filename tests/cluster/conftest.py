@@ -38,6 +38,15 @@ def kubectl(cluster: Path) -> Kubectl:
     return Kubectl(cluster)
 
 
+@pytest.fixture(scope="session")
+def definition(kubectl: Kubectl, checkout: Path) -> None:
+    """The CustomResourceDefinition of this checkout, on the server."""
+    kubectl(
+        "apply", "--server-side", "--force-conflicts", "--filename", str(checkout / "crds/bitnetrun.yaml")
+    )
+    kubectl("wait", "--for=condition=Established", "crd/bitnetruns.bitnet.training", "--timeout=60s")
+
+
 @pytest.fixture
 def namespace(kubectl: Kubectl) -> Iterator[str]:
     """A fresh namespace; its deletion goes on after the test."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 from local_cluster import Kubectl, service_account_kubeconfig
@@ -21,6 +23,7 @@ from local_cluster.shell import find_program, run
 NAMESPACE = "bitnet-system"
 RELEASE = "bitnet-operator"
 TRAINER_IMAGE = "docker.io/local/host:1"
+_STAMPED = re.compile(r"\d{4}-\d\d-\d\d ")
 
 
 def install_chart(kubectl: Kubectl, checkout: Path) -> None:
@@ -84,6 +87,16 @@ class OperatorProcess:
     def log(self) -> str:
         """All that it has logged."""
         return self._log.read_text()
+
+    def tracebacks(self) -> list[str]:
+        """Errors that nobody foresaw, as it has logged them: each with the line before it."""
+        lines = self.log().splitlines()
+        found: list[str] = []
+        for number, line in enumerate(lines):
+            if line.startswith("Traceback "):
+                rest = list(takewhile(lambda line: not _STAMPED.match(line), lines[number:]))
+                found.append("\n".join([*lines[max(0, number - 1) : number], *rest]))
+        return found
 
     def metrics(self) -> str:
         """What it answers on /metrics."""

@@ -21,15 +21,6 @@ NAME = "bitnetruns.bitnet.training"
 
 
 @pytest.fixture(scope="session")
-def definition(kubectl: Kubectl, checkout: Path) -> None:
-    """The CustomResourceDefinition of this checkout, on the server."""
-    kubectl(
-        "apply", "--server-side", "--force-conflicts", "--filename", str(checkout / "crds/bitnetrun.yaml")
-    )
-    kubectl("wait", "--for=condition=Established", f"crd/{NAME}", "--timeout=60s")
-
-
-@pytest.fixture(scope="session")
 def full_run(checkout: Path) -> Document:
     """examples/full-run.yaml, parsed."""
     document: Document = yaml.safe_load((checkout / "examples/full-run.yaml").read_text())

@@ -29,7 +29,7 @@ def operator(
     install_chart(kubectl, checkout)
     with operating(kubectl, tmp_path_factory.mktemp("operator")) as process:
         yield process
-        assert "Traceback" not in process.log(), process.log()
+        assert process.tracebacks() == []
 
 
 @pytest.fixture(scope="module")
