@@ -21,6 +21,8 @@ PROGRESS = Progress(
     total_steps=10,
     phase="main",
     loss=2.5,
+    skipped_steps=2,
+    loss_spikes=1,
     objectives={"crossEntropy": ObjectiveProgress(raw=5.0, weight=0.5, weighted=2.5)},
 )
 
@@ -72,6 +74,8 @@ def test_metrics_are_in_prometheus_format(serving):
     lines = get(serving, "/metrics").splitlines()
     assert "bitnet_trainer_step 3.0" in lines
     assert "bitnet_trainer_loss 2.5" in lines
+    assert "bitnet_trainer_skipped_steps_total 2.0" in lines
+    assert "bitnet_trainer_loss_spikes_total 1.0" in lines
     assert 'bitnet_trainer_objective_loss{objective="crossEntropy"} 5.0' in lines
     assert 'bitnet_trainer_objective_weight{objective="crossEntropy"} 0.5' in lines
     assert 'bitnet_trainer_phase{phase="main"} 1.0' in lines

@@ -3,8 +3,6 @@
 import torch
 import torch.distributed as dist
 
-from bitnet_trainer.errors import NonFinite
-
 
 class NonFiniteGuard:
     """Tells the optimiser to leave out a bad step, and counts such steps, without a read from the device.
@@ -38,13 +36,3 @@ class NonFiniteGuard:
     def counts(self) -> torch.Tensor:
         """(3,) float32 on the device: steps skipped in all, in a row up to now, in the longest row."""
         return self._counts
-
-
-def check_skips(longest_row: int, allowed: int, step: int) -> None:
-    """Raises NonFinite where more than `allowed` steps in a row, up to `step`, were left out."""
-    if longest_row > allowed:
-        raise NonFinite(
-            f"loss or gradient was not finite in {longest_row} steps in a row, up to step {step}, and "
-            f"health.nonFinite.skipSteps allows {allowed}. None of them changed the weights. Lower the "
-            "optimizer's learning rates, lengthen schedule.warmupSteps, or look at the text of those steps."
-        )

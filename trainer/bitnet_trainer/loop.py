@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from bitnet_crds.plan import PlannedPhase
-from bitnet_crds.protocol import Order, TeacherState, TrainerState
+from bitnet_crds.protocol import Checkpoint, Order, TeacherState, TrainerState
 from bitnet_trainer.checkpoint import Position, Saver
 from bitnet_trainer.data import (
     Corpus,
@@ -80,9 +80,9 @@ class TrainingLoop:
         self.recorder = Recorder(
             reporter,
             MetricsLog(order.folder / "metrics.jsonl", position.step) if ranks.first else None,
-            order.plan,
+            order,
+            self._last_checkpoint,
             world=ranks.world,
-            allowed_skips=order.spec.health.non_finite.skip_steps,
             skipped=position.skipped_steps,
             in_row=position.skipped_in_row,
         )
@@ -127,6 +127,7 @@ class TrainingLoop:
                 StepTaken(
                     step=self.step,
                     phase=phase,
+                    sequences=rows.batch,
                     weights=weights,
                     objectives=losses.objectives,
                     learning_rate=rate,
@@ -146,11 +147,18 @@ class TrainingLoop:
     def close(self) -> None:
         """Ends the threads that make rows and write checkpoints, and closes the metrics' file."""
         self.prefetch.close()
-        # One is in flight where an error ends the run: it is as good as if none had.
+        self._last_checkpoint()
+        self.recorder.close()
+
+    def _last_checkpoint(self) -> Checkpoint | None:
+        """The newest one where an error ends the run; none is begun after it.
+
+        One may be in flight, and is as good as if there were no error.
+        """
         committed = self.saver.close()
         if committed is not None:
             self.reporter.update(checkpoint=reported(self.order, committed))
-        self.recorder.close()
+        return self.reporter.progress.checkpoint
 
     def _teacher_as_planned(self, phase: PlannedPhase) -> None:
         """Loads the teacher for a phase that needs it, and frees it in one that does not."""

@@ -2,16 +2,18 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from bitnet_crds.plan import Plan, PlannedPhase
-from bitnet_crds.protocol import ObjectiveProgress, TrainerState
-from bitnet_trainer.guards import check_skips
+from bitnet_crds.plan import PlannedPhase
+from bitnet_crds.protocol import Checkpoint, ObjectiveProgress, Order, TrainerState
+from bitnet_trainer.batch import SequenceId
 from bitnet_trainer.readback import Readback
 from bitnet_trainer.report import MetricsLog, Reporter, StepRecord
+from bitnet_trainer.skipped import NonFiniteRecord, SkippedStep, not_finite, stretches
+from bitnet_trainer.spikes import SpikeDetector
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +27,8 @@ class StepTaken:
     step: int
     """Steps completed with this one."""
     phase: PlannedPhase
+    sequences: Sequence[SequenceId]
+    """Those of all ranks. Kept until the figures arrive, and longer where the step was left out."""
     weights: Mapping[str, float]
     """By objective: the factors of the total loss, as they were in this step."""
     objectives: tuple[str, ...]
@@ -43,10 +47,10 @@ class Recorder:
         self,
         reporter: Reporter,
         metrics: MetricsLog | None,
-        plan: Plan,
+        order: Order,
+        last_checkpoint: Callable[[], Checkpoint | None],
         *,
         world: int,
-        allowed_skips: int,
         skipped: int,
         in_row: int,
     ) -> None:
@@ -54,15 +58,20 @@ class Recorder:
         Args:
             reporter: told of each step.
             metrics: where a line a step goes, on the rank that has it.
-            plan: the ledger.
+            order: the run.
+            last_checkpoint: asked for the newest checkpoint once, where the run ends because of bad steps.
             world: ranks.
-            allowed_skips: steps in a row that may be left out.
             skipped: steps left out before.
             in_row: how many of them were the last ones.
         """
         self.skipped, self.in_row = skipped, in_row
-        self._reporter, self._metrics, self._plan, self._world = reporter, metrics, plan, world
-        self._allowed_skips = allowed_skips
+        self._reporter, self._metrics, self._world = reporter, metrics, world
+        self._order, self._plan = order, order.plan
+        self._allowed_skips = order.spec.health.non_finite.skip_steps
+        self._sources = [source.name for source in order.spec.data.sources]
+        self._last_checkpoint = last_checkpoint
+        self._left_out: list[SkippedStep] = []
+        self._spikes = SpikeDetector()
         self._readback: Readback[StepTaken] = Readback()
         self._last_logged = 0.0
 
@@ -76,8 +85,21 @@ class Recorder:
             loss, norm, skipped, in_row, longest = values[:5]
             good = int(skipped) == self.skipped
             self.skipped, self.in_row = int(skipped), int(in_row)
-            self._publish(self._record(taken, loss, norm, values[5:], good=good))
-            check_skips(int(longest), self._allowed_skips, taken.step)
+            record = self._record(taken, loss, norm, values[5:], good=good)
+            self._publish(record)
+            self._check_skips(record, int(longest))
+
+    def _check_skips(self, record: StepRecord, longest: int) -> None:
+        """Raises NonFinite, and writes down why, where one more step in a row than may be was left out."""
+        if record.left_out is None:
+            self._left_out.clear()
+            return
+        self._left_out.append(record.left_out)
+        if longest > self._allowed_skips:
+            ended = NonFiniteRecord(steps=tuple(self._left_out), checkpoint=self._last_checkpoint())
+            if self._metrics is not None:
+                ended.write(self._order.folder)
+            raise ended.error(longest, self._allowed_skips)
 
     def close(self) -> None:
         """Closes the metrics' file."""
@@ -96,6 +118,8 @@ class Recorder:
             step=taken.step,
             phase=taken.phase.name,
             loss=loss if good else None,
+            loss_spike=self._spikes.judge(taken.phase.name, loss) if good else None,
+            left_out=None if good else self._skipped_step(taken, loss, norm, means),
             objectives=objectives,
             gradient_norm=norm if good else None,
             learning_rate=taken.learning_rate,
@@ -110,16 +134,34 @@ class Recorder:
             mixture=dict(taken.mixture),
         )
 
+    def _skipped_step(self, taken: StepTaken, loss: float, norm: float, means: list[float]) -> SkippedStep:
+        return SkippedStep(
+            step=taken.step,
+            phase=taken.phase.name,
+            not_finite=not_finite(loss, norm, zip(taken.objectives, means, strict=True)),
+            sequences=stretches(taken.sequences, self._sources),
+        )
+
     def _publish(self, record: StepRecord) -> None:
         if self._metrics is not None:
             self._metrics.append(record)
-        fields = record.model_dump(exclude={"teacher", "loss", "objectives", "gradient_norm"})
+        if record.loss_spike is not None:
+            _log.warning(
+                "step %d: the loss of %.4f is a spike, %.1f robust standard deviations above those before it",
+                record.step,
+                record.loss,
+                record.loss_spike,
+            )
+        fields = record.model_dump(
+            exclude={"teacher", "loss", "loss_spike", "left_out", "objectives", "gradient_norm"}
+        )
+        fields["loss_spikes"] = self._spikes.count
         if record.loss is not None:
             fields |= {"loss": record.loss, "gradient_norm": record.gradient_norm}
             fields["objectives"] = dict(record.objectives)
         self._reporter.update(state=TrainerState.TRAINING, **fields)
-        if record.loss is None:
-            _log.warning("step %d was left out: its loss or gradient was not finite", record.step)
+        if record.left_out is not None:
+            _log.warning("left out, with nothing of it kept: %s", record.left_out.sentence())
         elif (
             time.monotonic() - self._last_logged > _LOGGED_EVERY_SECONDS
             or record.step == self._plan.total_steps

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from bitnet_crds.protocol import PROGRESS_PORT, ObjectiveProgress, Progress
 from bitnet_crds.record import Report
 from bitnet_trainer.errors import BadInput
+from bitnet_trainer.skipped import SkippedStep
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +29,10 @@ class StepRecord(Report):
     phase: str
     loss: float | None
     """Total loss; none where it was not finite and the step was left out."""
+    loss_spike: float | None = None
+    """Robust z-score of a loss that is a spike; nothing is done about it."""
+    left_out: SkippedStep | None = None
+    """What was not finite, and which sequences the step had, where it was left out."""
     objectives: dict[str, ObjectiveProgress] = {}
     gradient_norm: float | None
     """L2, before clipping; none where it was not finite."""
@@ -146,7 +151,6 @@ class _ProgressCollector(Collector):
             "learning_rate": ("Learning rate.", progress.learning_rate),
             "quantization_lambda": ("Lambda: 0 not quantised, 1 fully.", progress.quantization_lambda),
             "gradient_norm": ("L2 norm of the gradient before clipping.", progress.gradient_norm),
-            "skipped_steps": ("Steps left out, their loss or gradient not finite.", progress.skipped_steps),
             "micro_batch_size": ("Sequences in one pass of one process.", progress.micro_batch_size),
             "accumulation": ("Passes in one optimiser step.", progress.accumulation),
             "world_size": ("Processes.", progress.world_size),
@@ -167,6 +171,11 @@ class _ProgressCollector(Collector):
             "Checkpoints that could not be written.",
             value=progress.checkpoint_failures,
         )
+        for name, text, total in (
+            ("skipped_steps", "Steps left out, their loss or gradient not finite.", progress.skipped_steps),
+            ("loss_spikes", "Losses far above those before them, in this process.", progress.loss_spikes),
+        ):
+            yield CounterMetricFamily(f"bitnet_trainer_{name}", text, value=total)
         raw = GaugeMetricFamily(
             "bitnet_trainer_objective_loss", "One objective's loss.", labels=["objective"]
         )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from bitnet_trainer.batch import Rows
+from bitnet_trainer.batch import Rows, SequenceId
 from bitnet_trainer.data.corpus import MixedSources
 from bitnet_trainer.data.cursor import Cursor
 
@@ -24,6 +24,8 @@ class StepRows:
 
     micro_batches: Sequence[Rows]
     """On the CPU."""
+    batch: Sequence[SequenceId]
+    """The sequences of the whole step, of all ranks."""
     after: Cursor
     """Where training stands in the data when the step is done."""
 
@@ -57,4 +59,4 @@ class Prefetch:
     def _make(self, wanted: Wanted) -> StepRows:
         batch, after = self._corpus.take(wanted.cursor, self._global_batch, wanted.shares)
         rows = self._corpus.micro_batches(batch, self._rank, self._world, wanted.micro_batch_size)
-        return StepRows(tuple(rows), after)
+        return StepRows(tuple(rows), batch, after)
