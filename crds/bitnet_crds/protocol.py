@@ -107,6 +107,21 @@ class ObjectiveProgress(Report):
     """weight * raw."""
 
 
+class MachineProgress(Report):
+    """What the last steps cost the machine of the process that reports; none where it cannot be told."""
+
+    step_seconds: float | None = None
+    """Time of a step, a mean over the last few."""
+    model_flops_utilization: float | None = None
+    """Share of the GPUs' dense bfloat16 peak that the student's own arithmetic took, from 0 to 1."""
+    device_peak_bytes: int | None = None
+    """Largest GPU memory in tensors since the process began."""
+    device_reserved_bytes: int | None = None
+    """GPU memory that the process holds."""
+    host_peak_bytes: int | None = None
+    """Largest resident memory of the process."""
+
+
 class Progress(Report):
     """What rank 0 answers at /progress. Steps are counted: `step` have been completed."""
 
@@ -123,8 +138,15 @@ class Progress(Report):
     tokens: int = 0
     tokens_per_second: float | None = None
     learning_rate: float = 0.0
+    """AdamW's."""
+    muon_learning_rate: float | None = None
+    """Muon's, with MuonClip."""
     quantization_lambda: float = 0.0
     gradient_norm: float | None = None
+    largest_attention_logit: float | None = None
+    """Over all heads of the last step, in the weights before its update; with MuonClip."""
+    clipped_heads: int | None = None
+    """Query heads whose logits were over the threshold in the last step; with MuonClip."""
     skipped_steps: int = 0
     """Steps left out because loss or gradient was not finite."""
     loss_spikes: int = 0
@@ -137,11 +159,14 @@ class Progress(Report):
     """The newest committed checkpoint."""
     checkpoint_at: float | None = None
     """When this process committed it, in seconds since 1970; none where it only went on from it."""
+    checkpoint_seconds: float | None = None
+    """What that took, from the copy of the state to the commit."""
     checkpoint_error: str | None = None
     """Why the last checkpoint could not be written, where training goes on without it; none after one that
     could."""
     checkpoint_failures: int = 0
     """Checkpoints that could not be written since this process began."""
+    machine: MachineProgress = MachineProgress()
 
 
 class Evaluation(Report):

@@ -59,13 +59,22 @@ class RunMetrics(Collector):
             "1 for the phase of spec.phases that is trained",
             labels=(*_LABELS, "phase"),
         )
+        condition = GaugeMetricFamily(
+            "bitnetrun_condition",
+            "1 for the status that a condition of the run has",
+            labels=(*_LABELS, "type", "status"),
+        )
         for key, status in statuses:
             skipped.add_metric(key, status.skipped_steps)
-            for each in RunPhase:
-                phase.add_metric((*key, each), float(status.phase is each))
+            for life in RunPhase:
+                phase.add_metric((*key, life), float(status.phase is life))
             if status.training_phase is not None:
                 training.add_metric((*key, status.training_phase), 1)
-        yield from (skipped, phase, training)
+            for each in status.conditions:
+                condition.add_metric((*key, each.type, each.status), 1)
+        yield from (skipped, phase, training, condition)
+        yield _evaluated("perplexity", "Perplexity on held-out text at the end", statuses)
+        yield _evaluated("accuracy", "Share of right labels on held-out rows at the end", statuses)
 
 
 def _gauge(
@@ -79,4 +88,15 @@ def _gauge(
     for key, status in statuses:
         if (number := value(status)) is not None:
             family.add_metric(key, number)
+    return family
+
+
+def _evaluated(measure: str, text: str, statuses: Iterable[tuple[Key, BitNetRunStatus]]) -> Metric:
+    """What was measured of each model when a run had ended."""
+    family = GaugeMetricFamily(f"bitnetrun_{measure}", text, labels=(*_LABELS, "model"))
+    for key, status in statuses:
+        for model in ("original", "before", "after", "teacher"):
+            value = getattr(status.evaluation, f"{measure}_{model}", None)
+            if value is not None:
+                family.add_metric((*key, model), float(value))
     return family

@@ -23,6 +23,7 @@ from bitnet_trainer.data import (
 from bitnet_trainer.errors import CheckpointError, TeacherUnavailable
 from bitnet_trainer.guards import NonFiniteGuard
 from bitnet_trainer.influence import measure_alignments
+from bitnet_trainer.machine import Machine
 from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.objectives.gradient_ratio import balanced, is_due, measured_ratios
 from bitnet_trainer.optim import WeightAverage, set_learning_rate
@@ -82,6 +83,7 @@ class TrainingLoop:
             MetricsLog(order.folder / "metrics.jsonl", position.step) if ranks.first else None,
             order,
             self._last_checkpoint,
+            Machine.of(student.model, ranks, order.plan),
             world=ranks.world,
             skipped=position.skipped_steps,
             in_row=position.skipped_in_row,
@@ -252,7 +254,10 @@ class TrainingLoop:
             return
         self.committed = committed.step
         self.reporter.update(
-            checkpoint=reported(self.order, committed), checkpoint_at=time.time(), checkpoint_error=None
+            checkpoint=reported(self.order, committed),
+            checkpoint_at=time.time(),
+            checkpoint_seconds=self.saver.seconds,
+            checkpoint_error=None,
         )
 
     def _without_checkpoint(self, error: CheckpointError) -> None:

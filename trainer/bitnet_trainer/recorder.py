@@ -1,6 +1,7 @@
 """Each step's figures on their way out: from the device to metrics.jsonl, to the reporter and to the log."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 from bitnet_crds.plan import PlannedPhase
 from bitnet_crds.protocol import Checkpoint, ObjectiveProgress, Order, TrainerState
 from bitnet_trainer.batch import SequenceId
+from bitnet_trainer.machine import Machine
 from bitnet_trainer.readback import Readback
 from bitnet_trainer.report import MetricsLog, Reporter, StepRecord
 from bitnet_trainer.skipped import NonFiniteRecord, SkippedStep, not_finite, stretches
@@ -49,6 +51,7 @@ class Recorder:
         metrics: MetricsLog | None,
         order: Order,
         last_checkpoint: Callable[[], Checkpoint | None],
+        machine: Machine,
         *,
         world: int,
         skipped: int,
@@ -60,6 +63,7 @@ class Recorder:
             metrics: where a line a step goes, on the rank that has it.
             order: the run.
             last_checkpoint: asked for the newest checkpoint once, where the run ends because of bad steps.
+            machine: what is trained on.
             world: ranks.
             skipped: steps left out before.
             in_row: how many of them were the last ones.
@@ -69,7 +73,9 @@ class Recorder:
         self._order, self._plan = order, order.plan
         self._allowed_skips = order.spec.health.non_finite.skip_steps
         self._sources = [source.name for source in order.spec.data.sources]
-        self._last_checkpoint = last_checkpoint
+        self._last_checkpoint, self._machine = last_checkpoint, machine
+        optimizer = order.spec.optimizer
+        self._muon_rate = optimizer.muon_rate if optimizer.name == "MuonClip" else None
         self._left_out: list[SkippedStep] = []
         self._spikes = SpikeDetector()
         self._readback: Readback[StepTaken] = Readback()
@@ -107,8 +113,12 @@ class Recorder:
             self._metrics.close()
 
     def _record(
-        self, taken: StepTaken, loss: float, norm: float, means: list[float], *, good: bool
+        self, taken: StepTaken, loss: float, norm: float, figures: list[float], *, good: bool
     ) -> StepRecord:
+        # With MuonClip two figures follow, of the attention.
+        means, attention = figures[: len(taken.objectives)], figures[len(taken.objectives) :]
+        largest, clipped = attention or (math.nan, math.nan)
+        share = self._plan.learning_rate.share_at(taken.step - 1)
         objectives = {
             name: ObjectiveProgress(raw=raw, weight=taken.weights[name], weighted=raw * taken.weights[name])
             for name, raw in zip(taken.objectives, means, strict=True)
@@ -122,7 +132,10 @@ class Recorder:
             left_out=None if good else self._skipped_step(taken, loss, norm, means),
             objectives=objectives,
             gradient_norm=norm if good else None,
+            largest_attention_logit=largest if math.isfinite(largest) else None,
+            clipped_heads=int(clipped) if attention else None,
             learning_rate=taken.learning_rate,
+            muon_learning_rate=self._muon_rate and self._muon_rate * share,
             quantization_lambda=taken.quantization_lambda,
             tokens=taken.step * self._plan.tokens_per_step,
             tokens_per_second=taken.tokens_per_second,
@@ -132,6 +145,7 @@ class Recorder:
             world_size=self._world,
             teacher=taken.phase.teacher,
             mixture=dict(taken.mixture),
+            machine=self._machine.figures(taken.tokens_per_second, taken.objectives),
         )
 
     def _skipped_step(self, taken: StepTaken, loss: float, norm: float, means: list[float]) -> SkippedStep:
@@ -153,12 +167,13 @@ class Recorder:
                 record.loss_spike,
             )
         fields = record.model_dump(
-            exclude={"teacher", "loss", "loss_spike", "left_out", "objectives", "gradient_norm"}
+            exclude={"teacher", "loss", "loss_spike", "left_out", "objectives", "gradient_norm", "machine"}
         )
         fields["loss_spikes"] = self._spikes.count
         if record.loss is not None:
             fields |= {"loss": record.loss, "gradient_norm": record.gradient_norm}
             fields["objectives"] = dict(record.objectives)
+        fields["machine"] = record.machine
         self._reporter.update(state=TrainerState.TRAINING, **fields)
         if record.left_out is not None:
             _log.warning("left out, with nothing of it kept: %s", record.left_out.sentence())

@@ -2,20 +2,19 @@
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.registry import Collector
 from pydantic import ValidationError
 
-from bitnet_crds.protocol import PROGRESS_PORT, ObjectiveProgress, Progress
+from bitnet_crds.protocol import PROGRESS_PORT, MachineProgress, ObjectiveProgress, Progress
 from bitnet_crds.record import Report
 from bitnet_trainer.errors import BadInput
+from bitnet_trainer.series import ProgressCollector
 from bitnet_trainer.skipped import SkippedStep
 
 _log = logging.getLogger(__name__)
@@ -36,7 +35,14 @@ class StepRecord(Report):
     objectives: dict[str, ObjectiveProgress] = {}
     gradient_norm: float | None
     """L2, before clipping; none where it was not finite."""
+    largest_attention_logit: float | None = None
+    """S_max of QK-clip over all heads, in the weights before the update; with MuonClip."""
+    clipped_heads: int | None = None
+    """Query heads over the threshold; with MuonClip."""
     learning_rate: float
+    """AdamW's."""
+    muon_learning_rate: float | None = None
+    """Muon's, with MuonClip."""
     quantization_lambda: float
     tokens: int
     """Tokens trained on since the run began."""
@@ -50,6 +56,8 @@ class StepRecord(Report):
     """Whether the teacher took part."""
     mixture: dict[str, float] = {}
     """Share of the sequences by source."""
+    machine: MachineProgress = MachineProgress()
+    """Time and memory."""
 
 
 class MetricsLog:
@@ -90,11 +98,13 @@ def read_metrics(path: Path) -> list[StepRecord]:
 class Reporter:
     """Holds the run's progress, and serves it where asked to."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, phases: Sequence[str] = ()) -> None:
+        """Begins with `progress`; `phases` are those of the whole run, by name."""
         self.progress = progress
         self._server: ThreadingHTTPServer | None = None
         self._registry = CollectorRegistry()
-        self._registry.register(_ProgressCollector(self))
+        self._registry.register(ProgressCollector(lambda: self.progress, phases))
+        ProcessCollector(registry=self._registry)
 
     def update(self, **changes: object) -> None:
         """Changes fields of the progress; the whole is replaced at once, so that no reader sees a mixture."""
@@ -134,71 +144,6 @@ class Reporter:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-
-
-class _ProgressCollector(Collector):
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter = reporter
-
-    def collect(self) -> Iterable[Metric]:
-        progress = self._reporter.progress
-        values: dict[str, tuple[str, float | None]] = {
-            "step": ("Optimiser steps completed.", progress.step),
-            "steps": ("Optimiser steps of the whole run.", progress.total_steps),
-            "loss": ("Total loss of the last finite step.", progress.loss),
-            "tokens": ("Tokens trained on.", progress.tokens),
-            "tokens_per_second": ("Tokens trained on in a second.", progress.tokens_per_second),
-            "learning_rate": ("Learning rate.", progress.learning_rate),
-            "quantization_lambda": ("Lambda: 0 not quantised, 1 fully.", progress.quantization_lambda),
-            "gradient_norm": ("L2 norm of the gradient before clipping.", progress.gradient_norm),
-            "micro_batch_size": ("Sequences in one pass of one process.", progress.micro_batch_size),
-            "accumulation": ("Passes in one optimiser step.", progress.accumulation),
-            "world_size": ("Processes.", progress.world_size),
-            "checkpoint_step": (
-                "Steps in the newest committed checkpoint.",
-                progress.checkpoint.step if progress.checkpoint else None,
-            ),
-            "checkpoint_timestamp_seconds": (
-                "When this process last committed a checkpoint, since 1970.",
-                progress.checkpoint_at,
-            ),
-        }
-        for name, (text, value) in values.items():
-            if value is not None:
-                yield GaugeMetricFamily(f"bitnet_trainer_{name}", text, value=value)
-        yield CounterMetricFamily(
-            "bitnet_trainer_checkpoint_failures",
-            "Checkpoints that could not be written.",
-            value=progress.checkpoint_failures,
-        )
-        for name, text, total in (
-            ("skipped_steps", "Steps left out, their loss or gradient not finite.", progress.skipped_steps),
-            ("loss_spikes", "Losses far above those before them, in this process.", progress.loss_spikes),
-        ):
-            yield CounterMetricFamily(f"bitnet_trainer_{name}", text, value=total)
-        raw = GaugeMetricFamily(
-            "bitnet_trainer_objective_loss", "One objective's loss.", labels=["objective"]
-        )
-        weight = GaugeMetricFamily(
-            "bitnet_trainer_objective_weight", "One objective's weight.", labels=["objective"]
-        )
-        for objective, part in progress.objectives.items():
-            raw.add_metric([objective], part.raw)
-            weight.add_metric([objective], part.weight)
-        mixture = GaugeMetricFamily(
-            "bitnet_trainer_mixture_share", "Share of the sequences from one source.", labels=["source"]
-        )
-        for source, share in progress.mixture.items():
-            mixture.add_metric([source], share)
-        yield from (raw, weight, mixture)
-        for name, text, current in (
-            ("state", "What the trainer is doing.", progress.state.value),
-            ("phase", "The phase being trained.", progress.phase),
-            ("teacher", "Where the teacher stands.", progress.teacher.value),
-        ):
-            family = GaugeMetricFamily(f"bitnet_trainer_{name}", text, labels=[name])
-            family.add_metric([current], 1)
-            yield family
 
 
 def _handler(reporter: Reporter) -> type[BaseHTTPRequestHandler]:

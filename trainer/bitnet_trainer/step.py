@@ -19,7 +19,7 @@ from bitnet_trainer.objectives.manager import (
     add_up,
 )
 from bitnet_trainer.objectives.micro_batch import MicroBatch
-from bitnet_trainer.optim import clip_gradients, total_norm
+from bitnet_trainer.optim import MuonClip, clip_gradients, total_norm
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.teacher import Teacher
 
@@ -44,7 +44,7 @@ class StepLosses:
     objectives: tuple[str, ...]
     values: torch.Tensor
     """(2 + 3 + len(objectives),) float64: total loss, gradient norm, the guard's three counts, and each
-    objective's mean loss a term."""
+    objective's mean loss a term; with MuonClip two more, its `attention_figures`."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,10 @@ class Stepper:
         self.guard.judge(measured.values[0], norm, self.optimizer)
         self.optimizer.step()
         head = torch.stack((measured.values[0], norm.double()))
-        return StepLosses(
-            measured.objectives, torch.cat((head, self.guard.counts().double(), measured.values[1:]))
-        )
+        figures = [head, self.guard.counts().double(), measured.values[1:]]
+        if isinstance(self.optimizer, MuonClip):
+            figures.append(self.optimizer.attention_figures)
+        return StepLosses(measured.objectives, torch.cat(figures))
 
     def gradient_norm(self, step: StepInput, objective: str) -> float:
         """The L2 norm of one objective's gradient over the whole step, unweighted; changes no weight.

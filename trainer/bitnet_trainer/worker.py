@@ -41,7 +41,10 @@ def main() -> None:
 def _report(path: Path, rank: int, stop: StopRequest) -> TerminationReport:
     order = Order.model_validate_json(path.read_text())
     phase = order.plan.phases[0]
-    reporter = Reporter(Progress(total_steps=order.plan.total_steps, phase=phase.name))
+    reporter = Reporter(
+        Progress(total_steps=order.plan.total_steps, phase=phase.name),
+        [each.name for each in order.plan.phases],
+    )
     try:
         # Here and not above: importing torch takes seconds, and its failure is reported too.
         from transformers.utils.logging import disable_progress_bar

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from bitnet_crds.locations import parse_location
 from bitnet_crds.plan import plan
-from bitnet_crds.protocol import Order, Progress, TerminationReport
+from bitnet_crds.protocol import MachineProgress, Order, Progress, TerminationReport
 from bitnet_crds.spec import BitNetRunSpec
 from bitnet_trainer.checkpoint import open_store
 from bitnet_trainer.data import SourceText, open_corpus
@@ -62,8 +62,9 @@ class TinyRun:
         return read_metrics(self.folder / "metrics.jsonl")
 
     def figures(self) -> list[StepRecord]:
-        """The metrics less the speed, which is another each time."""
-        return [record.model_copy(update={"tokens_per_second": None}) for record in self.metrics()]
+        """The metrics less speed and memory, which are others each time."""
+        others = {"tokens_per_second": None, "machine": MachineProgress()}
+        return [record.model_copy(update=others) for record in self.metrics()]
 
     def checkpoints(self) -> list[str]:
         return sorted(path.name for path in (self.folder / "checkpoints").iterdir())

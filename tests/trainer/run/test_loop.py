@@ -130,6 +130,8 @@ def test_a_request_to_stop_ends_the_step_and_writes_a_checkpoint(make_run, train
     assert result.stopped
     assert result.evaluation is None
     assert reporter.progress.checkpoint.step == 7
+    assert 0 < reporter.progress.checkpoint_seconds < 60
+    assert reporter.progress.machine.step_seconds > 0
     assert run.checkpoints() == ["step-00000005", "step-00000007"]
 
 

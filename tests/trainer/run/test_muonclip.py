@@ -26,10 +26,17 @@ def test_it_trains_and_goes_on_bit_for_bit(make_run, train_here, weights_of, cap
     """Stopped at a step that has no checkpoint of its own else, and gone on with."""
     caplog.set_level("INFO")
     whole = make_run(steps=24, name="whole", optimizer=MUONCLIP)
-    train_here(whole)
+    _, reporter = train_here(whole)
     assert caplog.text.count("hidden: 14 parameters, 15,360 numbers, Muon at 0.01, decay 0.01") == 1
-    losses = [record.loss for record in whole.metrics()]
+    records = whole.metrics()
+    losses = [record.loss for record in records]
     assert losses[-7] < losses[0] - 0.3  # before the teacher's loss comes in
+    for record in records:
+        assert (record.clipped_heads > 0) is (record.largest_attention_logit > 0.05)
+        assert record.muon_learning_rate == pytest.approx(2 * record.learning_rate)
+    assert sum(record.clipped_heads for record in records) > 24
+    assert reporter.progress.largest_attention_logit == records[-1].largest_attention_logit
+    assert reporter.progress.muon_learning_rate == records[-1].muon_learning_rate
 
     halves = make_run(steps=24, name="halves", optimizer=MUONCLIP)
     for stop_at in (7, 13, None):

@@ -1,6 +1,7 @@
 """Writing checkpoints in a thread of its own, while training goes on."""
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ class Saver:
         self._copier = Copier(training)
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._coming: Future[Committed] | None = None
+        self.seconds: float | None = None
+        """What the last committed one took, from the copy of the state to the commit."""
 
     @property
     def in_flight(self) -> bool:
@@ -70,8 +73,14 @@ class Saver:
     def begin(self, position: Position) -> None:
         """Copies the state as it is now, and begins to write it. The one before must have been taken up."""
         assert not self.in_flight
+        begun = time.monotonic()
         snapshot = _copied(self._training, position, self._group, self._copier, self._inference)
-        self._coming = self._thread.submit(_write, self._store, snapshot, self._group, self._after_commit)
+        self._coming = self._thread.submit(self._timed, snapshot, begun)
+
+    def _timed(self, snapshot: _Snapshot, begun: float) -> Committed:
+        committed = _write(self._store, snapshot, self._group, self._after_commit)
+        self.seconds = time.monotonic() - begun
+        return committed
 
     def outcome(self) -> Committed:
         """Waits for the one in flight, and takes it up. Raises on every rank alike what went wrong on any:

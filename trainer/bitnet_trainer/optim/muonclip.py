@@ -71,6 +71,12 @@ class MuonClip(torch.optim.Optimizer):
         self._step_adamw()
         self._clip.apply(skipped)
 
+    @property
+    def attention_figures(self) -> Tensor:
+        """(2,) float64 on the device, of the last step: the largest logit of all heads, and how many heads
+        were clipped."""
+        return self._clip.figures
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets gradients, and the largest logits that came with them."""
         super().zero_grad(set_to_none)

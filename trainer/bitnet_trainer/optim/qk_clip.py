@@ -69,6 +69,8 @@ class QKClip:
         """
         self._layers, self._maxima = layers, maxima
         self._threshold, self._alpha = threshold, alpha
+        self.figures = torch.zeros(2, dtype=torch.float64, device=maxima.values.device)
+        """(2,) on the device, of the last step: the largest logit of all heads, and how many were clipped."""
 
     def forget(self) -> None:
         """Begins a step."""
@@ -83,6 +85,7 @@ class QKClip:
         factors = clip_factors(largest, self._threshold)
         if skipped is not None:
             factors = torch.where(skipped, 1.0, factors)
+        self.figures = torch.stack((largest.amax(), (factors < 1).sum())).double()
         for layer, own in zip(self._layers, factors, strict=True):
             if layer.normed:
                 smallest = own.amin()
