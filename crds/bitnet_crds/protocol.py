@@ -167,6 +167,8 @@ class Progress(Report):
     checkpoint_failures: int = 0
     """Checkpoints that could not be written since this process began."""
     machine: MachineProgress = MachineProgress()
+    warnings: tuple[str, ...] = ()
+    """What a person should know of, and training goes on with: a sentence each, with the mend."""
 
 
 class Evaluation(Report):

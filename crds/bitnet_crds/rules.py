@@ -40,7 +40,7 @@ class Rule:
         return {key: value for key, value in entry.items() if value is not None}
 
 
-MUTABLE = {"retries", "workers.parallelism", "workers.template"}
+MUTABLE = {"retries", "tracking", "workers.parallelism", "workers.template"}
 """What may change while a run exists, below spec; everything else would make it another run."""
 
 

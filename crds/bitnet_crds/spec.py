@@ -14,6 +14,7 @@ from bitnet_crds.objectives import Objective, Objectives
 from bitnet_crds.optimizer import Averaging, Optimizer, Schedule
 from bitnet_crds.quantities import Percentage, Quantity, format_percentage
 from bitnet_crds.record import Record
+from bitnet_crds.tracking import Tracking
 
 API_GROUP = "bitnet.training"
 API_VERSION = f"{API_GROUP}/v1alpha1"
@@ -295,6 +296,7 @@ class BitNetRunSpec(Record):
     health: Health = Health()
     retries: int = Field(default=3, ge=0, le=1000)
     """How often a failed segment is tried again from the last checkpoint. Preemptions do not count."""
+    tracking: Tracking | None = None
     export: Export = Export()
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seeds the order of the data and anything random in training."""

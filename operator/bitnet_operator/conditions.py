@@ -33,6 +33,18 @@ def set_condition(
     return tuple(after if condition is before else condition for condition in conditions)
 
 
+def about_warnings(
+    conditions: tuple[Condition, ...], progress: Progress
+) -> tuple[str, Literal["True", "False"], str, str] | None:
+    """The same of what the trainer warns of. It appears with the first warning, and turns where a later
+    process has none."""
+    if progress.warnings:
+        return "Warnings", "True", "TrainerWarned", " ".join(progress.warnings)
+    if any(condition.type == "Warnings" for condition in conditions):
+        return "Warnings", "False", "NoWarnings", "the trainer warns of nothing"
+    return None
+
+
 def about_checkpoints(
     conditions: tuple[Condition, ...], progress: Progress
 ) -> tuple[str, Literal["True", "False"], str, str] | None:

@@ -18,7 +18,7 @@ from bitnet_crds import (
 )
 from bitnet_crds.protocol import TrainerState
 from bitnet_crds.status import RunPhase, SegmentOutcome
-from bitnet_operator.conditions import about_checkpoints, set_condition
+from bitnet_operator.conditions import about_checkpoints, about_warnings, set_condition
 from bitnet_operator.decision import Decision, Event
 from bitnet_operator.moments import parse_timestamp, timestamp
 from bitnet_operator.observation import Job, JobState, Observation
@@ -209,8 +209,9 @@ class _Decider:
                 _doing(job.progress.state),
                 f"segment {_title(current)}, phase {job.progress.phase}",
             )
-            if said := about_checkpoints(status.conditions, job.progress):
-                status = self._condition(status, *said)
+            for about in (about_checkpoints, about_warnings):
+                if said := about(status.conditions, job.progress):
+                    status = self._condition(status, *said)
         elif waiting := [f"{pod.name}: {pod.waiting}" for pod in job.pods if pod.waiting]:
             status = self._running(status, "False", "WaitingForPods", "; ".join(waiting))
         return Decision(

@@ -88,6 +88,7 @@ def pod_template(run: BitNetRun, job: str, trainer_image: str) -> dict[str, Any]
                         # A user that the image does not know has no home that it could write to.
                         {"name": "HF_HOME", "value": f"{CACHE_FOLDER}/huggingface"},
                         {"name": "BITNET_MODEL_CACHE", "value": f"{CACHE_FOLDER}/models"},
+                        *_tracking(run.spec),
                     ],
                     "ports": [{"name": "progress", "containerPort": PROGRESS_PORT}],
                     "resources": {"limits": {"nvidia.com/gpu": gpus}} if gpus else {},
@@ -119,6 +120,18 @@ def pod_template(run: BitNetRun, job: str, trainer_image: str) -> dict[str, Any]
     # The labels once more: without them nobody would find the pods again.
     found_by = {"metadata": {"labels": labels(run, job)}}
     return merge(merge(base, run.spec.workers.template or {}), found_by)
+
+
+def _tracking(spec: BitNetRunSpec) -> Iterable[dict[str, Any]]:
+    """The environment of wandb, for a run that is tracked there."""
+    if spec.tracking is None:
+        return
+    for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        yield {"name": name, "value": f"{CACHE_FOLDER}/wandb"}
+    if (secret := spec.tracking.wandb.secret) is not None:
+        # Optional: without it figures are kept, and a warning says so; the pods would not start else.
+        reference = {"name": secret, "key": "WANDB_API_KEY", "optional": True}
+        yield {"name": "WANDB_API_KEY", "valueFrom": {"secretKeyRef": reference}}
 
 
 def _volume(claim: str) -> str:

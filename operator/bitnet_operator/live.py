@@ -51,6 +51,7 @@ class LiveView:
         self._curve: dict[int, float] = {}
         """Loss by completed steps."""
         self._said: tuple[Segment, ...] = ()
+        self._warned: set[str] = set()
         self._checkpoint: int | None = None
         self._doing: TrainerState | None = None
         self._line_at = float("-inf")
@@ -163,6 +164,9 @@ class LiveView:
                     style="yellow",
                 )
         self._said = status.segments
+        warnings = progress.warnings if progress is not None else ()
+        yield from (Text(warning, style="yellow") for warning in warnings if warning not in self._warned)
+        self._warned = {*self._warned, *warnings}
         checkpoint = progress.checkpoint if progress is not None else None
         if checkpoint is not None and checkpoint.step != self._checkpoint:
             self._checkpoint = checkpoint.step

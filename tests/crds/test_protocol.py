@@ -179,6 +179,7 @@ IRRELEVANT: dict[str, Any] = {
     "spec.workers.count": 4,
     "spec.workers.parallelism": "FSDP",
     "spec.retries": 1,
+    "spec.tracking": {"wandb": {"project": "bitnet"}},
     "spec.export.formats": [],
     "spec.data.heldOut": "3%",
     "spec.data.corruptShare": "1%",

@@ -357,3 +357,20 @@ def test_checkpoints_that_fail_while_training_goes_on_are_a_condition_until_one_
     scene.decide(replace(kept, progress=kept.progress.model_copy(update={"checkpoint_at": 1.0})))
     said = condition(scene.status, "Checkpointing")
     assert (said.status, said.reason, said.message) == ("True", "Committed", "step 4 is kept")
+
+
+def test_what_the_trainer_warns_of_is_a_condition_until_a_later_process_has_no_warning(scene) -> None:
+    scene.decide()
+    scene.decide(scene.active(step=1))
+    assert condition(scene.status, "Warnings") is None
+    for warnings, expected in (
+        (
+            ("no key. Put one there.", "No disk."),
+            ("True", "TrainerWarned", "no key. Put one there. No disk."),
+        ),
+        ((), ("False", "NoWarnings", "the trainer warns of nothing")),
+    ):
+        active = scene.active(step=3)
+        scene.decide(replace(active, progress=active.progress.model_copy(update={"warnings": warnings})))
+        said = condition(scene.status, "Warnings")
+        assert (said.status, said.reason, said.message) == expected

@@ -117,6 +117,24 @@ def test_what_is_fetched_goes_to_a_volume_that_any_user_can_write(scene) -> None
         assert environment[name].startswith(f"{mount['mountPath']}/")
 
 
+def test_the_key_of_w_and_b_comes_from_a_secret_that_pods_start_without() -> None:
+    document = yaml.safe_load(FULL_RUN.read_text())
+    assert not any("WANDB" in entry["name"] for entry in _environment(document))
+    for wandb, names in (({"project": "p"}, []), ({"project": "p", "secret": "keys"}, ["WANDB_API_KEY"])):
+        entries = _environment(changed(document, {"spec.tracking": {"wandb": wandb}}))
+        folders = ["WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"]
+        assert [each["name"] for each in entries if "WANDB" in each["name"]] == folders + names
+    assert entries[-1]["valueFrom"] == {
+        "secretKeyRef": {"name": "keys", "key": "WANDB_API_KEY", "optional": True}
+    }
+
+
+def _environment(document: dict[str, Any]) -> list[dict[str, Any]]:
+    (trainer,) = pod_template(parse_run(document), "job-0", "trainer:1")["spec"]["containers"]
+    environment: list[dict[str, Any]] = trainer["env"]
+    return environment
+
+
 def test_every_claim_that_the_run_names_is_mounted_once(scene) -> None:
     spec = scene.run.spec.model_copy(
         update={

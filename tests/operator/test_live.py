@@ -231,6 +231,13 @@ def test_what_happens_once_is_said_once(lines: Screen, ledger: Plan) -> None:
     ]
 
 
+def test_each_warning_of_the_trainer_is_said_once(lines: Screen, ledger: Plan) -> None:
+    for warnings in (("no key",), ("no key",), ("no key", "no disk")):
+        lines.view.update(status(segment(ledger)), progress(20, warnings=warnings))
+    told = [line for line in lines.text.splitlines() if not line.startswith(("step ", "segment "))]
+    assert told == ["no key", "no disk"]
+
+
 def test_a_retry_with_no_step_left_says_what_it_does(lines: Screen, ledger: Plan) -> None:
     retry = segment(ledger, reason=SegmentReason.RETRY, first_step=60, end_step=60)
     lines.view.update(status(retry), None)

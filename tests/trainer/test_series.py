@@ -1,4 +1,4 @@
-"""/metrics: each series of it is in docs/metrics.md, and holds what progress does."""
+"""Series of /metrics: each of it is in docs/metrics.md, and holds what progress does."""
 
 import re
 from pathlib import Path

@@ -40,6 +40,7 @@ from bitnet_trainer.source_losses import measure_losses
 from bitnet_trainer.step import StepInput, Stepper, autocast
 from bitnet_trainer.stop import StopRequest
 from bitnet_trainer.teacher import Teacher, load_together
+from bitnet_trainer.tracking import Tracker
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class TrainingLoop:
         average: WeightAverage | None,
         teacher: Teacher | None,
         position: Position,
+        tracker: Tracker | None = None,
     ) -> None:
         self.order, self.reporter, self.ranks = order, reporter, ranks
         self.saver, self.corpus, self.optimizer = saver, corpus, optimizer
@@ -84,6 +86,7 @@ class TrainingLoop:
             order,
             self._last_checkpoint,
             Machine.of(student.model, ranks, order.plan),
+            tracker,
             world=ranks.world,
             skipped=position.skipped_steps,
             in_row=position.skipped_in_row,

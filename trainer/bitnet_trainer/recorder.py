@@ -16,6 +16,7 @@ from bitnet_trainer.readback import Readback
 from bitnet_trainer.report import MetricsLog, Reporter, StepRecord
 from bitnet_trainer.skipped import NonFiniteRecord, SkippedStep, not_finite, stretches
 from bitnet_trainer.spikes import SpikeDetector
+from bitnet_trainer.tracking import Tracker
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Recorder:
         order: Order,
         last_checkpoint: Callable[[], Checkpoint | None],
         machine: Machine,
+        tracker: Tracker | None,
         *,
         world: int,
         skipped: int,
@@ -64,6 +66,7 @@ class Recorder:
             order: the run.
             last_checkpoint: asked for the newest checkpoint once, where the run ends because of bad steps.
             machine: what is trained on.
+            tracker: told of each step too, on the rank that has one.
             world: ranks.
             skipped: steps left out before.
             in_row: how many of them were the last ones.
@@ -73,7 +76,7 @@ class Recorder:
         self._order, self._plan = order, order.plan
         self._allowed_skips = order.spec.health.non_finite.skip_steps
         self._sources = [source.name for source in order.spec.data.sources]
-        self._last_checkpoint, self._machine = last_checkpoint, machine
+        self._last_checkpoint, self._machine, self._tracker = last_checkpoint, machine, tracker
         optimizer = order.spec.optimizer
         self._muon_rate = optimizer.muon_rate if optimizer.name == "MuonClip" else None
         self._left_out: list[SkippedStep] = []
@@ -159,6 +162,8 @@ class Recorder:
     def _publish(self, record: StepRecord) -> None:
         if self._metrics is not None:
             self._metrics.append(record)
+        if self._tracker is not None:
+            self._tracker.log(record)
         if record.loss_spike is not None:
             _log.warning(
                 "step %d: the loss of %.4f is a spike, %.1f robust standard deviations above those before it",

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,7 @@ from bitnet_trainer.setup import (
 )
 from bitnet_trainer.sharding import WholeModel, called_directly, shard
 from bitnet_trainer.stop import StopRequest
+from bitnet_trainer.tracking import tracked
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +70,11 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
     Every rank calls it, in a process that torchrun's environment variables describe. Raises the errors of
     `bitnet_trainer.errors`.
     """
+    with ExitStack() as ending:
+        return _train(order, reporter, stop, ending)
+
+
+def _train(order: Order, reporter: Reporter, stop: StopRequest, ending: ExitStack) -> Result:
     spec, plan = order.spec, order.plan
     ranks = Ranks.join(spec.workers.gpus_per_worker)
     check_world(plan.phases, ranks.world)
@@ -135,8 +141,20 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
     if spec.checkpoint.inference_weights:
         inference = partial(_write_inference, written.outline, loaded.tokenizer, conversion)
     saver = Saver(store, training, ranks.group_of_a_thread(), inference, mirror.after_commit)
+    tracker = ending.enter_context(tracked(order, reporter)) if ranks.first else None
     loop = TrainingLoop(
-        order, reporter, ranks, saver, corpus, student, objectives, optimizer, average, teacher, position
+        order,
+        reporter,
+        ranks,
+        saver,
+        corpus,
+        student,
+        objectives,
+        optimizer,
+        average,
+        teacher,
+        position,
+        tracker,
     )
     with stop.deferred(), closing(loop):
         finished = loop.run(stop)
@@ -162,6 +180,8 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
     if teacher is not None and held_out.classes is None:
         of_teacher = measure_teacher(teacher, held_out, evaluation_batch, ranks)
     evaluated = evaluation(baseline, after, of_teacher, classifier=held_out.classes is not None)
+    if tracker is not None:
+        tracker.summarize(evaluated)
     reporter.update(state=TrainerState.FINISHED)
     return Result(
         False,
