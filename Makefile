@@ -23,7 +23,7 @@ quickstart: setup  ## Train SmolLM2-135M to 1.58 bits on Shakespeare: six minute
 	$(BIN)/bitnetctl run examples/quickstart.yaml
 
 test: setup  ## Every test that needs no cluster and no GPU
-	$(BIN)/pytest --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=auto --dist=loadfile --durations=15
 
 test-cluster: root-or-cluster setup  ## The same on a real Kubernetes, built and started here (root), or BITNET_TEST_KUBECONFIG's
 	@[ -n "$$BITNET_TEST_KUBECONFIG" ] || PATH="$(CURDIR)/$(BIN):$$PATH" scripts/install-cluster-prerequisites.sh

@@ -32,7 +32,7 @@ def test_a_run_is_trained_to_its_end_and_says_what_came_out(make_bitnetctl: Make
     code, again = bitnetctl("run", str(bitnetctl.file))
     assert code == 0
     assert "succeeded" in again
-    assert f"remove {bitnetctl.run_folder}" in again.replace("\n", " ")
+    assert f"remove {bitnetctl.run_folder}" in " ".join(again.split())
     assert "had ended before" not in output
     assert (bitnetctl.run_folder / "metrics.jsonl").read_bytes() == before
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+from bitnet_trainer.optim.shards import own_part
 
 
 class WeightAverage:
@@ -36,14 +37,14 @@ class WeightAverage:
         """
         share = (1 - min(self._decay, step / (9 + step))) * (1 - left_out)
         for name, average in self._averages.items():
-            local = _local(average)
-            local.lerp_(_local(self._weights[name]).to(local.dtype), share.to(local.dtype))
+            local = own_part(average)
+            local.lerp_(own_part(self._weights[name]).to(local.dtype), share.to(local.dtype))
 
     @torch.no_grad()
     def take_over(self) -> None:
         """Puts the averages in the weights' place. Training cannot go on from there."""
         for name, weight in self._weights.items():
-            _local(weight).copy_(_local(self._averages[name]))
+            own_part(weight).copy_(own_part(self._averages[name]))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages themselves, by the parameters' names."""
@@ -53,14 +54,9 @@ class WeightAverage:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes the averages of a checkpoint. Raises KeyError where one is missing."""
         for name, average in self._averages.items():
-            _local(average).copy_(_local(state[name]))
+            own_part(average).copy_(own_part(state[name]))
 
 
 def _copy(weight: Tensor) -> Tensor:
     average = weight.detach().clone()
     return average if average.dtype == torch.float64 else average.float()
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """What of it this rank holds."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
