@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/support"))
 
 from bitnet_crds import Order, parse_run, plan
+from bitnet_crds.protocol import MachineProgress
 from bitnet_trainer.checkpoint import open_store
 from bitnet_trainer.report import StepRecord, read_metrics
 from tiny import run_document, write_inputs
@@ -171,9 +172,9 @@ def bits_apart(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -
 
 
 def figures(run: Order) -> list[StepRecord]:
-    """Of each step, less what the clock has to do with."""
-    records = read_metrics(run.folder / "metrics.jsonl")
-    return [record.model_copy(update={"tokens_per_second": None}) for record in records]
+    """Of each step, less speed and memory, which are others each time."""
+    others = {"tokens_per_second": None, "machine": MachineProgress()}
+    return [record.model_copy(update=others) for record in read_metrics(run.folder / "metrics.jsonl")]
 
 
 def main() -> None:

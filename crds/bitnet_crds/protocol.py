@@ -150,7 +150,7 @@ class Progress(Report):
     skipped_steps: int = 0
     """Steps left out because loss or gradient was not finite."""
     loss_spikes: int = 0
-    """Losses far above those before them, since the process began."""
+    """Losses far above those before them, since the run began."""
     micro_batch_size: int = 0
     accumulation: int = 0
     world_size: int = 1

@@ -66,3 +66,15 @@ def test_too_few_losses_judge_none():
 
 def test_falling_losses_are_none():
     assert seen(10 * math.exp(-step / 300) for step in range(1000)).count == 0
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["main", "distill"]), st.floats(1, 3) | st.just(90.0)), max_size=150)
+)
+def test_a_detector_that_is_shown_the_losses_again_goes_on_as_the_one_before(losses):
+    before, after = losses[: len(losses) // 2], losses[len(losses) // 2 :]
+    whole = SpikeDetector()
+    scores = [whole.judge(*loss) for loss in losses]
+    resumed = SpikeDetector(before)
+    assert [resumed.judge(*loss) for loss in after] == scores[len(before) :]
+    assert resumed.count == whole.count

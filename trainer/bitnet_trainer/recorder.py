@@ -80,7 +80,10 @@ class Recorder:
         optimizer = order.spec.optimizer
         self._muon_rate = optimizer.muon_rate if optimizer.name == "MuonClip" else None
         self._left_out: list[SkippedStep] = []
-        self._spikes = SpikeDetector()
+        recorded = [] if metrics is None else metrics.recorded()
+        self._spikes = SpikeDetector(
+            (record.phase, record.loss) for record in recorded if record.loss is not None
+        )
         self._readback: Readback[StepTaken] = Readback()
         self._last_logged = 0.0
 

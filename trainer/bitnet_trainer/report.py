@@ -69,7 +69,11 @@ class MetricsLog:
         pending = path.with_name(f".{path.name}")
         pending.write_text("".join(f"{line}\n" for line in kept))
         pending.replace(path)
-        self._file, self._waiting = path.open("ab", buffering=0), b""
+        self._path, self._file, self._waiting = path, path.open("ab", buffering=0), b""
+
+    def recorded(self) -> list[StepRecord]:
+        """Every step that it holds, oldest first."""
+        return read_metrics(self._path)
 
     def append(self, record: StepRecord) -> None:
         """Writes one step's line; what the disk does not take now is written with the next one.

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import median
 
 WINDOW = 100
@@ -29,14 +29,17 @@ def robust_z(loss: float, before: Sequence[float]) -> float:
 class SpikeDetector:
     """Compares each loss with those before it in its phase: another phase's losses are at another level.
 
-    What it remembers is in no checkpoint: the window fills again.
+    What it remembers is in no checkpoint: a run that goes on shows it the losses again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: Iterable[tuple[str, float]] = ()) -> None:
+        """`before`: phase and loss of the steps so far, oldest first."""
         self.count = 0
         """Spikes seen."""
         self._phase = ""
         self._before: deque[float] = deque(maxlen=WINDOW)
+        for phase, loss in before:
+            self.judge(phase, loss)
 
     def judge(self, phase: str, loss: float) -> float | None:
         """The robust z-score of a spike; None for a loss that is none, or is no finite number."""

@@ -7,18 +7,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bitnet_trainer.batch import Rows
 from bitnet_trainer.errors import NonFinite
-from bitnet_trainer.guards import NonFiniteGuard
-from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.objectives.cross_entropy import CrossEntropyObjective
-from bitnet_trainer.objectives.manager import ObjectiveManager
-from bitnet_trainer.optim import build_adamw, set_learning_rate
-from bitnet_trainer.optimizer import build_muonclip
-from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.skipped import NonFiniteRecord
-from bitnet_trainer.step import StepInput, Stepper
-from families import VOCABULARY, small_model
+from one_step import MICRO_BATCHES, step_of
 
 WORKER = """
 import json, math, os, sys, torch
@@ -170,29 +162,10 @@ def test_a_step_reads_nothing_back(name, architecture, a_pass):
 
     transformers has one.
     """
-    model = small_model(architecture).train()
-    optimizer = (
-        build_adamw(model, learning_rate=0.01, weight_decay=0.1)
-        if name == "AdamW"
-        else build_muonclip(
-            model,
-            muon_learning_rate=0.02,
-            adam_learning_rate=0.01,
-            weight_decay=0.1,
-            threshold=1.0,
-            alpha=0.5,
-        )
-    )
-    set_learning_rate(optimizer, 1.0)
-    ranks = Ranks(0, 1, torch.device("cpu"), None)
-    guard = NonFiniteGuard(ranks.device)
-    stepper = Stepper(LanguageModel(model), 2, optimizer, guard, ranks, gradient_clipping=1.0)
-    rows = [Rows.of(torch.randint(2, VOCABULARY, (2, 12))) for _ in range(2)]
-    manager = ObjectiveManager({"crossEntropy": CrossEntropyObjective()})
-    step = StepInput(rows, manager, {"crossEntropy": 44}, None)
-    stepper(step, {"crossEntropy": 1.0})
+    take = step_of(name, architecture, torch.device("cpu"))
+    take()
     with _Reads() as reads:
-        losses = stepper(step, {"crossEntropy": 1.0})
-        assert reads.count == a_pass * len(rows)
+        losses = take()
+        assert reads.count == a_pass * MICRO_BATCHES
         losses.values[0].item()
-    assert reads.count == a_pass * len(rows) + 1
+    assert reads.count == a_pass * MICRO_BATCHES + 1
