@@ -22,6 +22,7 @@ def disagreements(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
     yield from _cached_logits(spec)
     yield from _transitions(spec)
     yield from _mixtures(spec)
+    yield from _own_text(spec)
     yield from _classification(spec)
     yield from _preset(spec)
     yield from _optimizer(spec)
@@ -130,6 +131,19 @@ def _mixtures(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
                 f"phase {phase.name!r} gives no source any weight",
                 f"Give one a weight above 0, such as {sources[0]}: 1",
                 field=field,
+            )
+
+
+def _own_text(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
+    """A folder on a disk is read without the run's own; what is in a bucket is copied as it is."""
+    written = f"{spec.checkpoint.uri}/"
+    for source in spec.data.sources:
+        if source.uri.startswith("gs://") and written.startswith(f"{source.uri.rstrip('/')}/"):
+            yield WrongValueError(
+                f"{spec.checkpoint.uri!r} is in the folder of source {source.name!r}, whose text would be "
+                "another as soon as the run has written",
+                "Give another address",
+                field="checkpoint.uri",
             )
 
 

@@ -13,6 +13,8 @@ from bitnet_crds.record import Record
 
 TEXT_SUFFIXES = (".txt", ".txt.gz")
 """How the names of files end that have no fields."""
+HUB_KEYS = ("subset", "split", "revision")
+"""Keys of a source that say which part of a hub's dataset is read."""
 
 
 class Source(Record):
@@ -21,8 +23,17 @@ class Source(Record):
     name: Label
     """Names the source in metrics and errors."""
     uri: DataAddress
-    """A .txt, .txt.gz, .jsonl, .jsonl.gz, .jsonl.zst or .parquet file, or a folder of them. With
-    spec.classification a record has its label in `label`."""
+    """file:///path, pvc://claim/path or gs://bucket/path of a .txt, .txt.gz, .jsonl, .jsonl.gz, .jsonl.zst or
+    .parquet file, or of a folder of them; or hf://organisation/name, a dataset of the hub, which is streamed:
+    no more of it is fetched than the run can train on. With spec.classification a record has its label in
+    `label`, and a dataset is read whole."""
+    subset: str | None = Field(default=None, min_length=1, max_length=256)
+    """Of a dataset that has several: which of them. Only with hf://."""
+    split: str | None = Field(default=None, min_length=1, max_length=256)
+    """The part of a dataset that is read; train where it is not said. Only with hf://."""
+    revision: str | None = Field(default=None, min_length=1, max_length=128)
+    """Branch, tag or commit of a dataset. The run keeps to the commit that it has when the run begins. Only
+    with hf://."""
     field: str = Field(default="text", min_length=1, max_length=256)
     """The key, or Parquet's column, that holds a record's text. Text files have none."""
     weight: float = Field(default=1.0, gt=0, le=1_000_000)
@@ -36,6 +47,13 @@ class Source(Record):
                 "Remove it",
                 field="field",
             )
+        for name in HUB_KEYS:
+            if getattr(self, name) is not None and not self.uri.startswith("hf://"):
+                raise WrongValueError(
+                    f"{name} {getattr(self, name)!r} has no meaning for {self.uri!r}",
+                    "Remove it, or use an hf:// address",
+                    field=name,
+                )
         return self
 
 

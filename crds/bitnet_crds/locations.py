@@ -103,5 +103,5 @@ def _address(*schemes: str) -> tuple[AfterValidator, WithJsonSchema]:
 
 
 ModelAddress = Annotated[str, *_address("hf", "file", "pvc", "gs")]
-DataAddress = Annotated[str, *_address("file", "pvc")]
+DataAddress = Annotated[str, *_address("file", "pvc", "gs", "hf")]
 CheckpointAddress = Annotated[str, *_address("file", "pvc", "gs")]

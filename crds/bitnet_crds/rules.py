@@ -6,39 +6,13 @@ look at two phases side by side (a weight that changes its meaning), the server 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
 
 from bitnet_crds.agreement import NEXT_TOKEN_OBJECTIVES
-from bitnet_crds.data import TEXT_SUFFIXES
+from bitnet_crds.cel import Rule
+from bitnet_crds.data import HUB_KEYS, TEXT_SUFFIXES
 from bitnet_crds.objectives import TEACHER_OBJECTIVES, Objectives
 from bitnet_crds.quantities import PERCENTAGE_PATTERN
 from bitnet_crds.spec import MAX_NAME_LENGTH, NAME_PATTERN, BitNetRunSpec, Workers
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One entry of `x-kubernetes-validations`."""
-
-    rule: str
-    """A CEL expression over `self` and, where only changes are judged, `oldSelf`."""
-    message: str
-    """What is wrong and what to write instead."""
-    message_expression: str | None = None
-    """CEL for a message that shows the values; `message` stands in where it fails."""
-    field_path: str | None = None
-    """The field to blame, below the block that the rule belongs to."""
-
-    def to_schema(self) -> dict[str, Any]:
-        """The rule as the CustomResourceDefinition has it."""
-        entry = {
-            "rule": self.rule,
-            "message": self.message,
-            "messageExpression": self.message_expression,
-            "fieldPath": self.field_path,
-        }
-        return {key: value for key, value in entry.items() if value is not None}
-
 
 MUTABLE = {"retries", "tracking", "workers.parallelism", "workers.template"}
 """What may change while a run exists, below spec; everything else would make it another run."""
@@ -83,6 +57,14 @@ _TEXT_FIELD = Rule(
     "a field has no meaning for a text file, which is one document: remove it",
     field_path=".field",
 )
+_HUB_KEYS = [
+    Rule(
+        f"!has(self.{key}) || self.uri.startsWith('hf://')",
+        f"{key} has a meaning for hf:// addresses alone: remove it, or use an hf:// address",
+        field_path=f".{key}",
+    )
+    for key in HUB_KEYS
+]
 _SOURCE_NAMES = Rule(
     "self.all(s, self.exists_one(t, t.name == s.name))",
     "two sources have the same name: give each source a name of its own",
@@ -197,6 +179,13 @@ _CACHE = Rule(
     "only a teacher's top K logits are kept: give teacherLogits a topK wherever it has weight, or remove "
     "cacheLogits",
     field_path=".teacher.cacheLogits",
+)
+_NO_OWN_TEXT = Rule(
+    "!self.data.sources.exists(s, s.uri.startsWith('gs://') && "
+    "(self.checkpoint.uri + '/').startsWith(s.uri.endsWith('/') ? s.uri : s.uri + '/'))",
+    "the run would write into a folder of its own text, and could not go on with other text than it began "
+    "with: give it another checkpoint.uri",
+    field_path=".checkpoint.uri",
 )
 _SOURCES_OF_A_PHASE = Rule(
     "self.phases.all(p, !has(p.mixture) || p.mixture.all(name, self.data.sources.exists(s, s.name == name)))",
@@ -343,12 +332,6 @@ def _immutable() -> list[Rule]:
     ]
 
 
-def matching(pattern: str, mend: str, *, is_string: bool) -> Rule:
-    """A rule instead of `pattern`, since the API server's own message would show the pattern alone."""
-    # `string()` hides a string's maxLength from the server's estimate of the rule's cost.
-    return Rule(f"{'self' if is_string else 'string(self)'}.matches(r'{pattern}')", mend)
-
-
 RULES: dict[str, list[Rule]] = {
     "": [_NAME],
     "spec": [
@@ -356,6 +339,7 @@ RULES: dict[str, list[Rule]] = {
         _TEACHER_USED,
         _CACHE,
         _SOURCES_OF_A_PHASE,
+        _NO_OWN_TEXT,
         _ONE_MIXTURE,
         _LABELS,
         _CLASSIFIER,
@@ -380,7 +364,7 @@ RULES: dict[str, list[Rule]] = {
     "spec.schedule": [_SCHEDULE],
     "spec.data": [_TARGET, _MEASURED],
     "spec.data.sources": [_SOURCE_NAMES],
-    "spec.data.sources[]": [_TEXT_FIELD],
+    "spec.data.sources[]": [_TEXT_FIELD, *_HUB_KEYS],
     "spec.data.mixture": [_STATIC, _NO_TARGET],
     "spec.data.heldOut": [_HELD_OUT],
     "spec.phases": [_PHASE_NAMES, _PHASE_ORDER, _PHASE_END, _FIRST_PHASE],

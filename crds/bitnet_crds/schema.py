@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bitnet_crds.cel import matching
 from bitnet_crds.errors import ContractError
-from bitnet_crds.rules import RULES, matching
+from bitnet_crds.rules import RULES
 from bitnet_crds.spec import API_GROUP, API_VERSION, KIND, BitNetRunSpec
 from bitnet_crds.status import BitNetRunStatus
 from bitnet_crds.yaml_text import to_yaml

@@ -88,6 +88,7 @@ def pod_template(run: BitNetRun, job: str, trainer_image: str) -> dict[str, Any]
                         # A user that the image does not know has no home that it could write to.
                         {"name": "HF_HOME", "value": f"{CACHE_FOLDER}/huggingface"},
                         {"name": "BITNET_MODEL_CACHE", "value": f"{CACHE_FOLDER}/models"},
+                        {"name": "BITNET_TEXT_CACHE", "value": f"{CACHE_FOLDER}/text"},
                         *_tracking(run.spec),
                     ],
                     "ports": [{"name": "progress", "containerPort": PROGRESS_PORT}],

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnet_crds import schema
+from bitnet_crds.cel import Rule
 from bitnet_crds.record import Record
-from bitnet_crds.rules import MUTABLE, RULES, Rule
+from bitnet_crds.rules import MUTABLE, RULES
 from bitnet_crds.spec import BitNetRunSpec
 from bitnet_crds.yaml_text import to_yaml
 

@@ -44,7 +44,7 @@ WRONG: list[tuple[str, Any, str, str, str]] = [
         "at most 1024",
     ),
     ("spec.model.from", "file:///models/q", "spec.model.revision", "'main'", "hf:// address"),
-    ("spec.data.sources.0.uri", "hf://a/b", "spec.data.sources[0].uri", "'hf://a/b'", "pvc://claim/path"),
+    ("spec.data.sources.0.uri", "s3://a/b", "spec.data.sources[0].uri", "'s3://a/b'", "pvc://claim/path"),
     ("spec.data.sources.1.name", "web", "spec.data.sources", "'web'", "name of its own"),
     ("spec.data.sources", [], "spec.data.sources", "0 items found", "at least 1"),
     ("spec.classification", {"labels": ["a"]}, "spec.classification.labels", "1 item found", "at least 2"),

@@ -113,7 +113,7 @@ def test_what_is_fetched_goes_to_a_volume_that_any_user_can_write(scene) -> None
     (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == "cache")
     assert {"name": "cache", "emptyDir": {}} in pod["volumes"]
     environment = {entry["name"]: entry["value"] for entry in container["env"]}
-    for name in ("HF_HOME", "BITNET_MODEL_CACHE"):
+    for name in ("HF_HOME", "BITNET_MODEL_CACHE", "BITNET_TEXT_CACHE"):
         assert environment[name].startswith(f"{mount['mountPath']}/")
 
 

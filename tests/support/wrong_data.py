@@ -4,13 +4,32 @@ from written_runs import CLASSIFIER
 from wrong import Wrong
 
 WRONG_DATA: dict[str, Wrong] = {
-    "text in a bucket": Wrong(
-        {"spec.data.sources.0.uri": "gs://bucket/text"},
+    "text of nowhere": Wrong(
+        {"spec.data.sources.0.uri": "s3://bucket/text"},
         "spec.data.sources[0].uri",
-        "'gs://bucket/text' is not an address that this field takes",
+        "'s3://bucket/text' is not an address that this field takes",
         "pvc://claim/path",
         "spec.data.sources[0].uri",
-        "write file:///absolute/path or pvc://claim/path",
+        "write file:///absolute/path or pvc://claim/path or gs://bucket/path or hf://organisation/name",
+    ),
+    **{
+        f"a {key} of a file": Wrong(
+            {f"spec.data.sources.0.{key}": "main"},
+            f"spec.data.sources[0].{key}",
+            f"{key} 'main' has no meaning for 'pvc://",
+            "Remove it, or use an hf:// address",
+            f"spec.data.sources[0].{key}",
+            "remove it, or use an hf:// address",
+        )
+        for key in ("subset", "split", "revision")
+    },
+    "checkpoints among the text": Wrong(
+        {"spec.data.sources.0.uri": "gs://bucket/a", "spec.checkpoint.uri": "gs://bucket/a/runs"},
+        "spec.checkpoint.uri",
+        "'gs://bucket/a/runs' is in the folder of source",
+        "Give another address",
+        "spec.checkpoint.uri",
+        "give it another checkpoint.uri",
     ),
     "a field of a text file": Wrong(
         {"spec.data.sources.0.uri": "file:///books/a.txt.gz", "spec.data.sources.0.field": "body"},

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from google.api_core.retry import Retry
+from huggingface_hub import HfFileSystem, constants
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -20,8 +21,10 @@ from transformers import (
 )
 
 from bitnet_trainer import cloud
+from bitnet_trainer import hub as reach
 from gcs_faults import Proxy, gcs_faults
 from gcs_server import gcs_server
+from hub_server import Hub, hub_server
 from places import BucketPlace
 
 VOCABULARY = 61
@@ -114,3 +117,24 @@ def bucket(proxy: Proxy, tmp_path: Path, request: pytest.FixtureRequest) -> Buck
     assert proxy
     name = "b" + "".join(letter if letter.isalnum() else "-" for letter in request.node.name.lower())
     return BucketPlace(f"{name[:50]}-{abs(hash(request.node.name)) % 10**6}-b", tmp_path / "scratch")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with nothing in it yet, and an empty cache."""
+    import datasets  # takes seconds, and few tests need it
+
+    with hub_server(tmp_path / "hub") as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        files = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache" / "datasets")
+        monkeypatch.setattr(datasets.config, "HF_MODULES_CACHE", str(tmp_path / "cache" / "modules"))
+        monkeypatch.setattr(reach, "TIMEOUT", 2.0)
+        monkeypatch.setattr(reach, "PAUSES", ())
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        HfFileSystem.clear_instance_cache()
+        yield hub

@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from bitnet_trainer.data import SourceText, open_source
-from bitnet_trainer.data.records import Tally, records
+from bitnet_trainer.data.records import Tally, TextFile, records
 from bitnet_trainer.errors import DataUnavailable
 
 EOS = 1
@@ -243,7 +243,7 @@ def test_a_large_parquet_file_is_never_whole_in_memory(tmp_path):
     draw = random.Random(0)
     path = write_parquet(tmp_path / "a.parquet", [draw.randbytes(2000).hex() for _ in range(8000)])
     before, most, seen = pyarrow.total_allocated_bytes(), 0, 0
-    for record in records("books", path, Tally()):
+    for record in records(TextFile("books", path, str(path)), Tally()):
         seen += len(record.text)
         most = max(most, pyarrow.total_allocated_bytes() - before)
     assert seen == 32_000_000

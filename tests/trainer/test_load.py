@@ -6,6 +6,7 @@ import torch
 from gguf import GGUFWriter
 from safetensors.torch import load_file, save_file
 
+from bitnet_trainer import hub
 from bitnet_trainer.errors import BadInput, ModelUnavailable
 from bitnet_trainer.models import load
 from bitnet_trainer.models.convert import convert
@@ -142,24 +143,24 @@ def test_the_hub_out_of_reach(monkeypatch):
 
 
 def test_a_silent_hub_is_known_in_half_a_minute_and_then_not_asked_for_each_file(monkeypatch):
-    assert sum(load.HUB_PAUSES) + load.HUB_TIMEOUT * (len(load.HUB_PAUSES) + 1) < 30
+    assert sum(hub.PAUSES) + hub.TIMEOUT * (len(hub.PAUSES) + 1) < 30
     tries = []
 
     class Session:
         def head(self, url: str, timeout: float) -> None:
             tries.append((url, timeout))
-            raise load.httpx.ConnectTimeout("timed out")
+            raise hub.httpx.ConnectTimeout("timed out")
 
     def from_pretrained(*_: object, **arguments: object) -> None:
         assert arguments["local_files_only"]
         raise OSError("not in the cache")
 
-    monkeypatch.setattr(load, "HUB_PAUSES", (0, 0))
-    monkeypatch.setattr(load, "get_session", Session)
+    monkeypatch.setattr(hub, "PAUSES", (0, 0))
+    monkeypatch.setattr(hub, "get_session", Session)
     monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", from_pretrained)
     with pytest.raises(ModelUnavailable, match=r"is out of reach.*not in the cache"):
         load_model("hf://organisation/name")
-    assert tries == [(load.constants.ENDPOINT, load.HUB_TIMEOUT)] * 3
+    assert tries == [(load.constants.ENDPOINT, hub.TIMEOUT)] * 3
 
 
 def test_an_unknown_scheme_names_the_known_ones():

@@ -115,6 +115,7 @@ def local_copy(
     check: Callable[[Sequence[str]], None] = lambda _: None,
     *,
     nested: bool = False,
+    wanted: Callable[[str], bool] = lambda _: True,
 ) -> Path:
     """A copy of a file or folder on this machine, fetched now unless it is there already.
 
@@ -128,6 +129,7 @@ def local_copy(
         check: called with the names of a folder's files, relative to it, before any is fetched; what it
             raises is raised.
         nested: whether files in folders below the folder are fetched too.
+        wanted: told the name of each file of a folder, relative to it: whether it is fetched.
 
     Returns:
         The file or the folder; it is to be read only.
@@ -136,7 +138,7 @@ def local_copy(
         CloudError: no such bucket, nothing there, no permission, no way to storage, or no room here.
     """
     try:
-        folder = copied_to(place, cache.root, check, nested=nested)
+        folder = copied_to(place, cache.root, check, nested=nested, wanted=wanted)
     except OSError as error:
         raise CloudError(
             f"the copy of {place} cannot be kept in {cache.root} ({error.strerror or error}); "
@@ -146,14 +148,19 @@ def local_copy(
 
 
 def copied_to(
-    place: Place, root: Path, check: Callable[[Sequence[str]], None] = lambda _: None, *, nested: bool = False
+    place: Place,
+    root: Path,
+    check: Callable[[Sequence[str]], None] = lambda _: None,
+    *,
+    nested: bool = False,
+    wanted: Callable[[str], bool] = lambda _: True,
 ) -> Path:
     """As `local_copy`, with the copy in a folder of its own in `root`; gives that. OSError where there is no
     room."""
     with said_plainly(place), connected() as client:
         files = _listed(client, place, nested)
         check([name for name, _ in files])
-        return _fetched_once(place, files, root)
+        return _fetched_once(place, [file for file in files if place.is_file or wanted(file[0])], root)
 
 
 @contextmanager

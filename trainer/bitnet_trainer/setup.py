@@ -12,11 +12,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase
 
-from bitnet_crds.locations import parse_location
 from bitnet_crds.plan import PlannedPhase
 from bitnet_crds.protocol import Order
 from bitnet_crds.spec import BitNetRunSpec
-from bitnet_trainer.data import Corpus, LabelledCorpus, Reading, SourceText, open_corpus, open_labelled
+from bitnet_trainer.data import Corpus, LabelledCorpus, Reading, open_corpus, open_labelled
 from bitnet_trainer.errors import BadInput, ModelUnavailable
 from bitnet_trainer.models.convert import ConversionReport
 from bitnet_trainer.models.load import LoadedModel, load_model, load_tokenizer
@@ -26,6 +25,7 @@ from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.record import Baseline, RunRecord, now, versions
 from bitnet_trainer.teacher import Teacher
 from bitnet_trainer.teacher_cache import LogitsCache
+from bitnet_trainer.texts import source_texts
 
 _log = logging.getLogger(__name__)
 
@@ -86,10 +86,7 @@ def open_run_corpus(
     """In turns, so that one process tokenises and the others find it done, or one a machine where they share
     no disk."""
     data, classification = order.spec.data, order.spec.classification
-    texts = [
-        SourceText(source.name, parse_location(source.uri).path, source.weight, source.field)
-        for source in data.sources
-    ]
+    texts = source_texts(order, ranks)
     settings: dict[str, Any] = {
         "sequence_length": data.sequence_length,
         "held_out": Fraction(data.held_out),

@@ -81,11 +81,10 @@ def test_success_is_zero_and_the_first_ranks_report(make_run, ended):
 TEACHERLESS = """
 import os, sys
 from pathlib import Path
-from bitnet_trainer import outcome, teacher, worker
+from bitnet_trainer import hub, outcome, teacher, worker
 from bitnet_trainer.errors import ModelUnavailable
-from bitnet_trainer.models import load
 
-load.HUB_TIMEOUT, load.HUB_PAUSES = 0.2, (0.1,)
+hub.TIMEOUT, hub.PAUSES = 0.2, (0.1,)
 if os.environ.get("BROKEN_ON") == os.environ["RANK"]:
     def broken(*_):
         raise ModelUnavailable("this node's disk is broken")

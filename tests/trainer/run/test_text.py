@@ -30,7 +30,7 @@ def test_corrupt_records_are_told_of_once_and_kept_in_run_json(make_run, train_h
     assert "lines.jsonl, line 1 is not JSON" in told
     assert told.endswith("They are left out.")
     sources = json.loads((run.folder / "run.json").read_text())["sources"]
-    assert sources["counting"] == {"records": 1, "corrupt": 0, "first": []}
+    assert sources["counting"] == {"records": 1, "corrupt": 0, "first": [], "revision": None}
     assert sources["lines"]["corrupt"] == 1
 
 

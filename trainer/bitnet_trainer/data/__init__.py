@@ -3,9 +3,10 @@
 from bitnet_trainer.batch import SequenceId
 from bitnet_trainer.data.corpus import Corpus, MixedSources, open_corpus
 from bitnet_trainer.data.cursor import Cursor
+from bitnet_trainer.data.hub import Dataset, pinned
 from bitnet_trainer.data.labelled import LabelledCorpus, LabelledSource, open_labelled
 from bitnet_trainer.data.mixture import Shares, explored, influenced, rewarded
-from bitnet_trainer.data.origins import SourceText
+from bitnet_trainer.data.origins import Origin, SourceText, place_in
 from bitnet_trainer.data.packing import PackedSource
 from bitnet_trainer.data.prefetch import Prefetch, StepRows, Wanted
 from bitnet_trainer.data.records import Reading
@@ -14,10 +15,12 @@ from bitnet_trainer.data.sources import Kept, Tokenizer, open_source
 __all__ = [
     "Corpus",
     "Cursor",
+    "Dataset",
     "Kept",
     "LabelledCorpus",
     "LabelledSource",
     "MixedSources",
+    "Origin",
     "PackedSource",
     "Prefetch",
     "Reading",
@@ -32,5 +35,7 @@ __all__ = [
     "open_corpus",
     "open_labelled",
     "open_source",
+    "pinned",
+    "place_in",
     "rewarded",
 ]

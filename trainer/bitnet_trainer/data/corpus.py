@@ -16,9 +16,9 @@ import torch
 from bitnet_trainer.batch import Rows, SequenceId
 from bitnet_trainer.data.cursor import Cursor, rank_slice
 from bitnet_trainer.data.origins import SourceText
-from bitnet_trainer.data.packing import pack
+from bitnet_trainer.data.packing import pack, sequences_for
 from bitnet_trainer.data.records import Reading
-from bitnet_trainer.data.sources import Tokenizer, open_source
+from bitnet_trainer.data.sources import Kept, Tokenizer, open_source
 
 
 class Sequences(Protocol):
@@ -159,7 +159,14 @@ def open_corpus(
 
     Raises DataUnavailable for a source that cannot be used, naming it and the mend.
     """
-    opened = [open_source(text, tokenizer, cache, corrupt_share) for text in texts]
+
+    def opened_one(text: SourceText) -> Kept:
+        enough = None
+        if text.sequences is not None:
+            enough = sequences_for(text.sequences, held_out) * sequence_length
+        return open_source(text, tokenizer, cache, corrupt_share, enough)
+
+    opened = [opened_one(text) for text in texts]
     return Corpus(
         tuple(
             pack(text.name, kept.tokens, sequence_length, held_out)

@@ -3,10 +3,10 @@
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from bitnet_trainer.data.records import SUFFIXES, unreadable
+from bitnet_trainer.data.records import SUFFIXES, TextFile, unreadable
 from bitnet_trainer.errors import DataUnavailable
 
 _READ_AT_ONCE = 1 << 20
@@ -14,15 +14,23 @@ _READ_AT_ONCE = 1 << 20
 _KINDS = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 
 
-def text_files(name: str, path: Path, own: Path) -> list[Path]:
-    """The files of a source, none of them in the folder `own`. Raises DataUnavailable."""
+def is_text(name: str) -> bool:
+    """Whether a file of a folder is read, by its name relative to it."""
+    return name.endswith(SUFFIXES) and not any(part.startswith(".") for part in name.split("/"))
+
+
+def text_files(name: str, path: Path, own: Path, shown: str | None = None) -> list[Path]:
+    """The files of a source, none of them in the folder `own`. Raises DataUnavailable.
+
+    What there is a copy of is `shown` in errors.
+    """
     try:
-        return _text_files(name, path, own)
+        return _text_files(name, path, own, shown or str(path))
     except OSError as error:
         raise unreadable(name, Path(error.filename or path), error) from error
 
 
-def _text_files(name: str, path: Path, own: Path) -> list[Path]:
+def _text_files(name: str, path: Path, own: Path, shown: str) -> list[Path]:
     """The same, but raises OSError for what cannot be seen."""
     mode = _mode(path)
     if mode is None:
@@ -33,7 +41,7 @@ def _text_files(name: str, path: Path, own: Path) -> list[Path]:
         files = sorted(file for file in _walk(path, own) if stat.S_ISREG(_mode(file) or 0))
         if not files:
             raise DataUnavailable(
-                f"source {name!r}: the folder {path} holds no {_KINDS} file, hidden ones and those "
+                f"source {name!r}: the folder {shown} holds no {_KINDS} file, hidden ones and those "
                 f"in this run's own folder {own} left out. Put one there, or mend its uri."
             )
         return files
@@ -68,15 +76,15 @@ def _mode(path: Path) -> int | None:
         return None
 
 
-def content_of(name: str, files: Sequence[Path]) -> str:
+def content_of(files: Iterable[TextFile]) -> str:
     """Hex SHA-256 of the files' names and bytes. Raises DataUnavailable."""
     digest = hashlib.sha256()
     for file in files:
         try:
-            with file.open("rb") as opened:
-                digest.update(f"{file.name} {os.fstat(opened.fileno()).st_size} ".encode())
+            with file.path.open("rb") as opened:
+                digest.update(f"{file.path.name} {os.fstat(opened.fileno()).st_size} ".encode())
                 while content := opened.read(_READ_AT_ONCE):
                     digest.update(content)
         except OSError as error:
-            raise unreadable(name, file, error) from error
+            raise file.unreadable(error) from error
     return digest.hexdigest()

@@ -56,6 +56,12 @@ class PackedSource:
         return self.tokens[begin : begin + self.sequence_length].astype(np.int64)
 
 
+def sequences_for(trained: int, held_out: Fraction) -> int:
+    """The fewest sequences of which `pack` leaves so many to train on."""
+    trained = max(1, trained)
+    return max(trained + 1, math.ceil(trained / (1 - held_out)))
+
+
 def pack(name: str, tokens: Tokens, sequence_length: int, held_out: Fraction) -> PackedSource:
     """Cuts tokens (N,) into N // S sequences and holds out the last ceil(held_out * (N // S)) of them.
 

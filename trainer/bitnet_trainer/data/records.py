@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,33 @@ class Record(NamedTuple):
     """All that it says, its text included; of a column format the text's column and `label` alone."""
 
 
+@dataclass(frozen=True)
+class TextFile:
+    """A file of a source."""
+
+    source: str
+    """Name of the source."""
+    path: Path
+    shown: str
+    """As errors name it: its path, or where it was copied from."""
+
+    def __str__(self) -> str:
+        return self.shown
+
+    @property
+    def suffix(self) -> str:
+        """The end of its name, one of SUFFIXES."""
+        return next(suffix for suffix in SUFFIXES if self.path.name.endswith(suffix))
+
+    def broken(self, what: str, mend: str) -> DataUnavailable:
+        """What to raise where it cannot be used."""
+        return DataUnavailable(f"source {self.source!r}: {self} {what}. {mend}")
+
+    def unreadable(self, error: OSError) -> DataUnavailable:
+        """What to raise where the system keeps it back."""
+        return unreadable(self.source, self.shown, error)
+
+
 class Reading(Report):
     """How the reading of a source went."""
 
@@ -45,6 +73,8 @@ class Reading(Report):
     """How many of them were left out because they could not be read."""
     first: tuple[str, ...] = ()
     """The first of those: where it stands, and what is wrong with it."""
+    revision: str | None = None
+    """Commit of the hub's dataset that was read; none of what is in files."""
 
     def check(self, name: str, allowed: Fraction) -> None:
         """Raises DataUnavailable where more than the allowed share of the records is corrupt."""
@@ -77,9 +107,11 @@ class Tally:
             if len(self._first) < _NAMED:
                 self._first.append(wrong)
 
-    def reading(self) -> Reading:
-        """What has been counted."""
-        return Reading(records=self._records, corrupt=self._corrupt, first=tuple(self._first))
+    def reading(self, revision: str | None = None) -> Reading:
+        """What has been counted, of a commit."""
+        return Reading(
+            records=self._records, corrupt=self._corrupt, first=tuple(self._first), revision=revision
+        )
 
 
 class _Corrupt(Exception):
@@ -90,14 +122,14 @@ Fields = Callable[[], Any]
 """Reads what a record says; raises an error of this module where nothing can be made of it."""
 
 
-def records(name: str, file: Path, tally: Tally, field: str = "text") -> Iterator[Record]:
-    """The records of a file of source `name`, one at a time, less those that are corrupt; all are counted.
+def records(file: TextFile, tally: Tally, field: str = "text") -> Iterator[Record]:
+    """The records of a file, one at a time, less those that are corrupt; all are counted.
 
     The text is in `field`; a .txt file is text as a whole. A line or row is corrupt if it is no JSON object,
     has no string there, or has characters that stand for nothing. Raises DataUnavailable for a file that
     cannot be opened or unpacked.
     """
-    yield from sound(_READERS[_suffix(file)](name, file, field), tally, field)
+    yield from sound(_READERS[file.suffix](file, field), tally, field)
 
 
 def sound(found: Iterable[tuple[str, Fields]], tally: Tally, field: str) -> Iterator[Record]:
@@ -112,16 +144,12 @@ def sound(found: Iterable[tuple[str, Fields]], tally: Tally, field: str) -> Iter
             yield record
 
 
-def unreadable(name: str, path: Path, error: OSError) -> DataUnavailable:
+def unreadable(name: str, path: object, error: OSError) -> DataUnavailable:
     """What to raise where the system keeps a file back."""
     return DataUnavailable(
         f"source {name!r}: {path} cannot be read ({error.strerror or error}). "
         "Make it readable for the user that trains."
     )
-
-
-def _suffix(file: Path) -> str:
-    return next(suffix for suffix in SUFFIXES if file.name.endswith(suffix))
 
 
 def _record(place: str, fields: Any, field: str) -> Record:
@@ -147,16 +175,16 @@ def _some(keys: list[Any]) -> str:
     return ", ".join(f"`{str(key)[:_LONGEST_KEY]}`" for key in keys[:_NAMED])
 
 
-def _document(name: str, file: Path, field: str) -> Iterator[tuple[str, Fields]]:
+def _document(file: TextFile, field: str) -> Iterator[tuple[str, Fields]]:
     """A .txt file, packed or not, as a record."""
-    with _unpacked(name, file) as opened:
+    with _unpacked(file) as opened:
         content = opened.read()
     yield str(file), lambda: {field: _decoded(content, file)}
 
 
-def _lines(name: str, file: Path, _: str) -> Iterator[tuple[str, Fields]]:
+def _lines(file: TextFile, _: str) -> Iterator[tuple[str, Fields]]:
     """The lines of a .jsonl file, packed or not, that are not blank."""
-    with _unpacked(name, file) as opened:
+    with _unpacked(file) as opened:
         # Lines of bytes end at a newline alone; those of str at U+2028 too, which JSON may hold.
         for number, line in enumerate(opened, start=1):
             if line.removeprefix(codecs.BOM_UTF8).strip():
@@ -164,58 +192,54 @@ def _lines(name: str, file: Path, _: str) -> Iterator[tuple[str, Fields]]:
 
 
 @contextmanager
-def _unpacked(name: str, file: Path) -> Iterator[io.BufferedIOBase]:
+def _unpacked(file: TextFile) -> Iterator[io.BufferedIOBase]:
     """The bytes of a file as they were before it was packed."""
     try:
-        if file.suffix == ".gz":
-            with gzip.open(file) as opened:
+        if file.suffix.endswith(".gz"):
+            with gzip.open(file.path) as opened:
                 yield opened
-        elif file.suffix == ".zst":
+        elif file.suffix.endswith(".zst"):
             import pyarrow  # type: ignore[import-untyped]  # takes longer to import than all else here
 
-            with file.open("rb") as packed, pyarrow.CompressedInputStream(packed, "zstd") as unpacked:
+            with file.path.open("rb") as packed, pyarrow.CompressedInputStream(packed, "zstd") as unpacked:
                 yield io.BufferedReader(unpacked, _BYTES_AT_ONCE)
         else:
-            with file.open("rb") as plain:
+            with file.path.open("rb") as plain:
                 yield plain
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise _broken(name, file, error, "gzip") from error
+        raise _not_packed(file, error, "gzip") from error
     except OSError as error:
         # The system's errors have a number, and pyarrow's have none.
         if error.errno is None:
-            raise _broken(name, file, error, "zstd") from error
-        raise unreadable(name, file, error) from error
+            raise _not_packed(file, error, "zstd") from error
+        raise file.unreadable(error) from error
 
 
-def _broken(name: str, file: Path, error: Exception, packer: str) -> DataUnavailable:
-    return DataUnavailable(
-        f"source {name!r}: {file} cannot be unpacked ({error}). Copy it anew, or pack it with {packer}."
-    )
+def _not_packed(file: TextFile, error: Exception, packer: str) -> DataUnavailable:
+    return file.broken(f"cannot be unpacked ({error})", f"Copy it anew, or pack it with {packer}.")
 
 
-def _rows(name: str, file: Path, field: str) -> Iterator[tuple[str, Fields]]:
+def _rows(file: TextFile, field: str) -> Iterator[tuple[str, Fields]]:
     """The rows of a .parquet file, a few at a time."""
     # It takes longer to import than all else here, and most runs read no such file.
     import pyarrow
     from pyarrow import parquet
 
     try:
-        opened = file.open("rb")
+        opened = file.path.open("rb")
     except OSError as error:
-        raise unreadable(name, file, error) from error
+        raise file.unreadable(error) from error
     number = 0
     try:
         with opened, closing(parquet.ParquetFile(opened, buffer_size=_BYTES_AT_ONCE)) as table:
-            columns = columns_of(name, str(file), table.schema_arrow.names, field)
+            columns = columns_of(file.source, str(file), table.schema_arrow.names, field)
             for batch in table.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False):
                 for row in range(batch.num_rows):
                     number += 1
                     yield f"{file}, row {number}", partial(row_of, batch, row)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataUnavailable(
-            f"source {name!r}: {file} is not Parquet that can be read after row {number} ({error}). "
-            "Copy it anew."
-        ) from error
+        what = f"is not Parquet that can be read after row {number} ({error})"
+        raise file.broken(what, "Copy it anew.") from error
 
 
 def columns_of(name: str, place: str, there: Sequence[str], field: str) -> list[str]:
@@ -236,7 +260,7 @@ def row_of(table: Any, row: int) -> dict[str, Any]:
         raise _Corrupt(f"is not UTF-8 (byte {error.start}). Write it anew.") from error
 
 
-def _json(line: bytes, file: Path) -> Any:
+def _json(line: bytes, file: TextFile) -> Any:
     text = _decoded(line, file)
     try:
         return json.loads(text)
@@ -246,17 +270,17 @@ def _json(line: bytes, file: Path) -> Any:
         ) from error
 
 
-def _decoded(content: bytes, file: Path) -> str:
+def _decoded(content: bytes, file: TextFile) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise _Corrupt(
             f"is not UTF-8 (byte {error.start} is 0x{content[error.start]:02x}). "
-            f"Convert it, as in `iconv -f latin1 -t utf-8 {file.name}`."
+            f"Convert it, as in `iconv -f latin1 -t utf-8 {file.path.name}`."
         ) from error
 
 
-_READERS: Mapping[str, Callable[[str, Path, str], Iterator[tuple[str, Fields]]]] = {
+_READERS: Mapping[str, Callable[[TextFile, str], Iterator[tuple[str, Fields]]]] = {
     ".txt": _document,
     ".txt.gz": _document,
     ".jsonl": _lines,

@@ -49,25 +49,39 @@ class Kept(NamedTuple):
 
 
 def open_source(
-    text: SourceText, tokenizer: Tokenizer, cache: Path, corrupt_share: Fraction = Fraction(0)
+    text: SourceText,
+    tokenizer: Tokenizer,
+    cache: Path,
+    corrupt_share: Fraction = Fraction(0),
+    enough: int | None = None,
 ) -> Kept:
     """The tokens of one source, (N,), each document followed by the tokenizer's end-of-text token.
 
     The result lies in `cache` under a name made of the text and the tokenizer, so that another start only
     maps it, and text that has changed is tokenised again. The folder that holds `cache` is the run's own, and
-    no text. Raises DataUnavailable for a source that is missing, empty, or not readable as text,
-    and where more than `corrupt_share` of its records are corrupt.
+    no text. Of what is streamed no more documents are read than make `enough` tokens. Raises
+    DataUnavailable for a source that is missing, empty, or not readable as text, and where more than
+    `corrupt_share` of its records are corrupt.
     """
     documents = find(text, cache.parent)
     end = end_of_text(text.name, tokenizer)
+    limit = enough if documents.streamed else None
 
     def pieces(tally: Tally) -> Iterator[Tokens]:
+        had = 0
         for record in documents.read(tally):
-            if record.text.strip():
-                yield from encoded_pieces(record.text, tokenizer)
-                yield np.asarray([end], dtype=np.uint32)
+            if not record.text.strip():
+                continue
+            for piece in encoded_pieces(record.text, tokenizer):
+                had += len(piece)
+                yield piece
+            yield np.asarray([end], dtype=np.uint32)
+            had += 1
+            if limit is not None and had >= limit:
+                return
 
-    stem = cache / f"{text.name}-{fingerprint(documents.identity, tokenizer)[:16]}"
+    identity = documents.identity if limit is None else f"{documents.identity} {limit} tokens"
+    stem = cache / f"{text.name}-{fingerprint(identity, tokenizer)[:16]}"
     return kept(text, stem, pieces, corrupt_share)
 
 
@@ -156,9 +170,10 @@ def _keep(
             # As they come: all of them together may be more than memory holds.
             for piece in chain((first,), coming):
                 stream.write(piece.tobytes())
-            tally.reading().check(text.name, corrupt_share)
+            read = tally.reading(text.revision)
+            read.check(text.name, corrupt_share)
             told = pending(reading)
-            told.write(tally.reading().model_dump_json().encode())
+            told.write(read.model_dump_json().encode())
             # The tokens last: where they are, all is.
             for file, final in ((told, reading), (stream, tokens)):
                 file.flush()

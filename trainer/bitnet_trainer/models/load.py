@@ -1,6 +1,5 @@
 """Loading a pretrained causal LM and its tokenizer: from a folder, a GGUF file, a bucket or the hub."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,8 +7,6 @@ from typing import Any, TypedDict, TypeVar
 
 import torch
 from huggingface_hub import constants
-from huggingface_hub.errors import OfflineModeIsEnabled
-from huggingface_hub.utils import get_session, httpx  # type: ignore[attr-defined]  # exported lazily
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -19,15 +16,11 @@ from transformers import (
 )
 
 from bitnet_crds.locations import Location, parse_location
+from bitnet_trainer import hub
 from bitnet_trainer.errors import ModelUnavailable
 from bitnet_trainer.models import bitnet_llama, sequence_classification  # noqa: F401  # Auto classes know them then
 from bitnet_trainer.models.folder import check_model_folder
 from bitnet_trainer.models.gcs import local_copy
-
-HUB_TIMEOUT = 5.0
-"""Seconds that the hub may take to answer at all."""
-HUB_PAUSES = (2.0, 4.0)
-"""Seconds between tries to reach it."""
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 """One of them at least is where a tokenizer is."""
@@ -170,7 +163,7 @@ def _resolve(address: str, revision: str | None) -> _Source:
     except ValueError as error:
         raise ModelUnavailable(str(error)) from None
     if location.scheme == "hf":
-        return _Source(location.rest, revision, only_local=not _hub_answers())
+        return _Source(location.rest, revision, only_local=not hub.answers())
     if location.bucket is not None and location.object is not None:
         return replace(_named(local_copy(location.bucket, location.object)), copy_of=address)
     try:
@@ -203,25 +196,6 @@ def _local(location: Location, address: str) -> _Source:
 
 def _named(path: Path) -> _Source:
     return _Source(str(path.parent), gguf_file=path.name) if path.is_file() else _Source(str(path))
-
-
-def _hub_answers() -> bool:
-    """Whether the hub can be reached.
-
-    huggingface_hub asks for each file anew and waits minutes for a hub that is silent; here that is known
-    first, within half a minute.
-    """
-    for pause in (*HUB_PAUSES, None):
-        try:
-            get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
-        except OfflineModeIsEnabled:
-            return False
-        except httpx.TransportError:
-            if pause is not None:
-                time.sleep(pause)
-        else:
-            return True
-    return False
 
 
 def _load(source: _Source, what: str, mend: str, load: Callable[[], Loaded]) -> Loaded:
