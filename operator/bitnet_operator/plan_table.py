@@ -1,6 +1,6 @@
 """What `bitnetctl plan` prints: the ledger of a run, or one step of it, as tables. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from rich.box import SIMPLE_HEAD
@@ -10,6 +10,7 @@ from rich.text import Text
 
 from bitnet_crds import BitNetRun, BitNetRunSpec, InvalidRun, Plan, PlannedPhase, Problem, Shape
 from bitnet_crds.advice import Advice
+from bitnet_crds.demand import sequences_at_most
 from bitnet_crds.objectives import BalancedObjective, Objective, TeacherLogits
 from bitnet_crds.optimizer import Optimizer
 from bitnet_crds.spec import Model, Quantization
@@ -78,6 +79,8 @@ def _ledger(run: BitNetRun, plan: Plan) -> Table:
     if spec.classification is not None:
         table.add_row("labels", Text(", ".join(spec.classification.labels)))
     table.add_row("teacher", Text(_teacher(spec, plan)))
+    for words in _texts(spec, plan):
+        table.add_row("text", Text(words))
     for words in _mixtures(spec, plan):
         table.add_row("mixture", Text(words))
     table.add_row("learning rate", _learning_rate(plan))
@@ -115,6 +118,21 @@ def _teacher(spec: BitNetRunSpec, plan: Plan) -> str:
     if spec.teacher is None or plan.teacher_start is None:
         return plan.teacher_loading
     return f"{place(spec.teacher.from_)}, loaded at step {count(plan.teacher_start)} ({plan.teacher_loading})"
+
+
+def _texts(spec: BitNetRunSpec, plan: Plan) -> Iterator[str]:
+    """Where each source is, and which part of a dataset is read."""
+    most = sequences_at_most(spec, plan)
+    for source in spec.data.sources:
+        words = [f"{source.name}: {place(source.uri)}"]
+        if source.uri.startswith("hf://"):
+            words += [f"subset {source.subset}"] if source.subset else []
+            words += [f"split {source.split or 'train'}", f"revision {source.revision or 'main'}"]
+        words += [f"field {source.field}"] if source.field != "text" else []
+        if source.uri.startswith("hf://") and spec.classification is None:
+            tokens = plural(most[source.name] * plan.sequence_length, "token")
+            words.append(f"streamed, {tokens} at most and what is held out")
+        yield ", ".join(words)
 
 
 def _mixtures(spec: BitNetRunSpec, plan: Plan) -> list[str]:

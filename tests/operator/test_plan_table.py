@@ -192,6 +192,20 @@ def test_the_mixture_is_shown_by_phase_where_phases_differ() -> None:
     assert follows in shown(full_run(data=data))
 
 
+def test_where_the_text_is_and_how_much_of_a_dataset_is_read_at_most() -> None:
+    news = {"uri": "hf://a/news", "subset": "en", "revision": "v2", "field": "body", "weight": 3}
+    sources = [{"name": "news", **news}, {"name": "books", "uri": "gs://bucket/books"}]
+    text = shown(full_run(data={"sequenceLength": 512, "sources": sources}), width=200)
+    # 19,073 x 1,024 sequences x 3/4, and what rounding may add in each of two phases.
+    most = f"{(19_073 * 1024 * 3 // 4 + 2 * 2) * 512:,}"
+    assert (
+        f"news: hf://a/news, subset en, split train, revision v2, field body, streamed, {most} tokens at most"
+        in text
+    )
+    assert "books: gs://bucket/books" in [line[15:].strip() for line in text.splitlines()]
+    assert "streamed" not in shown(full_run(), width=200)
+
+
 def step_shown(document: dict[str, Any], step: int) -> dict[str, str]:
     """What `--step` prints, by its first column."""
     run = parse_run(document)

@@ -126,6 +126,34 @@ def test_ranks_share_a_batch_and_a_change_of_ranks_neither_repeats_nor_skips(wor
     assert not repeated(read)
 
 
+@given(
+    mixture=mixtures(stretches=6),
+    worlds=st.lists(st.sampled_from([1, 2, 4, 8, 16]), min_size=6, max_size=6),
+    batches=st.lists(st.integers(1, 5), min_size=6, max_size=6),
+    seed=st.integers(0, 3),
+)
+def test_resizes_and_changes_of_shares_leave_each_source_read_once_an_epoch(mixture, worlds, batches, seed):
+    """Whatever the ranks and the shares are from one segment to the next, each source is read in one order,
+    without a repeat or a gap: all of an epoch before any of the next."""
+    sizes, stretches = mixture
+    cursor, read = Cursor.at_start(len(sizes)), []
+    for weights, world, count in zip(stretches, worlds, batches, strict=False):
+        cursor = cursor.rebased()
+        for _ in range(count):
+            # As a checkpoint has it, for processes that know nothing else.
+            cursor = Cursor(cursor.consumed, cursor.origin)
+            batch, cursor = cursor.take(16, weights, sizes, seed)
+            parts = [rank_slice(batch, rank, world) for rank in range(world)]
+            read += [id_ for part in parts for id_ in part]
+    assert not repeated(read)
+    for source, size in enumerate(sizes):
+        had = in_order(read, source)
+        assert len(had) == cursor.consumed[source]
+        assert [epoch for epoch, _ in had] == [place // size for place in range(len(had))]
+        for epoch in range(len(had) // size):
+            assert sorted(index for of, index in had if of == epoch) == list(range(size))
+
+
 def test_a_batch_that_ranks_cannot_share_is_refused():
     taken, _ = Cursor.at_start(1).take(8, (1.0,), [100], 0)
     with pytest.raises(ValueError, match="8 sequences cannot be divided over 3 ranks"):
