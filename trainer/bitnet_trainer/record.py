@@ -2,10 +2,12 @@
 
 import math
 import platform
+import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
 
 from bitnet_crds.plan import Plan
@@ -13,7 +15,7 @@ from bitnet_crds.record import Report
 from bitnet_crds.spec import BitNetRunSpec
 from bitnet_trainer.data import Reading
 
-_PACKAGES = ("bitnet-operator", "torch", "transformers", "numpy", "safetensors")
+_PACKAGES = ("bitnet-operator", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "safetensors")
 
 
 class Baseline(Report):
@@ -52,6 +54,9 @@ class RunRecord(Report):
     """Where the model was really loaded from."""
     converted_layers: int
     versions: dict[str, str]
+    revision: str | None = None
+    """Commit of the source tree that trains, with `-dirty` where files of it are changed; none where what
+    trains is an installed package."""
     baseline: Baseline
 
     def write(self, path: Path) -> None:
@@ -83,4 +88,21 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed as a package"
+    if torch.version.cuda is not None:
+        found["cuda"] = torch.version.cuda
     return found
+
+
+def revision(file: Path = Path(__file__)) -> str | None:
+    """The commit of the git checkout that `file` belongs to; None where it is in none, or git is not here."""
+
+    def git(*arguments: str) -> str:
+        asked = ["git", "-C", str(file.parent), *arguments]
+        return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        # A package installed into somebody's project lies in that checkout, and is no part of it.
+        git("ls-files", "--error-unmatch", file.name)
+        return git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -22,7 +22,7 @@ from bitnet_trainer.models.load import LoadedModel, load_model, load_tokenizer
 from bitnet_trainer.models.presets import build_preset
 from bitnet_trainer.models.sequence_classification import classifier_from
 from bitnet_trainer.ranks import Ranks
-from bitnet_trainer.record import Baseline, RunRecord, now, versions
+from bitnet_trainer.record import Baseline, RunRecord, now, revision, versions
 from bitnet_trainer.teacher import Teacher
 from bitnet_trainer.teacher_cache import LogitsCache
 from bitnet_trainer.texts import source_texts
@@ -140,6 +140,7 @@ def write_record(
         model=loaded.source,
         converted_layers=len(conversion.converted),
         versions=versions(),
+        revision=revision(),
         baseline=baseline,
     ).write(path)
 

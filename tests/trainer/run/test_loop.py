@@ -18,6 +18,7 @@ from bitnet_trainer.errors import (
 )
 from bitnet_trainer.evaluate import perplexity
 from bitnet_trainer.outcome import exit_code_of
+from bitnet_trainer.record import revision
 from bitnet_trainer.step import Stepper
 
 
@@ -34,6 +35,11 @@ def test_a_run_goes_through_its_phases_and_leaves_everything(make_run, train_her
     record = json.loads((run.folder / "run.json").read_text())
     assert record["ledgerHash"] == run.order.plan.ledger_hash
     assert record["versions"]["torch"] == version("torch")
+    assert record["spec"]["budget"] == {"tokens": 1536, "globalBatchSize": 8}
+    assert record["plan"]["totalSteps"] == 12
+    assert record["model"] == f"{run.root}/model"
+    assert len(record["dataFingerprint"]) >= 16
+    assert record["revision"] == revision()
     assert [state for state in TrainerState if state in {seen.state for seen in reporter.seen}] == [
         state for state in TrainerState if state is not TrainerState.STARTING
     ]
