@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.staging import DefaultStager
 
 from bitnet_trainer import checkpoint
 from bitnet_trainer.checkpoint import LocalStore, Saver, newest_sound, read_position
@@ -58,7 +59,20 @@ def test_training_goes_on_while_a_checkpoint_of_before_is_written(tmp_path, grou
     assert saver.close() is None
 
 
-def test_the_copys_memory_is_used_again_and_each_checkpoint_holds_its_own_step(tmp_path, group):
+@pytest.mark.parametrize("torch_211", [False, True])
+def test_the_copys_memory_is_used_again_and_each_checkpoint_holds_its_own_step(
+    tmp_path, group, monkeypatch, torch_211
+):
+    """Or new memory each time with torch 2.11, whose stager ends with its first use."""
+    real = DefaultStager.stage
+
+    def once(self, state_dict, **others):
+        staged = real(self, state_dict, **others)
+        self.close()
+        return staged
+
+    if torch_211:
+        monkeypatch.setattr(DefaultStager, "stage", once)
     store, training = LocalStore(tmp_path, 3), tiny_training(0)
     saver, states = Saver(store, training, group), {}
     for step in (1, 2, 3):

@@ -125,18 +125,23 @@ class Copier:
 
     def __init__(self, training: Training) -> None:
         gpu = any(weight.is_cuda for weight in training.model.parameters())
-        self._stager = DefaultStager(
-            StagingOptions(
-                use_pinned_memory=gpu,
-                use_shared_memory=False,
-                use_async_staging=False,
-                use_non_blocking_copy=gpu,
-            )
+        self._options = StagingOptions(
+            use_pinned_memory=gpu,
+            use_shared_memory=False,
+            use_async_staging=False,
+            use_non_blocking_copy=gpu,
         )
+        self._stager = DefaultStager(self._options)
 
     def copy(self, tensors: dict[str, Any]) -> dict[str, Any]:
         """The same structure with every tensor, and the shards of every DTensor, as they are now."""
-        copied = self._stager.stage(tensors)
+        try:
+            copied = self._stager.stage(tensors)
+        except KeyError:
+            # torch 2.11's stager ends with its first use (pytorch issue 183413), and its memory is another
+            # each time.
+            self._stager = DefaultStager(self._options)
+            copied = self._stager.stage(tensors)
         assert isinstance(copied, dict)  # and no future of one
         return copied
 
