@@ -30,7 +30,7 @@ class Source(Record):
     subset: str | None = Field(default=None, min_length=1, max_length=256)
     """Of a dataset that has several: which of them. Only with hf://."""
     split: str | None = Field(default=None, min_length=1, max_length=256)
-    """The part of a dataset that is read; train where it is not said. Only with hf://."""
+    """The part of a dataset that is read, whole; train where it is not said. Only with hf://."""
     revision: str | None = Field(default=None, min_length=1, max_length=128)
     """Branch, tag or commit of a dataset. The run keeps to the commit that it has when the run begins. Only
     with hf://."""

@@ -76,6 +76,20 @@ RIGHT: dict[str, Changes] = {
     },
     "SubLN for stock transformers": {"spec.quantization.subLN": "OutputProjections"},
     "documents apart": {"spec.data.documents": "Separate"},
+    "text of the hub": {
+        "spec.data.sources.0": {
+            "name": "web",
+            "uri": "hf://Organisation/fine.web-edu",
+            "subset": "sample-10BT",
+            "split": "train",
+            "revision": "main",
+            "field": "body",
+        }
+    },
+    "text in a bucket, beside checkpoints there": {
+        "spec.data.sources.0.uri": "gs://bucket/text",
+        "spec.checkpoint.uri": "gs://bucket/text-runs",
+    },
     "bandit": {"spec.data.mixture": {"policy": "Bandit", "everySteps": 50, "smoothing": 0.3}},
     "influence": {"spec.data.mixture": {"policy": "Influence", "everySteps": 50, "target": "code"}},
     "a phase with a mixture of its own": {"spec.phases.1.mixture": {"code": 1, "web": 0}},

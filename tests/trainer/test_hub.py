@@ -135,8 +135,9 @@ def test_a_subset_and_a_split_are_read_alone(read, subset, split, token):
         (Dataset("a/b"), r"Config name is missing.*news.*books"),
         (Dataset("a/b", "poems"), r"'poems' not found.*news.*books"),
         (Dataset("a/b", "news", "dev"), r"dev.*train.*test"),
+        (Dataset("a/b", "news", "train[:50%]"), r"train\[:50%\].*train.*test"),
     ],
-    ids=["no dataset", "no revision", "a subset to choose", "no subset", "no split"],
+    ids=["no dataset", "no revision", "a subset to choose", "no subset", "no split", "a part of a split"],
 )
 @pytest.mark.usefixtures("subsets")
 def test_what_is_not_there_is_named_with_what_is(read, dataset, says):
@@ -202,14 +203,15 @@ def downloaded(hub: Hub) -> str:
 
 
 def go_offline(monkeypatch, how):
-    if how == "said so":
+    if how.startswith("HF_"):
+        # What the libraries make of these variables as they are imported.
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", how == "HF_HUB_OFFLINE")
     else:
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
 
 
-@pytest.mark.parametrize("how", ["said so", "out of reach"])
+@pytest.mark.parametrize("how", ["HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "out of reach"])
 def test_without_the_hub_the_cache_is_read(hub: Hub, downloaded, read, monkeypatch, how):
     go_offline(monkeypatch, how)
     asked = len(hub.requests)
@@ -220,7 +222,7 @@ def test_without_the_hub_the_cache_is_read(hub: Hub, downloaded, read, monkeypat
     assert len(hub.requests) == asked
 
 
-@pytest.mark.parametrize("how", ["said so", "out of reach"])
+@pytest.mark.parametrize("how", ["HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "out of reach"])
 def test_without_the_hub_and_not_in_the_cache_it_says_so(downloaded, read, monkeypatch, how):
     go_offline(monkeypatch, how)
     assert downloaded

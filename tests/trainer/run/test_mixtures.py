@@ -23,6 +23,7 @@ def shares_after(make_run, train_here, tmp_path):
         _, reporter = train_here(
             make_run(
                 steps=40,
+                every_steps=100,
                 data=data,
                 phases=[{"name": "all", "until": "100%", "objectives": {"crossEntropy": {"weight": 1}}}],
                 teacher=None,
