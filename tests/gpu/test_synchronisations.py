@@ -19,6 +19,11 @@ pytestmark = pytest.mark.gpu
 def test_a_step_waits_for_nothing(name: str, architecture: str, a_pass: int) -> None:
     take = step_of(name, architecture, torch.device("cuda"))
     take()
+    with warnings.catch_warnings():
+        # Of the mode itself torch warns once in a process.
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode("warn")
+        torch.cuda.set_sync_debug_mode("default")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")

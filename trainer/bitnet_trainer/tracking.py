@@ -63,7 +63,7 @@ def tracked(order: Order, reporter: Reporter) -> Iterator[Tracker | None]:
     """
 
     def warn(sentence: str) -> None:
-        _log.warning("%s", sentence)
+        _log.warning("tracking.wandb: %s", sentence)
         reporter.update(warnings=(*reporter.progress.warnings, f"tracking.wandb: {sentence}"))
 
     if order.spec.tracking is None:
