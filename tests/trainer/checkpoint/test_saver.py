@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.staging import DefaultStager
 
 from bitnet_trainer import checkpoint
 from bitnet_trainer.checkpoint import LocalStore, Saver, newest_sound, read_position
+from bitnet_trainer.checkpoint.state import Copier
 from bitnet_trainer.errors import CheckpointError
 from tiny_training import POSITION, differing, everything, tiny_training, train
 
@@ -59,20 +59,7 @@ def test_training_goes_on_while_a_checkpoint_of_before_is_written(tmp_path, grou
     assert saver.close() is None
 
 
-@pytest.mark.parametrize("torch_211", [False, True])
-def test_the_copys_memory_is_used_again_and_each_checkpoint_holds_its_own_step(
-    tmp_path, group, monkeypatch, torch_211
-):
-    """Or new memory each time with torch 2.11, whose stager ends with its first use."""
-    real = DefaultStager.stage
-
-    def once(self, state_dict, **others):
-        staged = real(self, state_dict, **others)
-        self.close()
-        return staged
-
-    if torch_211:
-        monkeypatch.setattr(DefaultStager, "stage", once)
+def test_each_checkpoint_holds_its_own_step(tmp_path, group):
     store, training = LocalStore(tmp_path, 3), tiny_training(0)
     saver, states = Saver(store, training, group), {}
     for step in (1, 2, 3):
@@ -84,6 +71,20 @@ def test_the_copys_memory_is_used_again_and_each_checkpoint_holds_its_own_step(
         twin = tiny_training(1)
         checkpoint.load(store, committed, read_position(store, committed), twin, group)
         assert differing(states[committed.step], everything(twin)) == []
+
+
+def test_the_copys_memory_is_used_again():
+    training = tiny_training(0)
+    train(training, 1)
+    copier, copies = Copier(training), []
+    for _ in range(3):
+        copied = copier.copy(training.tensors({}))
+        copies.append(copied["model"]["0.weight"])
+        assert torch.equal(copies[-1], training.model[0].weight)
+        train(training, 1)
+    assert len({copy.data_ptr() for copy in copies}) == 1
+    assert copies[0].data_ptr() != training.model[0].weight.data_ptr()
+    copier.close()
 
 
 def test_one_that_fails_says_so_when_it_is_taken_up_and_the_next_one_is_written(tmp_path, group):
@@ -189,6 +190,7 @@ import torch, torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from bitnet_trainer import checkpoint
 from bitnet_trainer.checkpoint import LocalStore, Saver, Training, read_position
+from bitnet_trainer.checkpoint.state import Copier
 from bitnet_trainer.errors import CheckpointError
 from tiny_training import POSITION
 from torch import nn

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
+from torch.distributed.checkpoint._state_dict_stager import StateDictStager
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -124,30 +124,20 @@ class Copier:
     """Copies tensors to the CPU, into memory of its own that it uses again: pinned for those of a GPU."""
 
     def __init__(self, training: Training) -> None:
-        gpu = any(weight.is_cuda for weight in training.model.parameters())
-        self._options = StagingOptions(
-            use_pinned_memory=gpu,
-            use_shared_memory=False,
-            use_async_staging=False,
-            use_non_blocking_copy=gpu,
-        )
-        self._stager = DefaultStager(self._options)
+        self._gpu = any(weight.is_cuda for weight in training.model.parameters())
+        # DefaultStager around it can be used once only in torch 2.11 (pytorch issue 183413).
+        self._stager = StateDictStager(pin_memory=self._gpu, share_memory=False)
 
     def copy(self, tensors: dict[str, Any]) -> dict[str, Any]:
         """The same structure with every tensor, and the shards of every DTensor, as they are now."""
-        try:
-            copied = self._stager.stage(tensors)
-        except KeyError:
-            # torch 2.11's stager ends with its first use (pytorch issue 183413), and its memory is another
-            # each time.
-            self._stager = DefaultStager(self._options)
-            copied = self._stager.stage(tensors)
-        assert isinstance(copied, dict)  # and no future of one
+        copied: dict[str, Any] = self._stager.stage(tensors, non_blocking=self._gpu)
+        if self._gpu:
+            torch.cuda.current_stream().synchronize()
         return copied
 
     def close(self) -> None:
         """Gives the memory back."""
-        self._stager.close()
+        self._stager.close()  # type: ignore[no-untyped-call]
 
 
 def write_tensors(folder: Path, tensors: dict[str, Any], group: dist.ProcessGroup) -> None:
