@@ -110,7 +110,8 @@ def test_a_killed_trainer_is_retried_from_its_checkpoint(make_bitnetctl: MakeBit
     status = bitnetctl.status()
     assert said_of(status)[:2] == [("Start", "Failed"), ("Retry", "Completed")]
     assert (status["segments"][0]["exitCode"], status["attempts"]) == (137, 1)
-    assert status["segments"][1]["firstStep"] >= 10
+    # Of a checkpoint; the one of step 10 may still have been on its way.
+    assert status["segments"][1]["firstStep"] in range(5, 300, 5)
 
 
 def test_two_at_once_are_refused(make_bitnetctl: MakeBitnetctl) -> None:

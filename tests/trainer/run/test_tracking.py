@@ -1,6 +1,7 @@
 """Weights & Biases, offline and real: what it is told of a run, of one that goes on, of one that fails."""
 
 import json
+import time
 
 import pytest
 import wandb
@@ -28,8 +29,14 @@ def _away_from_home(monkeypatch, tmp_path):
 
 
 def written(run):
-    """The .wandb files of a run, oldest first."""
-    return sorted(run.folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
+    """The .wandb files of a run, oldest first, when they are whole: wandb's own process may write on after
+    it was waited for."""
+    paths = sorted(run.folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
+    deadline = time.monotonic() + 60
+    while not all(any(record.HasField("exit") for record in records(path)) for path in paths):
+        assert time.monotonic() < deadline, f"not ended after 60 s: {paths}"
+        time.sleep(0.05)
+    return paths
 
 
 def test_each_step_the_config_and_the_evaluation_are_in_its_file(make_run, train_here):
