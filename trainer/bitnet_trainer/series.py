@@ -26,7 +26,7 @@ class ProgressCollector(Collector):
         for name, text, total in (
             ("tokens", "Tokens trained on since the run began.", progress.tokens),
             ("skipped_steps", "Steps left out, their loss or gradient not finite.", progress.skipped_steps),
-            ("loss_spikes", "Losses far above those before them, in this process.", progress.loss_spikes),
+            ("loss_spikes", "Losses far above those before them, since the run began.", progress.loss_spikes),
             (
                 "checkpoint_failures",
                 "Checkpoints that could not be written, in this process.",
