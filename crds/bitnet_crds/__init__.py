@@ -4,16 +4,19 @@ Imports pydantic and the standard library alone, so that the operator, the train
 scripts can all depend on it.
 """
 
+from bitnet_crds.adjustments import Adjustments, Rollback
 from bitnet_crds.errors import ContractError, InvalidRun, Problem
 from bitnet_crds.parsing import parse_run
-from bitnet_crds.plan import Plan, PlannedPhase, Shape, plan
+from bitnet_crds.plan import Plan, PlannedPhase, plan
 from bitnet_crds.protocol import Checkpoint, ExitCode, Order, Progress, TerminationReport
+from bitnet_crds.shapes import Shape
 from bitnet_crds.spec import API_VERSION, KIND, BitNetRun, BitNetRunSpec
 from bitnet_crds.status import BitNetRunStatus, Condition, Segment, SegmentReason
 
 __all__ = [
     "API_VERSION",
     "KIND",
+    "Adjustments",
     "BitNetRun",
     "BitNetRunSpec",
     "BitNetRunStatus",
@@ -27,6 +30,7 @@ __all__ = [
     "PlannedPhase",
     "Problem",
     "Progress",
+    "Rollback",
     "Segment",
     "SegmentReason",
     "Shape",

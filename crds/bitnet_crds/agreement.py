@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from bitnet_crds.errors import WrongValueError
+from bitnet_crds.machines import pods_of
 from bitnet_crds.objectives import TEACHER_OBJECTIVES, BalancedObjective, TeacherLogits
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ NEXT_TOKEN_OBJECTIVES = frozenset({"crossEntropy", "maskedDiffusion", "teacherLo
 def disagreements(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
     """Everything on which parts of the spec disagree; fields are named from spec on."""
     yield from _teacher(spec)
+    yield from _resize(spec)
+    yield from _plateau(spec)
     yield from _cached_logits(spec)
     yield from _transitions(spec)
     yield from _mixtures(spec)
@@ -50,6 +53,50 @@ def _teacher(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
             f"{_any_of(TEACHER_OBJECTIVES)} a weight above 0",
             "Give one of them a weight, or remove spec.teacher",
             field="teacher",
+        )
+
+
+def _resize(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
+    if spec.teacher is None:
+        return
+    asked = [
+        not TEACHER_OBJECTIVES.isdisjoint(spec.objectives_in(index)) for index in range(len(spec.phases))
+    ]
+    boundaries = [index for index in range(1, len(asked)) if asked[index] != asked[index - 1]]
+    if spec.teacher.resize == "Rescale":
+        if not boundaries and any(asked):
+            yield WrongValueError(
+                "the teacher is there in every phase, so that no pods begin on its account",
+                "Remove it",
+                field="teacher.resize",
+            )
+        return
+    for index in boundaries:
+        if pods_of(spec, index) != pods_of(spec, index - 1):
+            yield WrongValueError(
+                f"the teacher {'comes in' if asked[index] else 'leaves'} in the same pods (InPlace), and "
+                f"phase {spec.phases[index].name!r} begins in others than {spec.phases[index - 1].name!r}",
+                "Write `resize: Rescale`, or the same workers in both",
+                field="teacher.resize",
+            )
+
+
+def _plateau(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
+    plateau = spec.health.plateau
+    if plateau is None:
+        return
+    if spec.schedule.name != "WarmupStableDecay":
+        yield WrongValueError(
+            "a plateau is watched for while the learning rate holds, and with "
+            f"{spec.schedule.name} it never does",
+            "Write `name: WarmupStableDecay`, or remove it",
+            field="health.plateau",
+        )
+    if plateau.action == "NextPhase" and len(spec.phases) == 1:
+        yield WrongValueError(
+            "there is one phase, and none comes next",
+            "Write `action: Stop`, or `action: Alert`",
+            field="health.plateau.action",
         )
 
 

@@ -2,38 +2,19 @@
 
 import hashlib
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal
 
+from bitnet_crds.adjustments import Adjustments, Rollback
 from bitnet_crds.errors import InvalidRun, Problem
+from bitnet_crds.machines import pods_of
 from bitnet_crds.objectives import TEACHER_OBJECTIVES
-from bitnet_crds.optimizer import DecayCurve, Schedule
+from bitnet_crds.optimizer import Schedule
 from bitnet_crds.record import Record
+from bitnet_crds.schedules import LambdaSchedule, LearningRateSchedule, along
+from bitnet_crds.shapes import Shape, shape_of
 from bitnet_crds.spec import BitNetRunSpec, Curve, Phase
-
-
-class Shape(Record):
-    """How one optimiser step is spread over machines.
-
-    Sequences: workers * processes * micro batch * accumulation.
-    """
-
-    workers: int
-    processes_per_worker: int
-    micro_batch_size: int
-    """Sequences in one forward and backward pass of one process."""
-    accumulation: int
-    """Forward and backward passes of one process in one optimiser step."""
-
-    @property
-    def world_size(self) -> int:
-        """Processes in all."""
-        return self.workers * self.processes_per_worker
-
-    @property
-    def global_batch_size(self) -> int:
-        """Sequences in one optimiser step."""
-        return self.world_size * self.micro_batch_size * self.accumulation
 
 
 class PlannedPhase(Record):
@@ -54,6 +35,8 @@ class PlannedPhase(Record):
     """Whether the teacher is in memory in this phase: where some step of it gives weight to an objective that
     asks it, so also while one fades out. It stays for the whole phase, which has one shape."""
     shape: Shape
+    new_pods: bool = False
+    """Whether it begins in other pods than the phase before, which ends with a checkpoint."""
 
     def blended(self, step: int) -> float:
         """How far the weights have come over in step `step` of the phase: above 0, and exactly 1 from the
@@ -61,64 +44,22 @@ class PlannedPhase(Record):
         done = step - self.first_step + 1
         if done >= self.transition_steps:
             return 1.0
-        return _along(self.curve, done / self.transition_steps)
-
-
-class LearningRateSchedule(Record):
-    """Warmup, peak and decay over the ledger's own horizon."""
-
-    peak: float
-    """AdamW's; Muon's own, in the spec, follows the same shares."""
-    warmup_steps: int
-    decay_start: int
-    total_steps: int
-    curve: DecayCurve
-    """How the rate falls from `decay_start` on."""
-    final_share: float
-    """The share of the peak that it falls to."""
-
-    def at(self, step: int) -> float:
-        """The rate used in step `step` (from 0): `peak` times the schedule's share."""
-        return self.peak * self.share_at(step)
-
-    def share_at(self, step: int) -> float:
-        """The share of its peak that each rate has in step `step` (from 0), above 0 in the run and 0 after.
-
-        It rises to 1 in the last warmup step, holds, and falls so that the step after the last would have
-        `final_share`: f + (1 - f) * g(p), p being the part of the decay that is over, and g(p) = 1 - p,
-        (1 + cos(pi p)) / 2 or 1 - sqrt(p). Where warmup and decay overlap, the smaller holds. Sources: arXiv
-        2404.06395 (warmup-stable-decay), 1608.03983 (cosine), 2405.18392 (1 - sqrt).
-        """
-        if step >= self.total_steps:
-            return 0.0
-        rising = (step + 1) / self.warmup_steps if step < self.warmup_steps else 1.0
-        if step < self.decay_start:
-            return rising
-        # What is left rather than what is over: exact at both ends.
-        left = (self.total_steps - step) / (self.total_steps - self.decay_start)
-        falling = self.final_share + (1 - self.final_share) * _falling(self.curve, left)
-        return min(rising, falling)
-
-
-class LambdaSchedule(Record):
-    """How far quantisation is blended in. A function of the global step alone, so that a resume cannot
-    restart it."""
-
-    steps: int
-    """Steps until lambda is 1; 0 where it is 1 throughout."""
-    curve: Curve
-
-    def at(self, step: int) -> float:
-        """lambda in step `step` (from 0): 0 in the first, 1 from step `steps` on."""
-        return _along(self.curve, min(1.0, step / self.steps) if self.steps else 1.0)
+        return along(self.curve, done / self.transition_steps)
 
 
 class Plan(Record):
     """What will happen, step by step. Operator, trainer and `bitnetctl plan` all read this."""
 
+    ledger_hash: str
+    """Names the ledger in checkpoints: a checkpoint is resumed only under the ledger that wrote it.
+
+    Shapes and adjustments are left out: the same run may go on with other workers, or after a roll-back.
+    """
     total_steps: int
     tokens: int
-    """Tokens really trained: total_steps * tokens_per_step."""
+    """Tokens really trained: end_step * tokens_per_step."""
+    end_step: int
+    """The step before which training ends: total_steps, or earlier where the loss had stopped falling."""
     sequence_length: int
     global_batch_size: int
     """Sequences in one optimiser step."""
@@ -127,6 +68,8 @@ class Plan(Record):
     """First step with the teacher in memory; none without one."""
     learning_rate: LearningRateSchedule
     quantization_lambda: LambdaSchedule
+    rollbacks: tuple[Rollback, ...] = ()
+    """What the run went back for so far; checkpoints that it left behind are not gone on from."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -140,14 +83,26 @@ class Plan(Record):
             return "Never"
         return "Deferred" if self.teacher_start else "AtStart"
 
-    @property
-    def ledger_hash(self) -> str:
-        """Names the ledger in checkpoints: a checkpoint is resumed only under the ledger that wrote it.
+    def pods_end(self, step: int) -> int:
+        """The step before which the pods of step `step` end: the next phase in others, or the run's end."""
+        ahead = (phase.first_step for phase in self.phases if phase.new_pods and phase.first_step > step)
+        return min((first for first in ahead if first < self.end_step), default=self.end_step)
 
-        Shapes are left out: the same run may go on with other workers.
-        """
-        ledger = self.model_dump_json(exclude={"phases": {"__all__": {"shape"}}})
-        return hashlib.sha256(ledger.encode()).hexdigest()[:16]
+    def batch_at(self, step: int) -> int:
+        """Which of the run's global batches (from 0) step `step` trains on: the step-th of those that no
+        roll-back passes over."""
+        batch, behind = step, 0
+        for rollback in sorted(self.rollbacks, key=lambda rollback: rollback.first_batch):
+            # A later one may reach over an earlier one, whose batches it never met.
+            first, end = max(rollback.first_batch, behind), rollback.first_batch + rollback.batches
+            if batch >= first:
+                batch += max(0, end - first)
+            behind = max(behind, end)
+        return batch
+
+    def passed_over_before(self, step: int) -> int:
+        """Batches that are passed over between the steps before step `step` and it."""
+        return self.batch_at(step) - (self.batch_at(step - 1) + 1 if step else 0)
 
     def phase_at(self, step: int) -> PlannedPhase:
         """The phase that step `step` (from 0) belongs to; the last one for the end of the run itself."""
@@ -175,8 +130,11 @@ class Plan(Record):
         }
 
 
-def plan(spec: BitNetRunSpec) -> Plan:
-    """Works out the ledger of a run.
+NO_ADJUSTMENTS = Adjustments()
+
+
+def plan(spec: BitNetRunSpec, adjustments: Adjustments = NO_ADJUSTMENTS) -> Plan:
+    """Works out the ledger of a run, as it stands after what befell it.
 
     Steps are whole: the budget is cut down to whole steps, and a phase that ends at p of the run ends at
     floor(p * steps). Raises InvalidRun where the budget holds no step, a phase gets none or fewer than its
@@ -199,13 +157,15 @@ def plan(spec: BitNetRunSpec) -> Plan:
     phases = _phases(spec, total_steps)
     _check_mixture(spec, total_steps)
     warmup = spec.quantization.lambda_warmup
-    return Plan(
+    planned = Plan(
+        ledger_hash="",
         total_steps=total_steps,
         tokens=total_steps * tokens_per_step,
+        end_step=total_steps,
         sequence_length=spec.data.sequence_length,
         global_batch_size=spec.budget.global_batch_size,
         phases=phases,
-        teacher_start=next((phase.first_step for phase in phases if phase.teacher), None),
+        teacher_start=_teacher_start(phases),
         learning_rate=LearningRateSchedule(
             peak=spec.optimizer.adam_learning_rate,
             warmup_steps=spec.schedule.warmup_steps,
@@ -218,12 +178,52 @@ def plan(spec: BitNetRunSpec) -> Plan:
             steps=warmup.steps if warmup else 0, curve=warmup.curve if warmup else "Linear"
         ),
     )
+    return _adjusted(planned, spec, adjustments).model_copy(update={"ledger_hash": _hash(planned)})
+
+
+def _hash(planned: Plan) -> str:
+    ledger = planned.model_dump_json(exclude={"phases": {"__all__": {"shape", "new_pods"}}})
+    return hashlib.sha256(ledger.encode()).hexdigest()[:16]
+
+
+def _adjusted(planned: Plan, spec: BitNetRunSpec, adjustments: Adjustments) -> Plan:
+    """The ledger after what befell the run."""
+    phases, first_step = [], 0
+    for phase in planned.phases:
+        shape = phase.shape
+        for _ in range(adjustments.halvings.get(phase.name, 0)):
+            shape = shape.halved() or shape
+        # The next phase has what is left of one that ended early. The last one has nobody to leave it to.
+        end_step = phase.end_step
+        if phase is not planned.phases[-1]:
+            end_step = min(end_step, adjustments.phase_ends.get(phase.name, end_step))
+        end_step = max(end_step, first_step)
+        update = {"first_step": first_step, "end_step": end_step, "shape": shape}
+        phases.append(phase.model_copy(update=update))
+        first_step = end_step
+    end_step = planned.total_steps if adjustments.end_step is None else adjustments.end_step
+    factor = spec.health.non_finite.learning_rate_factor
+    reductions = tuple((rollback.checkpoint_step, factor) for rollback in adjustments.rollbacks)
+    return planned.model_copy(
+        update={
+            "phases": tuple(phases),
+            "teacher_start": _teacher_start(phases),
+            "end_step": end_step,
+            "tokens": end_step * planned.tokens_per_step,
+            "learning_rate": planned.learning_rate.model_copy(update={"reductions": reductions}),
+            "rollbacks": adjustments.rollbacks,
+        }
+    )
+
+
+def _teacher_start(phases: Sequence[PlannedPhase]) -> int | None:
+    return next((phase.first_step for phase in phases if phase.teacher), None)
 
 
 def _phases(spec: BitNetRunSpec, total_steps: int) -> tuple[PlannedPhase, ...]:
     phases: list[PlannedPhase] = []
     problems: list[Problem] = []
-    first_step = 0
+    first_step, had_teacher = 0, False
     for index, phase in enumerate(spec.phases):
         end_step = math.floor(phase.until * total_steps)
         if end_step == first_step:
@@ -246,7 +246,12 @@ def _phases(spec: BitNetRunSpec, total_steps: int) -> tuple[PlannedPhase, ...]:
                 )
             )
         teacher = not TEACHER_OBJECTIVES.isdisjoint(spec.objectives_in(index))
-        shape = _shape(spec, phase, teacher)
+        shape = shape_of(spec, index, teacher)
+        new_pods = index > 0 and (
+            pods_of(spec, index) != pods_of(spec, index - 1)
+            or (spec.teacher is not None and spec.teacher.resize == "Rescale" and teacher != had_teacher)
+        )
+        had_teacher = teacher
         if isinstance(shape, Problem):
             problems.append(shape)
         else:
@@ -261,6 +266,7 @@ def _phases(spec: BitNetRunSpec, total_steps: int) -> tuple[PlannedPhase, ...]:
                     mixture=_mixture(spec, phase),
                     teacher=teacher,
                     shape=shape,
+                    new_pods=new_pods,
                 )
             )
         first_step = end_step
@@ -292,59 +298,8 @@ def _decay_start(schedule: Schedule, total_steps: int) -> int:
     return min(schedule.warmup_steps, total_steps)
 
 
-def _falling(curve: DecayCurve, left: float) -> float:
-    """From 1 to 0, by how much of the way is left: the curve's g(1 - left).
-
-    In forms that do not cancel: the last step of a long run is still above 0.
-    """
-    match curve:
-        case "Linear":
-            return left
-        case "Cosine":
-            return math.sin(math.pi / 2 * left) ** 2
-        case "OneMinusSqrt":
-            return left / (1 + math.sqrt(1 - left))
-
-
-def _along(curve: Curve, progress: float) -> float:
-    """A way from 0 to 1, by how much of it in time has gone."""
-    return progress if curve == "Linear" else (1 - math.cos(math.pi * progress)) / 2
-
-
 def _mixture(spec: BitNetRunSpec, phase: Phase) -> dict[str, float]:
     return {
         source.name: source.weight if phase.mixture is None else phase.mixture.get(source.name, 0.0)
         for source in spec.data.sources
     }
-
-
-def _shape(spec: BitNetRunSpec, phase: Phase, teacher: bool) -> Shape | Problem:
-    """The step's spread in one phase, accumulation being whatever makes the global batch come out."""
-    workers, processes = spec.workers.count, spec.workers.processes_per_worker
-    micro = spec.workers.micro_batch_size
-    if teacher and spec.teacher is not None:
-        factor = Fraction(str(spec.teacher.batch_size_factor))
-        resized = micro * factor
-        if resized.denominator != 1:
-            return Problem(
-                "spec.teacher.batchSizeFactor",
-                f"micro batch {micro} x {spec.teacher.batch_size_factor} is {float(resized):g}, not a whole "
-                f"number of sequences (phase {phase.name!r})",
-                "Choose a factor, or spec.workers.microBatchSize, so that it is",
-            )
-        micro = int(resized)
-    one_pass = workers * processes * micro
-    accumulation, rest = divmod(spec.budget.global_batch_size, one_pass)
-    if rest or not accumulation:
-        # A mend for this phase must not break the phases with the other micro batch.
-        divisor = math.lcm(one_pass, workers * processes * spec.workers.micro_batch_size)
-        nearest = max(1, spec.budget.global_batch_size // divisor) * divisor
-        return Problem(
-            "spec.budget.globalBatchSize",
-            f"{spec.budget.global_batch_size} sequences cannot be split over {workers} workers x {processes} "
-            f"processes x micro batch {micro} (phase {phase.name!r})",
-            f"Write a multiple of {divisor}, such as {nearest}",
-        )
-    return Shape(
-        workers=workers, processes_per_worker=processes, micro_batch_size=micro, accumulation=accumulation
-    )

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator
 from bitnet_crds.locations import parse_location
 from bitnet_crds.plan import Plan
 from bitnet_crds.record import Record, Report
+from bitnet_crds.shapes import Shape
 from bitnet_crds.spec import BitNetRunSpec
 
 PROGRESS_PORT = 9400
@@ -67,6 +68,14 @@ def exit_code_label(code: int) -> str:
     return f"Signal{code - 128}" if 128 < code < 192 else f"Exit{code}"
 
 
+PHASE_BOUNDARY = "PhaseBoundary"
+"""Reason in the report of pods that ended well, with a checkpoint, where the next phase trains in others."""
+TOLD_ANNOTATION = "bitnet.training/told"
+"""Annotation of a pod with `Told` as JSON, which the pod reads as a file."""
+TOLD_FILE = "/etc/bitnet-told/told.json"
+"""Where a pod finds it, unless BITNET_TOLD says otherwise."""
+
+
 class Checkpoint(Report):
     """A committed checkpoint."""
 
@@ -107,6 +116,15 @@ class ObjectiveProgress(Report):
     """weight * raw."""
 
 
+class LossPoint(Report):
+    """The loss over a stretch of steps of one phase."""
+
+    step: int
+    """Steps completed with the stretch's last one."""
+    loss: float
+    """The median of its losses."""
+
+
 class MachineProgress(Report):
     """What the last steps cost the machine of the process that reports; none where it cannot be told."""
 
@@ -126,6 +144,8 @@ class Progress(Report):
     """What rank 0 answers at /progress. Steps are counted: `step` have been completed."""
 
     state: TrainerState = TrainerState.STARTING
+    begun_step: int | None = None
+    """Steps completed where this process began: 0, or its checkpoint's; none before it knows."""
     step: int = 0
     total_steps: int
     phase: str
@@ -151,6 +171,10 @@ class Progress(Report):
     """Steps left out because loss or gradient was not finite."""
     loss_spikes: int = 0
     """Losses far above those before them, since the run began."""
+    last_loss_spike: int | None = None
+    """The step with the last of them: so many were completed with it."""
+    loss_curve: tuple[LossPoint, ...] = ()
+    """With health.plateau: this phase's loss over its window, oldest first, in stretches of one length."""
     micro_batch_size: int = 0
     accumulation: int = 0
     world_size: int = 1
@@ -202,6 +226,14 @@ def _encodable(message: Any) -> Any:
     return message.encode(errors="replace").decode() if isinstance(message, str) else message
 
 
+class Fault(Report):
+    """Steps in a row whose loss or gradient was not finite."""
+
+    first_step: int
+    """The first of them, from 0: so many steps had been completed before it."""
+    steps: int
+
+
 class TerminationReport(Report):
     """A pod's last word, as JSON in its termination message."""
 
@@ -215,6 +247,12 @@ class TerminationReport(Report):
     """Optimiser steps completed."""
     checkpoint: Checkpoint | None = None
     """The newest committed checkpoint."""
+    checkpoints: tuple[int, ...] = ()
+    """Steps completed in each committed checkpoint, newest first."""
+    fault: Fault | None = None
+    """With NonFinite: what was not."""
+    transient: bool = False
+    """Whether what was missing may be there another time, as where a server did not answer."""
     evaluation: Evaluation | None = None
     artifacts: dict[str, str] = {}
     """Where what came out is, by kind: a format of the export, or LossPlot."""
@@ -237,6 +275,21 @@ class TerminationReport(Report):
         return encoded.decode()
 
 
+class Told(Report):
+    """What the operator tells pods that train already; what is left out stays as the order has it."""
+
+    stop: bool = False
+    """Whether they are to write a checkpoint and end."""
+    every_steps: int | None = None
+    """checkpoint.everySteps."""
+    keep: int | None = None
+    """checkpoint.keep."""
+    required: bool | None = None
+    """checkpoint.required."""
+    skip_steps: int | None = None
+    """health.nonFinite.skipSteps."""
+
+
 class Order(Record):
     """What the operator hands a trainer: the whole run, and which job of it this is."""
 
@@ -246,8 +299,15 @@ class Order(Record):
     """Name of the child job; it names this attempt in logs."""
     spec: BitNetRunSpec
     plan: Plan
+    first_step: int = 0
+    """The step that its pods are made for, and begin at unless an older checkpoint is all that is there."""
     scratch: str = SCRATCH
     """A folder on each machine that trains, for a run whose checkpoints are in a bucket."""
+
+    @property
+    def shape(self) -> Shape:
+        """How the job's pods begin to spread a step: so many there are."""
+        return self.plan.phase_at(self.first_step).shape
 
     @property
     def training_hash(self) -> str:
@@ -268,7 +328,8 @@ class Order(Record):
                 "phases": True,
                 "teacher": {"from_", "revision", "precision"},
                 "seed": True,
-            }
+            },
+            exclude={"phases": {"__all__": {"workers"}}},
         )
         return hashlib.sha256(f"{self.plan.ledger_hash} {decisive}".encode()).hexdigest()[:16]
 

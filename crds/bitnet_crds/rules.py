@@ -9,13 +9,11 @@ from collections.abc import Iterable
 
 from bitnet_crds.agreement import NEXT_TOKEN_OBJECTIVES
 from bitnet_crds.cel import Rule
+from bitnet_crds.changes import immutable
 from bitnet_crds.data import HUB_KEYS, TEXT_SUFFIXES
 from bitnet_crds.objectives import TEACHER_OBJECTIVES, Objectives
 from bitnet_crds.quantities import PERCENTAGE_PATTERN
-from bitnet_crds.spec import MAX_NAME_LENGTH, NAME_PATTERN, BitNetRunSpec, Workers
-
-MUTABLE = {"retries", "tracking", "workers.parallelism", "workers.template"}
-"""What may change while a run exists, below spec; everything else would make it another run."""
+from bitnet_crds.spec import MAX_NAME_LENGTH, NAME_PATTERN
 
 
 def _any_weighted(objectives: str, names: Iterable[str]) -> str:
@@ -39,6 +37,7 @@ _IS_WHOLE = (
     f"({_ROUNDED} > 0 && {_RESIZED} - double({_ROUNDED}) < 0.000001 "
     f"&& {_RESIZED} - double({_ROUNDED}) > -0.000001)"
 )
+_OWN_WORKERS = f"self.phases.all(p, !{_DISTILS} || has(p.workers))"
 _TOKENS = "quantity(string(self.budget.tokens))"
 _STEP = "self.budget.globalBatchSize * self.data.sequenceLength"
 
@@ -272,9 +271,30 @@ _TERNARY_GGUF = Rule(
     "GGUF-TQ1_0, or `formats: [Packed]`",
     field_path=".export.formats",
 )
+_SOME_WORKERS = Rule(
+    "has(self.count) || has(self.gpusPerWorker) || has(self.microBatchSize) || has(self.template)",
+    "it changes nothing: name count, gpusPerWorker, microBatchSize or template, or remove it",
+)
+_PLATEAU_WHERE_FLAT = Rule(
+    "!has(self.health.plateau) || self.schedule.name == 'WarmupStableDecay'",
+    "a plateau is watched for while the learning rate holds, and with Cosine and Linear it never does: write "
+    "`name: WarmupStableDecay`, or remove it",
+    field_path=".health.plateau",
+)
+_NEXT_PHASE = Rule(
+    "!has(self.health.plateau) || self.health.plateau.action != 'NextPhase' || size(self.phases) > 1",
+    "there is one phase, and none comes next: write `action: Stop`, or `action: Alert`",
+    field_path=".health.plateau.action",
+)
+_SOME_WINDOW = Rule(
+    "!isQuantity(string(self.windowTokens)) || quantity(string(self.windowTokens)).sign() > 0",
+    "a window of 0 tokens shows nothing: write some, such as 50M",
+    field_path=".windowTokens",
+)
 _BATCH = Rule(
-    # In a phase with a transition the teacher may still be there; `plan` knows.
-    f"self.phases.all(p, {_DISTILS} || has(p.transition)) || "
+    # In a phase with a transition the teacher may still be there, and one may have workers of its own; `plan`
+    # knows.
+    f"self.phases.all(p, {_DISTILS} || has(p.transition) || has(p.workers)) || "
     f"self.budget.globalBatchSize % (self.workers.count * {_PROCESSES} * {_MICRO}) == 0",
     "globalBatchSize is no multiple of workers x processes x microBatchSize: make it one",
     "'%d sequences cannot be split over %d workers x %d processes x micro batch %d: write a multiple of %d'"
@@ -283,13 +303,13 @@ _BATCH = Rule(
     ".budget.globalBatchSize",
 )
 _WHOLE_MICRO_BATCH = Rule(
-    f"!has(self.teacher) || {_IS_WHOLE}",
+    f"!has(self.teacher) || {_OWN_WORKERS} || {_IS_WHOLE}",
     "microBatchSize x batchSizeFactor is not a whole number of sequences: choose a factor, "
     "or spec.workers.microBatchSize, so that it is",
     field_path=".teacher.batchSizeFactor",
 )
 _TEACHER_BATCH = Rule(
-    f"!has(self.teacher) || !{_IS_WHOLE} || self.budget.globalBatchSize % "
+    f"!has(self.teacher) || {_OWN_WORKERS} || !{_IS_WHOLE} || self.budget.globalBatchSize % "
     f"(self.workers.count * {_PROCESSES} * {_ROUNDED}) == 0",
     "with the teacher in memory, globalBatchSize is no multiple of workers x processes x "
     "microBatchSize x batchSizeFactor: make it one",
@@ -313,25 +333,6 @@ _NOT_TOO_MANY_TOKENS = Rule(
 )
 
 
-def _immutable() -> list[Rule]:
-    """A rule for each field that may not change, taken from the models: a new field is immutable at first."""
-    fields = [(info.alias or name, info.is_required()) for name, info in BitNetRunSpec.model_fields.items()]
-    fields += [(f"workers.{info.alias or name}", True) for name, info in Workers.model_fields.items()]
-    defaults = {info.alias or name: info.default for name, info in BitNetRunSpec.model_fields.items()}
-    return [
-        Rule(
-            f"self.{field} == oldSelf.{field}"
-            if required or defaults[field] is not None
-            else f"has(self.{field}) == has(oldSelf.{field}) && "
-            f"(!has(self.{field}) || self.{field} == oldSelf.{field})",
-            f"a run's {field} cannot change once it exists: make a new run",
-            field_path=f".{field}",
-        )
-        for field, required in fields
-        if field not in MUTABLE | {"workers"}
-    ]
-
-
 RULES: dict[str, list[Rule]] = {
     "": [_NAME],
     "spec": [
@@ -348,6 +349,8 @@ RULES: dict[str, list[Rule]] = {
         _LABELLED_DOCUMENTS,
         _PRESET,
         _MUON,
+        _PLATEAU_WHERE_FLAT,
+        _NEXT_PHASE,
         _STOCK,
         _LLAMA_CPP,
         _TERNARY_GGUF,
@@ -356,7 +359,7 @@ RULES: dict[str, list[Rule]] = {
         _TEACHER_BATCH,
         _ONE_STEP,
         _NOT_TOO_MANY_TOKENS,
-        *_immutable(),
+        *immutable(),
     ],
     "spec.model": [_ORIGIN, _TOKENIZER, _REVISION],
     "spec.teacher": [_REVISION],
@@ -368,6 +371,8 @@ RULES: dict[str, list[Rule]] = {
     "spec.data.mixture": [_STATIC, _NO_TARGET],
     "spec.data.heldOut": [_HELD_OUT],
     "spec.phases": [_PHASE_NAMES, _PHASE_ORDER, _PHASE_END, _FIRST_PHASE],
+    "spec.health.plateau": [_SOME_WINDOW],
+    "spec.phases[].workers": [_SOME_WORKERS],
     "spec.phases[].mixture": [_PHASE_MIXTURE],
     "spec.phases[].objectives": [_SOME_OBJECTIVE, _RATIO, _MASKED_INPUT],
     "spec.phases[].objectives.teacherLogits": [_TAIL],

@@ -1,7 +1,7 @@
 """What a person writes: BitNetRun and the parts of its spec, one frozen model a concept."""
 
 from fractions import Fraction
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
 
@@ -9,7 +9,9 @@ from bitnet_crds.agreement import disagreements
 from bitnet_crds.data import Data
 from bitnet_crds.errors import WrongValueError, WrongValuesError
 from bitnet_crds.fields import Label, PositiveInt, refuse_duplicates
+from bitnet_crds.health import Health
 from bitnet_crds.locations import CheckpointAddress, ModelAddress
+from bitnet_crds.machines import PhaseWorkers, Workers
 from bitnet_crds.objectives import Objective, Objectives
 from bitnet_crds.optimizer import Averaging, Optimizer, Schedule
 from bitnet_crds.quantities import Percentage, Quantity, format_percentage
@@ -179,6 +181,7 @@ class Phase(Record):
     ) = None
     """Weights of the sources in this phase, by name, such as {web: 3, code: 1}, instead of those in
     spec.data; a source that is not named is not read. Not with a policy other than Static."""
+    workers: PhaseWorkers | None = None
 
 
 class Teacher(Pretrained):
@@ -188,39 +191,16 @@ class Teacher(Pretrained):
     batch_size_factor: float = Field(default=0.5, gt=0, le=1)
     """The micro batch is multiplied by this while the teacher is in memory; accumulation rises so that
     globalBatchSize holds."""
+    resize: Literal["InPlace", "Rescale"] = "InPlace"
+    """What happens to the pods where a phase with the teacher follows one without, or the other way round.
+    InPlace: they go on, with another micro batch. Rescale: a checkpoint is written, they end, and others
+    begin, in which the phase may name its own `workers`. No step is lost or repeated either way."""
     precision: Literal["Auto", "Float32", "BFloat16", "Int8"] = "Auto"
     """Its weights in memory. Auto: BFloat16 on a GPU, Float32 elsewhere. Int8: its linears have 8 bits a
     weight and a scale a row, the rest as Auto."""
     cache_logits: bool = False
     """Keeps its top-K logits of each sequence on disk, in the run's folder, and reads them when the sequence
     comes again instead of asking it. With topK in each teacherLogits; 8 bytes x topK a token."""
-
-
-class Workers(Record):
-    """The pods that train, and the processes in them."""
-
-    count: int = Field(default=1, ge=1, le=4096)
-    """Pods."""
-    gpus_per_worker: int = Field(default=1, ge=0, le=64)
-    """GPUs a pod asks for, one process each. With 0 a pod runs one process, on the CPU."""
-    micro_batch_size: int = Field(ge=1, le=1_000_000)
-    """Sequences in one forward and backward pass of one process."""
-    parallelism: Literal["DDP", "FSDP"] = "DDP"
-    """How processes share the model. DDP: each holds weights, gradients and moments whole, 16 bytes a
-    parameter with AdamW, and exchanges gradients once a step. FSDP: each holds its part of them, 16/N bytes
-    with N processes, gathers a layer for each forward and backward pass, and exchanges gradients after each;
-    embedding and head are whole from the one to the other, and a teacher always. A run may go on under the
-    other. One process holds all of it either way."""
-    template: dict[str, Any] | None = Field(
-        default=None, json_schema_extra={"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    )
-    """A pod template merged over the operator's: image, resources, node selector, volumes. The container
-    that trains is named `pytorch`."""
-
-    @property
-    def processes_per_worker(self) -> int:
-        """Ranks in one pod."""
-        return max(1, self.gpus_per_worker)
 
 
 class CheckpointPolicy(Record):
@@ -240,19 +220,6 @@ class CheckpointPolicy(Record):
     inference_weights: bool = False
     """Puts the weights into each checkpoint once more, as a model to run: ternary matrices packed, 2 bits a
     weight."""
-
-
-class NonFinite(Record):
-    """What happens when a loss or gradient is not finite."""
-
-    skip_steps: int = Field(default=3, ge=1, le=1000)
-    """So many steps in a row are skipped (nothing of them reaches the weights); one more ends the run."""
-
-
-class Health(Record):
-    """When a run counts as sick."""
-
-    non_finite: NonFinite = NonFinite()
 
 
 class Export(Record):
@@ -295,7 +262,10 @@ class BitNetRunSpec(Record):
     checkpoint: CheckpointPolicy
     health: Health = Health()
     retries: int = Field(default=3, ge=0, le=1000)
-    """How often a failed segment is tried again from the last checkpoint. Preemptions do not count."""
+    """How often in a row a failed segment is tried again from the last checkpoint. Preemptions do not count,
+    and a checkpoint that was committed meanwhile begins the count anew."""
+    suspend: bool = False
+    """Whether the run is to wait: its pods write a checkpoint and end, and false lets it go on from there."""
     tracking: Tracking | None = None
     export: Export = Export()
     seed: int = Field(default=0, ge=0, lt=2**31)

@@ -3,9 +3,10 @@
 from enum import StrEnum
 from typing import Literal
 
-from bitnet_crds.plan import Shape
+from bitnet_crds.adjustments import Adjustments
 from bitnet_crds.protocol import Evaluation
 from bitnet_crds.record import Report
+from bitnet_crds.shapes import Shape
 
 
 class RunPhase(StrEnum):
@@ -31,11 +32,21 @@ class SegmentReason(StrEnum):
 
     START = "Start"
     TEACHER_PHASE = "TeacherPhase"
-    """The teacher came in (or left) and the micro batch with it, in the same pods."""
+    """The teacher came in (or left) and the micro batch with it, in the same pods or in others."""
+    PHASE = "Phase"
+    """A phase began in other pods, or with another micro batch, than the one before."""
     RETRY = "Retry"
     PREEMPTED = "Preempted"
     RESUMED = "Resumed"
     """A person stopped the run, and started it again."""
+    SPEC_CHANGE = "SpecChange"
+    """A person changed the pods, or the size of their micro batch."""
+    ROLLBACK = "Rollback"
+    """Losses were not finite: it went back to a checkpoint from before, and passes their batches over."""
+    OUT_OF_MEMORY = "OutOfMemory"
+    """Memory ran out, and the micro batch was halved."""
+    LOSS_PLATEAU = "LossPlateau"
+    """The loss had stopped falling: the next phase, or evaluation and export."""
 
 
 class SegmentOutcome(StrEnum):
@@ -48,7 +59,18 @@ class SegmentOutcome(StrEnum):
     """Something else stopped its pods: a drained node, Spot capacity taken back."""
     SUSPENDED = "Suspended"
     """A person stopped it."""
+    ENDED = "Ended"
+    """The operator ended it, to begin another: the pods changed, or the loss had stopped falling."""
     FAILED = "Failed"
+
+
+class Ending(Report):
+    """Why the operator asks a segment's pods to end. It is written down before they are asked."""
+
+    reason: str
+    """`Suspended`, `SpecChanged`, `LossPlateau`, or what stalled: `Unresponsive`, `ImagePullBackOff`…"""
+    message: str
+    at: str
 
 
 class Segment(Report):
@@ -73,6 +95,12 @@ class Segment(Report):
     """The exit code's name."""
     message: str | None = None
     """What the pod said, or what Kubernetes said of it."""
+    ending: Ending | None = None
+    """Why the operator ended it, where it did."""
+    checkpoint_step: int | None = None
+    """Steps completed in the newest committed checkpoint when it had ended."""
+    pods: str | None = None
+    """Names what its pods were made from, so that a change of it is seen."""
     started_at: str
     ended_at: str | None = None
 
@@ -100,6 +128,10 @@ class BitNetRunStatus(Report):
     """Name of the phase of spec.phases that is being trained."""
     step: int = 0
     """Optimiser steps completed."""
+    doing: str | None = None
+    """What the trainer is doing: `Training`, `LoadingModel`…"""
+    active_at: str | None = None
+    """When `step` or `doing` last moved."""
     total_steps: int | None = None
     """Optimiser steps of the whole run."""
     loss: str | None = None
@@ -113,7 +145,9 @@ class BitNetRunStatus(Report):
     checkpoint_step: int | None = None
     """Steps completed in the newest committed checkpoint."""
     attempts: int = 0
-    """Failed segments so far that count against spec.retries."""
+    """Failed segments that count against spec.retries: those since a checkpoint was last committed."""
+    adjustments: Adjustments = Adjustments()
+    """What befell the run and changed its ledger."""
     retry_at: str | None = None
     """When the next attempt begins, while one is waited for."""
     segment: str | None = None

@@ -7,6 +7,7 @@ def test_public_names() -> None:
     assert bitnet_crds.__all__ == [
         "API_VERSION",
         "KIND",
+        "Adjustments",
         "BitNetRun",
         "BitNetRunSpec",
         "BitNetRunStatus",
@@ -20,6 +21,7 @@ def test_public_names() -> None:
         "PlannedPhase",
         "Problem",
         "Progress",
+        "Rollback",
         "Segment",
         "SegmentReason",
         "Shape",

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_crds.plan import LearningRateSchedule
+from bitnet_crds.schedules import LearningRateSchedule
 
 STEPS = 1000
 

@@ -3,9 +3,11 @@
 from written_runs import CLASSIFIER, DISTILL, LABELS, ONE_PHASE, WEIGHT
 from wrong import Wrong
 from wrong_data import WRONG_DATA
+from wrong_watch import WRONG_WATCH
 
 WRONG: dict[str, Wrong] = {
     **WRONG_DATA,
+    **WRONG_WATCH,
     **{
         f"{key} of AdamW": Wrong(
             {f"spec.optimizer.{key}": 0.5},

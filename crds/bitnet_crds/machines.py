@@ -1,0 +1,91 @@
+"""What trains a run: its pods, the processes in them, and what a phase has other than the rest."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, model_validator
+
+from bitnet_crds.errors import WrongValueError
+from bitnet_crds.record import Record
+
+if TYPE_CHECKING:
+    from bitnet_crds.spec import BitNetRunSpec
+
+WorkerCount = Annotated[int, Field(ge=1, le=4096)]
+GpuCount = Annotated[int, Field(ge=0, le=64)]
+MicroBatchSize = Annotated[int, Field(ge=1, le=1_000_000)]
+_TEMPLATE: dict[str, Any] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+
+
+class Workers(Record):
+    """The pods that train, and the processes in them."""
+
+    count: WorkerCount = 1
+    """Pods."""
+    gpus_per_worker: GpuCount = 1
+    """GPUs a pod asks for, one process each. With 0 a pod runs one process, on the CPU."""
+    micro_batch_size: MicroBatchSize
+    """Sequences in one forward and backward pass of one process."""
+    parallelism: Literal["DDP", "FSDP"] = "DDP"
+    """How processes share the model. DDP: each holds weights, gradients and moments whole, 16 bytes a
+    parameter with AdamW, and exchanges gradients once a step. FSDP: each holds its part of them, 16/N bytes
+    with N processes, gathers a layer for each forward and backward pass, and exchanges gradients after each;
+    embedding and head are whole from the one to the other, and a teacher always. A run may go on under the
+    other. One process holds all of it either way."""
+    template: dict[str, Any] | None = Field(default=None, json_schema_extra=_TEMPLATE)
+    """A pod template merged over the operator's: image, resources, node selector, volumes. The container
+    that trains is named `pytorch`."""
+
+    @property
+    def processes_per_worker(self) -> int:
+        """Ranks in one pod."""
+        return processes_of(self.gpus_per_worker)
+
+
+class PhaseWorkers(Record):
+    """What a phase has other than spec.workers says; a field that is left out is as there.
+
+    Pods begin anew where it changes them: the phase before ends with a checkpoint, and the next goes on from
+    it in its own pods, with the same global batch.
+    """
+
+    count: WorkerCount | None = None
+    """Pods."""
+    gpus_per_worker: GpuCount | None = None
+    """GPUs a pod asks for, one process each. With 0 a pod runs one process, on the CPU."""
+    micro_batch_size: MicroBatchSize | None = None
+    """Sequences in one forward and backward pass of one process, with the teacher in memory or not: its
+    batchSizeFactor does not change it."""
+    template: dict[str, Any] | None = Field(default=None, json_schema_extra=_TEMPLATE)
+    """A pod template merged over that of spec.workers."""
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> "PhaseWorkers":
+        if not self.model_dump(exclude_none=True):
+            raise WrongValueError(
+                "it changes nothing", "Name count, gpusPerWorker, microBatchSize or template"
+            )
+        return self
+
+
+def processes_of(gpus_per_worker: int) -> int:
+    """Ranks in a pod with so many GPUs: one each, and one on the CPU where there is none."""
+    return max(1, gpus_per_worker)
+
+
+class Pods(NamedTuple):
+    """What the pods of a phase are; those of two phases that agree in it can be the same."""
+
+    workers: int
+    gpus_per_worker: int
+    templates: tuple[dict[str, Any], ...]
+    """Each merged over the one before, and the first over the operator's own."""
+
+
+def pods_of(spec: "BitNetRunSpec", index: int) -> Pods:
+    """The pods that phase `index` (from 0) trains in."""
+    workers, own = spec.workers, spec.phases[index].workers
+    templates = filter(None, (workers.template, own.template if own else None))
+    if own is None:
+        return Pods(workers.count, workers.gpus_per_worker, tuple(templates))
+    gpus = workers.gpus_per_worker if own.gpus_per_worker is None else own.gpus_per_worker
+    return Pods(own.count or workers.count, gpus, tuple(templates))
