@@ -17,12 +17,17 @@ BASE: dict[str, Any] = {
                 "name": "pytorch",
                 "image": "trainer",
                 "args": ["--order", "x"],
+                "resources": {"limits": {"nvidia.com/gpu": 1}},
                 "env": [{"name": "A", "value": "1"}],
                 "volumeMounts": [{"name": "order", "mountPath": "/etc/bitnet"}],
             }
         ],
-        "volumes": [{"name": "order", "configMap": {"name": "o"}}],
+        "volumes": [
+            {"name": "order", "configMap": {"name": "o"}},
+            {"name": "cache", "emptyDir": {"medium": "Memory"}},
+        ],
         "tolerations": [{"key": "gpu"}],
+        "automountServiceAccountToken": False,
     },
 }
 
@@ -59,7 +64,7 @@ def test_env_volumes_and_mounts_are_merged_by_their_own_keys() -> None:
         "/etc/bitnet",
         "/data",
     ]
-    assert [volume["name"] for volume in merged["volumes"]] == ["order", "data"]
+    assert [volume["name"] for volume in merged["volumes"]] == ["order", "cache", "data"]
 
 
 def test_tolerations_add_up_and_other_lists_are_replaced() -> None:
@@ -78,3 +83,138 @@ def test_a_null_removes_a_key() -> None:
 def test_an_item_that_is_no_block_is_refused_by_name(key: str, item: object) -> None:
     with pytest.raises(ChildRefusedError, match=f"an item of `{key}` is {item!r}"):
         over(**{key: [item]})
+
+
+def trainer(**changes: Any) -> dict[str, Any]:
+    """The training container, merged with these changes."""
+    (container,) = over(containers=[{"name": "pytorch", **changes}])["containers"]
+    return dict(container)
+
+
+SECRET = {"valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}
+SPREAD = {"topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
+
+RULES: dict[str, tuple[dict[str, Any], str, Any]] = {
+    # what is written over, the key looked at, what it is then
+    "a node selector": ({"nodeSelector": {"pool": "h100"}}, "nodeSelector", {"pool": "h100"}),
+    "a priority": ({"priorityClassName": "high"}, "priorityClassName", "high"),
+    "a service account, whose token is not for the pods": (
+        {"serviceAccountName": "trainer"},
+        "automountServiceAccountToken",
+        False,
+    ),
+    "a token that is asked for": (
+        {"serviceAccountName": "trainer", "automountServiceAccountToken": True},
+        "automountServiceAccountToken",
+        True,
+    ),
+    "a security context": (
+        {"securityContext": {"fsGroup": 1, "runAsUser": None}},
+        "securityContext",
+        {"fsGroup": 1},
+    ),
+    "init containers": (
+        {"initContainers": [{"name": "fetch", "image": "a"}, {"name": "fetch", "args": ["b"]}]},
+        "initContainers",
+        [{"name": "fetch", "image": "a", "args": ["b"]}],
+    ),
+    "secrets for images": (
+        {"imagePullSecrets": [{"name": "a"}, {"name": "b"}, {"name": "a"}]},
+        "imagePullSecrets",
+        [{"name": "a"}, {"name": "b"}],
+    ),
+    "a spread by zone, and one that is only wished": (
+        {"topologySpreadConstraints": [{**SPREAD, "maxSkew": 1}, {"topologyKey": "zone"}]},
+        "topologySpreadConstraints",
+        [{**SPREAD, "maxSkew": 1}, {"topologyKey": "zone"}],
+    ),
+    "a volume of another kind, whole": (
+        {"volumes": [{"name": "cache", "persistentVolumeClaim": {"claimName": "c"}}]},
+        "volumes",
+        [BASE["spec"]["volumes"][0], {"name": "cache", "persistentVolumeClaim": {"claimName": "c"}}],
+    ),
+    "a volume of the same kind, key by key": (
+        {"volumes": [{"name": "cache", "emptyDir": {"sizeLimit": "8Gi"}}]},
+        "volumes",
+        [
+            BASE["spec"]["volumes"][0],
+            {"name": "cache", "emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}},
+        ],
+    ),
+    "a volume less": (
+        {"volumes": [{"name": "cache", "$patch": "delete"}]},
+        "volumes",
+        BASE["spec"]["volumes"][:1],
+    ),
+    "one volume in place of all": (
+        {"volumes": [{"$patch": "replace"}, {"name": "x", "emptyDir": {}}]},
+        "volumes",
+        [{"name": "x", "emptyDir": {}}],
+    ),
+    "affinity, whose lists are whole": (
+        {"affinity": {"podAntiAffinity": {"preferred": [{"weight": 1}]}}},
+        "affinity",
+        {"podAntiAffinity": {"preferred": [{"weight": 1}]}},
+    ),
+}
+
+
+@pytest.mark.parametrize(("written", "key", "found"), RULES.values(), ids=RULES)
+def test_what_a_pods_parts_become(written: dict[str, Any], key: str, found: Any) -> None:
+    assert over(**written)[key] == found
+
+
+OF_A_CONTAINER: dict[str, tuple[dict[str, Any], str, Any]] = {
+    "a reference in place of a value": ({"env": [{"name": "A", **SECRET}]}, "env", [{"name": "A", **SECRET}]),
+    "limits, resource by resource": (
+        {"resources": {"limits": {"memory": "8Gi"}, "requests": {"cpu": 4}}},
+        "resources",
+        {"limits": {"nvidia.com/gpu": 1, "memory": "8Gi"}, "requests": {"cpu": 4}},
+    ),
+    "limits in place of the others": (
+        {"resources": {"limits": {"$patch": "replace", "example.com/gpu": 1}}},
+        "resources",
+        {"limits": {"example.com/gpu": 1}},
+    ),
+    "limits removed": ({"resources": {"limits": {"$patch": "delete"}}}, "resources", {}),
+    "another mount at the same place": (
+        {"volumeMounts": [{"name": "mine", "mountPath": "/etc/bitnet"}]},
+        "volumeMounts",
+        [{"name": "mine", "mountPath": "/etc/bitnet"}],
+    ),
+    "envFrom, whole": (
+        {"envFrom": [{"secretRef": {"name": "s"}}]},
+        "envFrom",
+        [{"secretRef": {"name": "s"}}],
+    ),
+}
+
+
+@pytest.mark.parametrize(("written", "key", "found"), OF_A_CONTAINER.values(), ids=OF_A_CONTAINER)
+def test_what_a_containers_parts_become(written: dict[str, Any], key: str, found: Any) -> None:
+    assert trainer(**written)[key] == found
+
+
+@pytest.mark.parametrize(
+    "last", [{"value": "2"}, {"valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]
+)
+def test_a_reference_gives_way_to_a_value_and_to_another_reference(last: dict[str, Any]) -> None:
+    def with_env(**item: Any) -> dict[str, Any]:
+        return {"spec": {"containers": [{"name": "pytorch", "env": [{"name": "A", **item}]}]}}
+
+    merged = merge(merge(BASE, with_env(**SECRET)), with_env(**last))
+    assert merged["spec"]["containers"][0]["env"] == [{"name": "A", **last}]
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ({"env": [{"value": "1"}]}, "an item of `env` has no `name`"),
+        ({"env": [{"name": "A", "$patch": "remove"}]}, r"\$patch is 'remove'. Write `\$patch: delete`"),
+        ({"$setElementOrder/env": [{"name": "A"}]}, r"the directive \$setElementOrder/env is not known here"),
+        ({"resources": {"$retainKeys": ["limits"]}}, r"the directive \$retainKeys is not known here"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_with_the_mend(written: dict[str, Any], words: str) -> None:
+    with pytest.raises(ChildRefusedError, match=words):
+        trainer(**written)
