@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 WorkerCount = Annotated[int, Field(ge=1, le=4096)]
 GpuCount = Annotated[int, Field(ge=0, le=64)]
 MicroBatchSize = Annotated[int, Field(ge=1, le=1_000_000)]
+BackendName = Literal["PyTorchJob", "Job"]
 _TEMPLATE: dict[str, Any] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 
 
@@ -31,6 +32,10 @@ class Workers(Record):
     with N processes, gathers a layer for each forward and backward pass, and exchanges gradients after each;
     embedding and head are whole from the one to the other, and a teacher always. A run may go on under the
     other. One process holds all of it either way."""
+    backend: BackendName = "PyTorchJob"
+    """The kind of child that makes the pods. PyTorchJob: Kubeflow's, whose training operator has to be in the
+    cluster. Job: an Indexed Job of Kubernetes' own. `bitnetctl run` makes processes of this machine whatever
+    is written here."""
     template: dict[str, Any] | None = Field(default=None, json_schema_extra=_TEMPLATE)
     """A pod template merged over the operator's: image, resources, node selector, volumes. The container
     that trains is named `pytorch`."""

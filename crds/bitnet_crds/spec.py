@@ -318,6 +318,8 @@ class Metadata(Record):
     namespace: str = "default"
     uid: str = ""
     generation: int = 1
+    labels: dict[str, str] = {}
+    """Those that a queueing system reads go on to the run's jobs."""
     deletion_timestamp: str | None = None
 
 

@@ -39,6 +39,7 @@ RUNS = Resource(API_GROUP, API_VERSION.removeprefix(f"{API_GROUP}/"), "bitnetrun
 PODS = Resource("", "v1", "pods")
 CONFIG_MAPS = Resource("", "v1", "configmaps")
 EVENTS = Resource("", "v1", "events")
+SERVICES = Resource("", "v1", "services")
 
 
 def is_owned(manifest: Mapping[str, Any], uid: str) -> bool:
@@ -58,6 +59,11 @@ class ApiError(Exception):
         self.missing = missing
         """Name of the object that is not there; None where its whole kind is not."""
         super().__init__(message)
+
+    @property
+    def is_missing_kind(self) -> bool:
+        """Whether the API server knows no such kind; of one that it knows it names what is not there."""
+        return self.status == HTTPStatus.NOT_FOUND and self.missing is None
 
     @property
     def passing(self) -> bool:

@@ -9,8 +9,9 @@ from typing import Any
 from bitnet_crds import BitNetRun, BitNetRunStatus, Plan, parse_run
 from bitnet_crds.spec import API_VERSION, KIND
 from bitnet_operator.api import CONFIG_MAPS, EVENTS, FIELD_MANAGER, RUNS, Api, ApiError, Resource, is_owned
-from bitnet_operator.backends import pytorchjob
-from bitnet_operator.decision import ChildRefusedError, Decision, Event
+from bitnet_operator.backends.backend import Backend
+from bitnet_operator.backends.kinds import backend_of
+from bitnet_operator.decision import ChildRefusedError, Decision, Event, KindMissingError
 from bitnet_operator.desired import order_config_map, order_name
 from bitnet_operator.moments import timestamp
 from bitnet_operator.observation import Key, Observation
@@ -26,19 +27,23 @@ async def apply(
 ) -> None:
     """Makes the decision true, so that doing it twice is doing it once.
 
-    Raises ChildRefusedError where the API server finds the child wrong, and ApiError where it refuses
-    anything else: the queue then comes back to it.
+    Raises ChildRefusedError where the API server finds the child wrong, KindMissingError where it knows no
+    such kind, and ApiError where it refuses anything else: the queue then comes back to it.
     """
+    backend = backend_of(observation.document)
     if decision.ensure is not None and plan is not None and observation.job(decision.ensure) is None:
         run = parse_run(observation.document)
         try:
-            await _ensure(api, trainer_image, run, plan, decision.ensure, decision.status)
+            await _ensure(api, backend, trainer_image, run, plan, decision.ensure, decision.status)
         except ApiError as error:
+            if error.is_missing_kind:
+                raise KindMissingError(backend.MISSING) from error
             if error.status not in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY):
                 raise
             raise ChildRefusedError(str(error)) from error
     for job in (*decision.delete, *filter(None, [decision.stop])):
-        await _delete(api, pytorchjob.RESOURCE.path(key.namespace, job))
+        for kind in (backend.RESOURCE, *backend.BESIDE):
+            await _delete(api, kind.path(key.namespace, job))
         await _delete(api, CONFIG_MAPS.path(key.namespace, order_name(job)))
     await _write_status(api, key, observation, decision.status)
     for event in decision.events:
@@ -46,14 +51,20 @@ async def apply(
 
 
 async def _ensure(
-    api: Api, trainer_image: str, run: BitNetRun, plan: Plan, job: str, status: BitNetRunStatus
+    api: Api,
+    backend: Backend,
+    trainer_image: str,
+    run: BitNetRun,
+    plan: Plan,
+    job: str,
+    status: BitNetRunStatus,
 ) -> None:
     """The job and its order exist afterwards. The order comes first, since the job's pods mount it."""
     namespace = run.metadata.namespace
     segment = next(segment for segment in reversed(status.segments) if segment.job == job)
-    child = pytorchjob.manifest(run, job, segment.shape, trainer_image)
-    await _create(api, CONFIG_MAPS, order_config_map(run, plan, job))
-    await _create(api, pytorchjob.RESOURCE, child)
+    children = backend.manifests(run, job, segment.shape, trainer_image)
+    for kind, manifest in ((CONFIG_MAPS, order_config_map(run, plan, job)), *children):
+        await _create(api, kind, manifest)
     log.info("%s/%s: job %s is there", namespace, run.metadata.name, job)
 
 

@@ -134,7 +134,7 @@ class _Decider:
                 status, self.current, Failure("JobDeleted", f"job {self.current.job} is gone")
             )
         match job.state:
-            case JobState.ACTIVE:
+            case JobState.ACTIVE | JobState.SUSPENDED:
                 return self._training(status, self.current, job)
             case JobState.SUCCEEDED:
                 return self._succeeded(status, self.current, job)

@@ -10,6 +10,10 @@ class ChildRefusedError(Exception):
     """The API server finds the child that a decision asks for wrong; only a person can mend its template."""
 
 
+class KindMissingError(Exception):
+    """The cluster does not know the kind of child that a decision asks for; someone has to install it."""
+
+
 @dataclass(frozen=True)
 class Event:
     """A Kubernetes Event on the run, or a line on a terminal."""

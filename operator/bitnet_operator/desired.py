@@ -14,6 +14,8 @@ from bitnet_operator.pod_template import merge
 RUN_LABEL = "bitnet.training/run"
 JOB_LABEL = "bitnet.training/job"
 CONTAINER = "pytorch"
+QUEUE_LABELS = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")
+"""Labels of a run that go on to its jobs, for a queueing system that decides when they may have pods."""
 ORDER_FOLDER = "/etc/bitnet"
 CACHE_FOLDER = "/var/cache/bitnet"
 
@@ -54,6 +56,13 @@ def child_metadata(run: BitNetRun, name: str, job: str) -> dict[str, Any]:
             }
         ],
     }
+
+
+def job_metadata(run: BitNetRun, job: str) -> dict[str, Any]:
+    """Metadata of the job itself: a child's, and the labels by which the job is queued."""
+    metadata = child_metadata(run, job, job)
+    queued = {label: run.metadata.labels[label] for label in QUEUE_LABELS if label in run.metadata.labels}
+    return metadata | {"labels": metadata["labels"] | queued}
 
 
 def labels(run: BitNetRun, job: str) -> dict[str, str]:

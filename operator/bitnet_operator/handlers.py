@@ -1,11 +1,13 @@
 """Events into wake-ups: whatever happened to a run or a child of it, the run is looked at afresh."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import kopf
 
 from bitnet_crds.spec import API_GROUP
-from bitnet_operator.backends import pytorchjob
+from bitnet_operator.api import Resource
+from bitnet_operator.backends.kinds import BACKENDS
 from bitnet_operator.desired import RUN_LABEL
 from bitnet_operator.observation import Key
 from bitnet_operator.queue import WorkQueue
@@ -23,9 +25,9 @@ def register(registry: kopf.OperatorRegistry, queue: WorkQueue[Key]) -> None:
     kopf.on.login(registry=registry)(kopf.login_via_client)
     ours = {RUN_LABEL: kopf.PRESENT}
     kopf.on.event(API_GROUP, "bitnetruns", registry=registry)(wake_run)
-    kopf.on.event(pytorchjob.RESOURCE.group, pytorchjob.RESOURCE.plural, labels=ours, registry=registry)(
-        wake_owner
-    )
+    # kopf serves those that the cluster has, and a kind that is installed later from then on.
+    for kind in _job_kinds():
+        kopf.on.event(kind.group, kind.plural, labels=ours, registry=registry)(wake_owner)
     kopf.on.event("", "v1", "pods", labels=ours, registry=registry)(wake_owner)
 
 
@@ -36,5 +38,10 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.posting.enabled = False
     # Handlers' own filters are kopf's; with these the API server itself sends no pod but the runs'.
     settings.watching.label_selectors["", "v1", "pods"] = RUN_LABEL
-    settings.watching.label_selectors[pytorchjob.RESOURCE.group, pytorchjob.RESOURCE.plural] = RUN_LABEL
+    for kind in _job_kinds():
+        settings.watching.label_selectors[kind.group, kind.plural] = RUN_LABEL
     return settings
+
+
+def _job_kinds() -> Iterator[Resource]:
+    return (backend.RESOURCE for backend in BACKENDS.values())

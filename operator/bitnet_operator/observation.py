@@ -24,6 +24,8 @@ class JobState(Enum):
     ACTIVE = auto()
     SUCCEEDED = auto()
     FAILED = auto()
+    SUSPENDED = auto()
+    """Held by a queue; has no pods."""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ import aiohttp
 from pydantic import ValidationError
 
 from bitnet_crds import BitNetRunStatus, TerminationReport
-from bitnet_operator.api import PODS, RUNS, Api, ApiError, is_owned
-from bitnet_operator.backends import pytorchjob
+from bitnet_operator.api import PODS, RUNS, Api, ApiError, Resource, is_owned
+from bitnet_operator.backends.backend import Backend
+from bitnet_operator.backends.kinds import backend_of
 from bitnet_operator.desired import CONTAINER, RUN_LABEL
 from bitnet_operator.observation import Job, JobState, Key, Observation, Pod
 from bitnet_operator.progress import ask
@@ -27,11 +28,12 @@ async def observe(api: Api, http: aiohttp.ClientSession, key: Key) -> Observatio
         return None
     selector = f"{RUN_LABEL}={key.name}"
     # Jobs first: one has failed because a pod has, so the pods that are read after it show which and why.
-    jobs = await api.get(pytorchjob.RESOURCE.path(key.namespace), labelSelector=selector)
-    pods = await api.get(PODS.path(key.namespace), labelSelector=selector)
+    backend = backend_of(document)
+    jobs = await _list(api, backend.RESOURCE, key.namespace, selector)
+    pods = await _list(api, PODS, key.namespace, selector)
     observed = [
-        await _job(http, job, [pod for pod in pods["items"] if is_owned(pod, job["metadata"]["uid"])])
-        for job in jobs["items"]
+        await _job(http, backend, job, [pod for pod in pods if is_owned(pod, job["metadata"]["uid"])])
+        for job in jobs
         if is_owned(job, document["metadata"]["uid"]) and not _is_going(job)
     ]
     status = BitNetRunStatus.model_validate(document.get("status") or {})
@@ -42,19 +44,35 @@ def _is_going(manifest: Mapping[str, Any]) -> bool:
     return "deletionTimestamp" in manifest["metadata"]
 
 
-async def _job(http: aiohttp.ClientSession, job: Mapping[str, Any], pods: list[dict[str, Any]]) -> Job:
-    state, message = pytorchjob.state(job)
+async def _list(api: Api, kind: Resource, namespace: str, selector: str) -> list[dict[str, Any]]:
+    """The objects of a kind; none where the cluster has no such kind, which `apply` then says."""
+    try:
+        found = await api.get(kind.path(namespace), labelSelector=selector)
+    except ApiError as error:
+        if not error.is_missing_kind:
+            raise
+        return []
+    return list(found["items"])
+
+
+async def _job(
+    http: aiohttp.ClientSession, backend: Backend, job: Mapping[str, Any], pods: list[dict[str, Any]]
+) -> Job:
+    state, message = backend.state(job)
     progress = None
     if state is JobState.ACTIVE:
         for pod in pods:
             address = pod["status"].get("podIP")
-            if address and pod["status"].get("phase") == "Running" and pytorchjob.pod_rank(pod) == 0:
+            if address and pod["status"].get("phase") == "Running" and backend.pod_rank(pod) == 0:
                 progress = await ask(http, address)
-    observed = tuple(sorted((_pod(pod) for pod in pods), key=lambda pod: pod.rank))
-    return Job(job["metadata"]["name"], state, message, observed, progress)
+    observed = {pod.name: pod for pod in backend.lost_pods(job)}
+    # What a pod says itself is more than what is said of it.
+    observed |= {pod["metadata"]["name"]: _pod(pod, backend.pod_rank(pod)) for pod in pods}
+    by_rank = tuple(sorted(observed.values(), key=lambda pod: pod.rank))
+    return Job(job["metadata"]["name"], state, message, by_rank, progress)
 
 
-def _pod(pod: Mapping[str, Any]) -> Pod:
+def _pod(pod: Mapping[str, Any], rank: int) -> Pod:
     statuses = pod["status"].get("containerStatuses", [])
     state: Mapping[str, Any] = next(
         (status.get("state", {}) for status in statuses if status["name"] == CONTAINER), {}
@@ -64,7 +82,7 @@ def _pod(pod: Mapping[str, Any]) -> Pod:
     report = _report(message)
     return Pod(
         name=pod["metadata"]["name"],
-        rank=pytorchjob.pod_rank(pod),
+        rank=rank,
         running="running" in state,
         waiting=_waiting(pod, state),
         disruption=_disruption(pod),

@@ -5,8 +5,9 @@ from typing import Protocol
 
 from bitnet_crds import InvalidRun, Plan, parse_run, plan
 from bitnet_operator.decide import Settings, child_refused, decide, reject
-from bitnet_operator.decision import ChildRefusedError, Decision
+from bitnet_operator.decision import ChildRefusedError, Decision, KindMissingError
 from bitnet_operator.observation import Key, Observation
+from bitnet_operator.policies.kind import kind_missing
 
 
 class World(Protocol):
@@ -19,7 +20,8 @@ class World(Protocol):
     async def apply(self, key: Key, observation: Observation, plan: Plan | None, decision: Decision) -> None:
         """Makes the decision true: children, then the status in one write, then events.
 
-        Raises ChildRefusedError, with nothing written, where the child cannot be made as its template says.
+        Raises ChildRefusedError, with nothing written, where the child cannot be made as its template says,
+        and KindMissingError, likewise, where the cluster does not know its kind.
         """
         ...
 
@@ -41,5 +43,8 @@ async def reconcile(world: World, key: Key, now: datetime, settings: Settings) -
         await world.apply(key, observation, ledger, decision)
     except ChildRefusedError as refusal:
         decision = child_refused(observation, str(refusal), now)
+        await world.apply(key, observation, ledger, decision)
+    except KindMissingError as missing:
+        decision = kind_missing(observation, str(missing), now)
         await world.apply(key, observation, ledger, decision)
     return decision.wake_after

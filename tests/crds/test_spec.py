@@ -161,7 +161,7 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest(
 
 def test_an_unknown_key_with_no_near_one_lists_what_is_known(changed: Any) -> None:
     problem = only_problem(changed("spec.workers.quux", 1))
-    assert problem.fix == "Known here: count, gpusPerWorker, microBatchSize, parallelism, template"
+    assert problem.fix == "Known here: backend, count, gpusPerWorker, microBatchSize, parallelism, template"
 
 
 def test_every_record_of_the_spec_is_strict() -> None:

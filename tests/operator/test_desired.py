@@ -21,7 +21,8 @@ FULL_RUN = Path(__file__).resolve().parents[2] / "examples/full-run.yaml"
 
 def manifest(scene: Any) -> dict[str, Any]:
     shape = scene.plan.phases[0].shape
-    return pytorchjob.manifest(scene.run, "small-0", shape, "trainer:1")
+    ((_, child),) = pytorchjob.manifests(scene.run, "small-0", shape, "trainer:1")
+    return child
 
 
 def container(job: dict[str, Any], replica: str = "Master") -> dict[str, Any]:
@@ -43,7 +44,7 @@ def test_ended_pods_stay_to_be_read_and_running_ones_go(scene) -> None:
 def test_a_run_of_one_worker_has_no_worker_replica(make_scene) -> None:
     scene = make_scene()
     shape = scene.plan.phases[0].shape.model_copy(update={"workers": 1})
-    job = pytorchjob.manifest(scene.run, "small-0", shape, "trainer:1")
+    ((_, job),) = pytorchjob.manifests(scene.run, "small-0", shape, "trainer:1")
     assert set(job["spec"]["pytorchReplicaSpecs"]) == {"Master"}
 
 
@@ -163,9 +164,12 @@ def test_the_order_in_the_config_map_is_the_run_itself(scene) -> None:
 
 def test_the_state_of_a_pytorchjob_is_its_last_word() -> None:
     def job(*conditions: tuple[str, str]) -> dict[str, Any]:
-        return {"status": {"conditions": [{"type": t, "status": s, "message": t} for t, s in conditions]}}
+        return {
+            "spec": {"runPolicy": {}},
+            "status": {"conditions": [{"type": t, "status": s, "message": t} for t, s in conditions]},
+        }
 
-    assert pytorchjob.state({}) == (JobState.ACTIVE, None)
+    assert pytorchjob.state(job()) == (JobState.ACTIVE, None)
     assert pytorchjob.state(job(("Created", "True"), ("Running", "True")))[0] is JobState.ACTIVE
     assert pytorchjob.state(job(("Running", "False"), ("Failed", "True"))) == (JobState.FAILED, "Failed")
     assert pytorchjob.state(job(("Running", "False"), ("Succeeded", "True")))[0] is JobState.SUCCEEDED

@@ -267,7 +267,7 @@ def check_unchanged(run: BitNetRun) -> None:
 def _decisive(spec: BitNetRunSpec) -> dict[str, Any]:
     """What may not change while a run exists, by top-level field as one writes it."""
     return spec.model_dump(
-        by_alias=True, exclude={"retries": True, "checkpoint": True, "workers": {"template"}}
+        by_alias=True, exclude={"retries": True, "checkpoint": True, "workers": {"template", "backend"}}
     )
 
 

@@ -5,16 +5,24 @@ from typing import Any
 
 from bitnet_crds import BitNetRun, Shape
 from bitnet_operator.api import Resource
-from bitnet_operator.desired import child_metadata, pod_template
-from bitnet_operator.observation import JobState
+from bitnet_operator.backends.backend import Manifest
+from bitnet_operator.desired import job_metadata, pod_template
+from bitnet_operator.observation import JobState, Pod
 
 RESOURCE = Resource("kubeflow.org", "v1", "pytorchjobs")
+BESIDE: tuple[Resource, ...] = ()
+MISSING = (
+    f"the cluster has no {RESOURCE.plural}.{RESOURCE.group}: install Kubeflow's training operator and the "
+    "run goes on, or make it anew with `backend: Job` in spec.workers, which needs none"
+)
 
 _REPLICA_TYPE_LABEL = "training.kubeflow.org/replica-type"
 _REPLICA_INDEX_LABEL = "training.kubeflow.org/replica-index"
 
 
-def manifest(run: BitNetRun, job: str, shape: Shape, trainer_image: str) -> dict[str, Any]:
+def manifests(
+    run: BitNetRun, job: str, shape: Shape, trainer_image: str
+) -> tuple[tuple[Resource, Manifest], ...]:
     """The PyTorchJob of one job: one Master, which holds rank 0, and the other workers.
 
     A failed pod ends the job (restartPolicy Never): attempts are counted in the run's status, and a job that
@@ -28,16 +36,17 @@ def manifest(run: BitNetRun, job: str, shape: Shape, trainer_image: str) -> dict
     replicas = {"Master": _replica(template, 1)}
     if shape.workers > 1:
         replicas["Worker"] = _replica(template, shape.workers - 1)
-    return {
+    manifest = {
         "apiVersion": f"{RESOURCE.group}/{RESOURCE.version}",
         "kind": "PyTorchJob",
-        "metadata": child_metadata(run, job, job),
+        "metadata": job_metadata(run, job),
         "spec": {
             "nprocPerNode": str(shape.processes_per_worker),
             "runPolicy": {"cleanPodPolicy": "Running"},
             "pytorchReplicaSpecs": replicas,
         },
     }
+    return ((RESOURCE, manifest),)
 
 
 def state(job: Mapping[str, Any]) -> tuple[JobState, str | None]:
@@ -47,7 +56,15 @@ def state(job: Mapping[str, Any]) -> tuple[JobState, str | None]:
         condition = conditions.get(type_)
         if condition is not None and condition["status"] == "True":
             return state, condition.get("message")
+    suspended = conditions.get("Suspended", {})
+    if job["spec"]["runPolicy"].get("suspend") or suspended.get("status") == "True":
+        return JobState.SUSPENDED, suspended.get("message")
     return JobState.ACTIVE, None
+
+
+def lost_pods(_job: Mapping[str, Any]) -> tuple[Pod, ...]:
+    """None: a PyTorchJob tells of no pod, and keeps those that failed."""
+    return ()
 
 
 def pod_rank(pod: Mapping[str, Any]) -> int:
