@@ -287,7 +287,8 @@ _NEXT_PHASE = Rule(
     field_path=".health.plateau.action",
 )
 _SOME_WINDOW = Rule(
-    "!isQuantity(string(self.windowTokens)) || quantity(string(self.windowTokens)).sign() > 0",
+    "!isQuantity(string(self.windowTokens)) || "
+    "quantity(string(self.windowTokens)).asApproximateFloat() > 0.0",
     "a window of 0 tokens shows nothing: write some, such as 50M",
     field_path=".windowTokens",
 )
