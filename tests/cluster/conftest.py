@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from local_cluster import Kubectl, LocalCluster, Network
 from local_cluster.settings import cache_folder
+from operator_under_test import OperatorProcess, install_chart, operating
+from runs import TINY_MODEL, WatchedRun, pod_template, run_document, write_tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -66,3 +70,51 @@ def node_address() -> str:
 def checkout() -> Path:
     """Root of the source tree."""
     return Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def operator(
+    kubectl: Kubectl, checkout: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OperatorProcess]:
+    """The operator of this checkout, under the chart's rights."""
+    install_chart(kubectl, checkout)
+    with operating(kubectl, tmp_path_factory.mktemp("operator")) as process:
+        yield process
+        assert process.tracebacks() == []
+
+
+@pytest.fixture(scope="module")
+def data(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What pods see as /data: SmolLM2-135M, two plays, and a small random model with SmolLM2's tokenizer."""
+    folder = tmp_path_factory.mktemp("data")
+    fetched = checkout / ".cache/quickstart"
+    (folder / "model").mkdir()
+    (folder / "text").mkdir()
+    for model in (fetched / "model").glob("*.gguf"):
+        shutil.copy(model, folder / "model")
+    for play in ("hamlet", "tempest"):
+        shutil.copy(fetched / "text" / f"{play}.txt", folder / "text")
+    write_tiny_model(next((folder / "model").glob("*.gguf")), folder / "tiny")
+    return folder
+
+
+@pytest.fixture
+def start(
+    kubectl: Kubectl, namespace: str, checkout: Path, data: Path, operator: OperatorProcess
+) -> Callable[..., WatchedRun]:
+    """Applies a run as a person does, such as `start("killed", steps=300)`."""
+    assert operator
+
+    def apply(
+        name: str, *, steps: int, model: str = TINY_MODEL, backend: str = "PyTorchJob", **changes: object
+    ) -> WatchedRun:
+        # A folder of its own for each test, since two of them may name a run alike.
+        changes.setdefault(
+            "checkpoint", {"uri": f"file:///data/runs-{namespace}", "everySteps": 10, "keep": 2}
+        )
+        document = run_document(name, pod_template(checkout, data), steps=steps, model=model, **changes)
+        document["spec"]["workers"].setdefault("backend", backend)
+        kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(document))
+        return WatchedRun(kubectl, namespace, name, backend)
+
+    return apply

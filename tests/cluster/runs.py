@@ -7,12 +7,15 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from local_cluster import CommandFailed, Kubectl, host_pod_template
 
 Document = dict[str, Any]
+TINY_MODEL = "file:///data/tiny"
+_KINDS = {"PyTorchJob": "pytorchjobs.kubeflow.org", "Job": "jobs.batch"}
 
 
 def run_document(name: str, template: Document, *, steps: int, model: str, **changes: Any) -> Document:
@@ -57,7 +60,36 @@ def run_document(name: str, template: Document, *, steps: int, model: str, **cha
 
 def pod_template(checkout: Path, data: Path) -> Document:
     """Pods that run this checkout's own trainer, `data` of the host being their /data."""
-    return host_pod_template(checkout, Path(sys.prefix), data, grace_seconds=30)
+    # The environment may be another checkout's.
+    env = {"PYTHONPATH": f"{checkout}/crds:{checkout}/trainer"}
+    return host_pod_template(checkout, Path(sys.prefix), data, grace_seconds=30, env=env)
+
+
+def write_tiny_model(gguf: Path, folder: Path) -> None:
+    """Writes a small random model with the tokenizer of that one."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def said_of(segments: list[Document]) -> list[tuple[str, str]]:
+    """How each segment began and ended."""
+    return [(segment["reason"], segment["outcome"]) for segment in segments]
 
 
 @dataclass
@@ -67,6 +99,7 @@ class WatchedRun:
     kubectl: Kubectl
     namespace: str
     name: str
+    backend: str = "PyTorchJob"
 
     def status(self) -> Document:
         """Its status; empty while nobody wrote one."""
@@ -97,8 +130,8 @@ class WatchedRun:
         return status
 
     def jobs(self) -> list[str]:
-        """Names of its PyTorchJobs."""
-        return self._children("pytorchjobs.kubeflow.org")
+        """Names of its jobs."""
+        return self._children(_KINDS[self.backend])
 
     def pods(self) -> list[str]:
         """Names of its pods."""
@@ -106,7 +139,15 @@ class WatchedRun:
 
     def children(self) -> list[str]:
         """All that the cluster holds for it, but for events."""
-        return [*self.jobs(), *self.pods(), *self._children("configmaps")]
+        others = (self._children(kind) for kind in ("configmaps", "services"))
+        return [*self.jobs(), *self.pods(), *chain.from_iterable(others)]
+
+    def pod(self, rank: int) -> str:
+        """Name of the newest job's pod of that rank."""
+        job = self.status()["segments"][-1]["job"]
+        ending = ("-master-0" if rank == 0 else f"-worker-{rank - 1}") if self.backend == "PyTorchJob" else ""
+        (name,) = (name for name in self.pods() if name.startswith(f"{job}{ending or f'-{rank}-'}"))
+        return name
 
     def events(self) -> list[Document]:
         """Events on the run, oldest first."""

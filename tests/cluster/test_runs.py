@@ -3,92 +3,20 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from local_cluster import CommandFailed, Kubectl
-from operator_under_test import OperatorProcess, install_chart, operating
-from runs import Document, WatchedRun, pod_template, run_document
+from operator_under_test import OperatorProcess
+from runs import Document, WatchedRun, said_of
 
 pytestmark = pytest.mark.cluster
 
 REAL_MODEL = "file:///data/model/SmolLM2-135M-Instruct.Q4_1.gguf"
-TINY_MODEL = "file:///data/tiny"
-
-
-@pytest.fixture(scope="module")
-def operator(
-    kubectl: Kubectl, checkout: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[OperatorProcess]:
-    """The operator of this checkout, under the chart's rights."""
-    install_chart(kubectl, checkout)
-    with operating(kubectl, tmp_path_factory.mktemp("operator")) as process:
-        yield process
-        assert process.tracebacks() == []
-
-
-@pytest.fixture(scope="module")
-def data(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What pods see as /data: SmolLM2-135M, two plays, and a small random model with SmolLM2's tokenizer."""
-    folder = tmp_path_factory.mktemp("data")
-    fetched = checkout / ".cache/quickstart"
-    (folder / "model").mkdir()
-    (folder / "text").mkdir()
-    for model in (fetched / "model").glob("*.gguf"):
-        shutil.copy(model, folder / "model")
-    for play in ("hamlet", "tempest"):
-        shutil.copy(fetched / "text" / f"{play}.txt", folder / "text")
-    _write_tiny_model(next((folder / "model").glob("*.gguf")), folder / "tiny")
-    return folder
-
-
-def _write_tiny_model(gguf: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-@pytest.fixture
-def start(
-    kubectl: Kubectl, namespace: str, checkout: Path, data: Path, operator: OperatorProcess
-) -> Callable[..., WatchedRun]:
-    """Applies a run as a person does, such as `start("killed", steps=300)`."""
-    assert operator
-
-    def apply(name: str, *, steps: int, model: str = TINY_MODEL, **changes: object) -> WatchedRun:
-        # A folder of its own for each test, since two of them may name a run alike.
-        changes.setdefault(
-            "checkpoint", {"uri": f"file:///data/runs-{namespace}", "everySteps": 10, "keep": 2}
-        )
-        document = run_document(name, pod_template(checkout, data), steps=steps, model=model, **changes)
-        kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(document))
-        return WatchedRun(kubectl, namespace, name)
-
-    return apply
-
-
-def said_of(segments: list[Document]) -> list[tuple[str, str]]:
-    return [(segment["reason"], segment["outcome"]) for segment in segments]
 
 
 def test_two_workers_train_smollm2_through_the_teacher_phase_to_the_end(
@@ -125,7 +53,7 @@ def test_two_workers_train_smollm2_through_the_teacher_phase_to_the_end(
 def test_a_rank_killed_with_sigkill_is_retried_from_the_checkpoint(start: Callable[..., WatchedRun]) -> None:
     run = start("killed", steps=200)
     run.wait_until(lambda status: status.get("checkpointStep", 0) >= 20, "second checkpoint")
-    run.kill_rank("killed-0-worker-0")
+    run.kill_rank(run.pod(1))
     began = time.monotonic()
     retried = run.wait_until(lambda status: len(status["segments"]) > 1, "the next segment")
     first, second = retried["segments"][0], retried["segments"][-1]
