@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from bitnet_crds.errors import WrongValueError
 from bitnet_crds.machines import pods_of
 from bitnet_crds.objectives import TEACHER_OBJECTIVES, BalancedObjective, TeacherLogits
+from bitnet_crds.pod_secrets import written_secrets
 
 if TYPE_CHECKING:
     from bitnet_crds.spec import BitNetRunSpec
@@ -30,6 +31,7 @@ def disagreements(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
     yield from _preset(spec)
     yield from _optimizer(spec)
     yield from _export(spec)
+    yield from _secrets(spec)
 
 
 def _weighted(spec: BitNetRunSpec) -> Iterator[tuple[int, str]]:
@@ -273,6 +275,22 @@ def _export(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
             "Write GGUF-F16 in its place, or `formats: [Packed]`",
             field="export.formats",
         )
+
+
+def _secrets(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
+    templates = {"workers.template": spec.workers.template}
+    for index, phase in enumerate(spec.phases):
+        if phase.workers is not None:
+            templates[f"phases[{index}].workers.template"] = phase.workers.template
+    for field, template in templates.items():
+        for place, name in written_secrets(template or {}):
+            # The value itself is not repeated: an error ends in logs and in the run's status.
+            yield WrongValueError(
+                f"{name} is a secret by its name, and whoever may read the run could read it",
+                "Name a Secret instead, such as `valueFrom: {secretKeyRef: {name: my-secret, key: "
+                f"{name}}}}}`",
+                field=f"{field}.{place}",
+            )
 
 
 def _beyond_transformers(spec: BitNetRunSpec) -> list[str]:

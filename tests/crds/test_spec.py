@@ -105,6 +105,13 @@ WRONG: list[tuple[str, Any, str, str, str]] = [
     ),
     ("spec.teacher", ..., "spec.teacher", "'distill'", "Add spec.teacher"),
     ("spec.teacher.batchSizeFactor", 2, "spec.teacher.batchSizeFactor", "2 found", "less than or equal to 1"),
+    (
+        "spec.workers.template",
+        {"spec": {"initContainers": [{}, {"env": [{"name": "A"}, {"name": "HF_TOKEN", "value": "hf_abc"}]}]}},
+        "spec.workers.template.spec.initContainers[1].env[1].value",
+        "HF_TOKEN is a secret by its name",
+        "valueFrom: {secretKeyRef: {name: my-secret, key: HF_TOKEN}}`",
+    ),
     ("spec.workers.count", "two", "spec.workers.count", "'two'", "valid integer"),
     (
         "spec.quantization.lambdaWarmup.curve",
