@@ -1,11 +1,15 @@
 """How a person's pod template is merged over the operator's."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from bitnet_crds import parse_run
 from bitnet_operator.decision import ChildRefusedError
+from bitnet_operator.desired import pod_template
 from bitnet_operator.pod_template import merge
 
 BASE: dict[str, Any] = {
@@ -218,3 +222,17 @@ def test_a_reference_gives_way_to_a_value_and_to_another_reference(last: dict[st
 def test_what_cannot_be_merged_is_refused_with_the_mend(written: dict[str, Any], words: str) -> None:
     with pytest.raises(ChildRefusedError, match=words):
         trainer(**written)
+
+
+def test_the_documented_template_is_one(document: dict[str, Any]) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs/pods.md").read_text()
+    written = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
+    document["spec"]["workers"] = written["workers"]
+    document["spec"]["budget"] |= {"tokens": "1M", "globalBatchSize": 1024}
+    spec = pod_template(parse_run(document), "small-0", "trainer:1")["spec"]
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    assert volumes["cache"] == {"name": "cache", "persistentVolumeClaim": {"claimName": "model-cache"}}
+    assert volumes["shared-memory"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "64Gi"}
+    (trainer,) = spec["containers"]
+    assert trainer["resources"]["limits"] == {"nvidia.com/gpu": 8, "memory": "900Gi"}
+    assert spec["automountServiceAccountToken"] is False

@@ -46,7 +46,7 @@ class Place:
 
 
 def find_place(order: Order, environment: Mapping[str, str]) -> Place:
-    """Reads what PyTorchJob sets; with none of it, every rank of the order runs on this machine.
+    """Reads what the job's backend sets; with none of it, every rank of the order runs on this machine.
 
     Raises BadInput where the processes are not as many as the order's ledger was made for.
     """
