@@ -1,4 +1,4 @@
-"""The training loop: takes a run's steps by the ledger, to its end or to a request to stop."""
+"""The training loop: takes a run's steps by the ledger, to where its pods end or to a request to stop."""
 
 import logging
 import time
@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 
 class TrainingLoop:
-    """The steps of one process, from where it begins to the run's end or a request to stop."""
+    """The steps of one process, from where it begins to where its pods end or a request to stop."""
 
     def __init__(
         self,
@@ -68,6 +68,7 @@ class TrainingLoop:
         self.student, self.objectives, self.average = student, objectives, average
         self.teacher, self.begun_at = teacher, position
         self.step = self.checkpointed = self.committed = position.step
+        self.end = order.plan.pods_end(position.step)
         self.cursor = Cursor(position.consumed, position.origin)
         self.shares, self.ratios, self.rewards = position.mixture, position.balance, position.rewards
         self.prefetch = Prefetch(corpus, order.plan.global_batch_size, ranks.rank, ranks.world)
@@ -93,15 +94,18 @@ class TrainingLoop:
         )
 
     def run(self, stop: StopRequest) -> bool:
-        """Takes the steps. False where it stopped before the end because it was asked to."""
+        """Takes the steps. False where it stopped before the end because it was asked to.
+
+        Raises CheckpointError where a phase of other pods comes next, and they would have none to go on from.
+        """
         plan = self.order.plan
         self.student.train()
         self.speed.restart()
-        while self.step < plan.total_steps:
+        while self.step < self.end:
             phase = plan.phase_at(self.step)
             self._teacher_as_planned(phase)
             rows = self.prefetch.take(Wanted(self.cursor, self.shares, phase.shape.micro_batch_size))
-            if self.step + 1 < plan.total_steps:
+            if self.step + 1 < self.end:
                 # Most likely: shares that change in between make these rows useless, and nothing worse.
                 then = plan.phase_at(self.step + 1).shape.micro_batch_size
                 self.prefetch.ahead(Wanted(rows.after, self.shares, then))
@@ -147,6 +151,12 @@ class TrainingLoop:
             if self.step % self.order.spec.checkpoint.every_steps == 0:
                 self._save()
         self._save(wait=True)
+        if self.committed < self.step < plan.end_step:
+            raise CheckpointError(
+                f"checkpoint.uri: there is no checkpoint of step {self.step}, where phase "
+                f"{plan.phase_at(self.step - 1).name!r} ends: {self.reporter.progress.checkpoint_error} The "
+                "next phase trains in other pods, and they have nothing to go on from."
+            )
         return True
 
     def close(self) -> None:
@@ -193,7 +203,7 @@ class TrainingLoop:
         policy = self.order.spec.data.mixture
         if policy.policy == "Static":
             shares = tuple(self.order.plan.phase_at(self.step).mixture.values())
-        elif self.step % policy.measured_every == 0 and self.step < self.order.plan.total_steps:
+        elif self.step % policy.measured_every == 0 and self.step < self.order.plan.end_step:
             shares = self._measured_shares()
         if shares != self.shares:
             # The new shares hold from here on, and make up for nothing that the old ones did.

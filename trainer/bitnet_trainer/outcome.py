@@ -41,6 +41,9 @@ TERMINATION_LOG = "BITNET_TERMINATION_LOG"
 """Environment variable: where the launcher writes the pod's last word."""
 _KUBERNETES_TERMINATION_LOG = Path("/dev/termination-log")
 
+_CHECKPOINTS_TOLD = 50
+"""Newest checkpoints that a report names, at most: it has to fit a termination message."""
+
 # What keeps a run from writing into its own folder; reading models and text has errors of its own.
 _DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
@@ -110,8 +113,8 @@ def collect_reports(folder: Path) -> dict[int, TerminationReport]:
 
 
 def with_newest_checkpoint(report: TerminationReport, order: Order) -> TerminationReport:
-    """The report with the newest committed checkpoint in it, as the disk knows it: a rank that died without
-    a word could not say which one that is."""
+    """The report with the committed checkpoints in it, as the disk knows them: a rank that died without a
+    word could not say which is the newest."""
     try:
         committed = open_store(order).committed()
     except (OSError, errors.CheckpointError):
@@ -119,7 +122,13 @@ def with_newest_checkpoint(report: TerminationReport, order: Order) -> Terminati
     if not committed:
         return report
     newest = reported(order, committed[0])
-    return report.model_copy(update={"checkpoint": newest, "step": max(report.step, newest.step)})
+    return report.model_copy(
+        update={
+            "checkpoint": newest,
+            "checkpoints": tuple(checkpoint.step for checkpoint in committed[:_CHECKPOINTS_TOLD]),
+            "step": max(report.step, newest.step),
+        }
+    )
 
 
 def reported(order: Order, committed: Committed) -> Checkpoint:

@@ -30,7 +30,7 @@ def plot_loss(records: Sequence[StepRecord], plan: Plan, path: Path) -> Path:
     _draw_phases(lower, plan, named=False)
     _draw_losses(upper, records)
     _draw_schedules(lower, plan)
-    upper.set_xlim(0, plan.total_steps)
+    upper.set_xlim(0, plan.end_step)
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     lower.set_xlabel("optimiser step", color=_INK)
     for axes in (upper, lower):
@@ -42,13 +42,15 @@ def plot_loss(records: Sequence[StepRecord], plan: Plan, path: Path) -> Path:
 
 
 def _draw_phases(axes: Axes, plan: Plan, named: bool) -> None:
-    for number, phase in enumerate(plan.phases):
-        axes.axvspan(phase.first_step, phase.end_step, color=_SHADES[number % 2], lw=0, zorder=0)
+    trained = [phase for phase in plan.phases if phase.first_step < min(phase.end_step, plan.end_step)]
+    for number, phase in enumerate(trained):
+        end_step = min(phase.end_step, plan.end_step)
+        axes.axvspan(phase.first_step, end_step, color=_SHADES[number % 2], lw=0, zorder=0)
         if named:
             label = f"{phase.name} + teacher" if phase.teacher else phase.name
             axes.annotate(
                 label,
-                xy=((phase.first_step + phase.end_step) / 2, 1.0),
+                xy=((phase.first_step + end_step) / 2, 1.0),
                 xycoords=("data", "axes fraction"),
                 xytext=(0, 4),
                 textcoords="offset points",
@@ -101,7 +103,7 @@ def _name_lines(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
 
 
 def _draw_schedules(axes: Axes, plan: Plan) -> None:
-    steps = range(plan.total_steps)
+    steps = range(plan.end_step)
     rates = [plan.learning_rate.at(step) / plan.learning_rate.peak for step in steps]
     lambdas = [plan.quantization_lambda.at(step) for step in steps]
     axes.plot(steps, rates, color=_RATE, lw=1.6, label=f"learning rate / {plan.learning_rate.peak:g}")

@@ -186,14 +186,13 @@ class Recorder:
         if record.left_out is not None:
             _log.warning("left out, with nothing of it kept: %s", record.left_out.sentence())
         elif (
-            time.monotonic() - self._last_logged > _LOGGED_EVERY_SECONDS
-            or record.step == self._plan.total_steps
+            time.monotonic() - self._last_logged > _LOGGED_EVERY_SECONDS or record.step == self._plan.end_step
         ):
             self._last_logged = time.monotonic()
             _log.info(
                 "step %d/%d %s loss %.4f norm %.3f rate %.2e lambda %.2f, %.0f tokens/s",
                 record.step,
-                self._plan.total_steps,
+                self._plan.end_step,
                 record.phase,
                 record.loss,
                 record.gradient_norm,

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bitnet_crds.machines import pods_of
 from bitnet_crds.protocol import Evaluation, Order, TrainerState
 from bitnet_trainer import checkpoint
 from bitnet_trainer.checkpoint import CheckpointStore, Position, Saver, Training, open_store
@@ -43,6 +44,7 @@ from bitnet_trainer.setup import (
     known_baseline,
     load_student,
     open_run_corpus,
+    phases_from,
     planned_teacher,
     write_record,
 )
@@ -60,12 +62,15 @@ class Result:
     stopped: bool
     """Whether it was asked to stop, and did, with a checkpoint."""
     message: str
+    boundary: bool = False
+    """Whether it ended with a checkpoint from which other pods go on: the next phase is theirs."""
     evaluation: Evaluation | None = None
     artifacts: Mapping[str, str] = field(default_factory=dict)
 
 
 def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
-    """Trains a run to its end, or until `stop` is requested, going on from its newest checkpoint.
+    """Trains a run, going on from its newest checkpoint: to its end, to a phase that trains in other pods, or
+    until `stop` is requested.
 
     Every rank calls it, in a process that torchrun's environment variables describe. Raises the errors of
     `bitnet_trainer.errors`.
@@ -76,8 +81,9 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
 
 def _train(order: Order, reporter: Reporter, stop: StopRequest, ending: ExitStack) -> Result:
     spec, plan = order.spec, order.plan
-    ranks = Ranks.join(spec.workers.gpus_per_worker)
-    check_world(plan.phases, ranks.world)
+    pods = pods_of(spec, plan.phases.index(plan.phase_at(order.first_step)))
+    ranks = Ranks.join(pods.gpus_per_worker)
+    check_world(order, ranks.world)
 
     store, mirror = open_store(order, ranks.rank), Mirror(order)
     if ranks.first:
@@ -96,7 +102,6 @@ def _train(order: Order, reporter: Reporter, stop: StopRequest, ending: ExitStac
     check_vocabulary(corpus, loaded)
     fingerprint = corpus.fingerprint()
     held_out = corpus.held_out(evaluated_sequences(ranks.device, plan.sequence_length))
-    evaluation_batch = plan.phases[-1].shape.micro_batch_size
 
     # A run that may not go on is refused before it costs anything, or writes over what the other one left.
     position = _at_start(order, fingerprint)
@@ -111,6 +116,11 @@ def _train(order: Order, reporter: Reporter, stop: StopRequest, ending: ExitStac
             tokens=position.step * plan.tokens_per_step,
             skipped_steps=position.skipped_steps,
         )
+    reporter.update(begun_step=position.step)
+    if position.step < plan.end_step and plan.phase_at(position.step).shape.world_size != ranks.world:
+        return _for_other_pods(order, position.step, ranks.world)
+    phases = phases_from(plan, position.step)
+    evaluation_batch = min(phase.shape.micro_batch_size for phase in phases)
 
     reporter.update(state=TrainerState.EVALUATING)
     baseline = known_baseline(order, fingerprint, ranks)
@@ -159,6 +169,13 @@ def _train(order: Order, reporter: Reporter, stop: StopRequest, ending: ExitStac
     with stop.deferred(), closing(loop):
         finished = loop.run(stop)
     (stops,) = ranks.total(int(stop.requested))
+    if finished and loop.step < plan.end_step:
+        ended, begins = (plan.phase_at(step).name for step in (loop.step - 1, loop.step))
+        return Result(
+            False,
+            f"phase {ended!r} ended at step {loop.step}; phase {begins!r} goes on in other pods",
+            boundary=True,
+        )
     if not finished or stops:
         return Result(True, f"asked to stop; it goes on from step {loop.committed}")
 
@@ -185,9 +202,28 @@ def _train(order: Order, reporter: Reporter, stop: StopRequest, ending: ExitStac
     reporter.update(state=TrainerState.FINISHED)
     return Result(
         False,
-        f"trained {plan.total_steps} steps, {plan.tokens:,} tokens; {sentence(evaluated)}",
-        evaluated,
-        artifacts,
+        f"trained {loop.step} steps, {loop.step * plan.tokens_per_step:,} tokens; {sentence(evaluated)}",
+        evaluation=evaluated,
+        artifacts=artifacts,
+    )
+
+
+def _for_other_pods(order: Order, step: int, world: int) -> Result:
+    """Where the newest sound checkpoint, of `step`, is none that these pods may go on from.
+
+    Raises CheckpointError where there is none, and the run would begin anew unasked.
+    """
+    phase = order.plan.phase_at(step)
+    if not step and order.first_step:
+        raise CheckpointError(
+            f"checkpoint.uri: these pods are made for step {order.first_step}, and there is no checkpoint in "
+            f"{order.address}. Restore one, or give the run another name to begin again."
+        )
+    return Result(
+        False,
+        f"the newest sound checkpoint is of step {step}, whose phase {phase.name!r} trains in "
+        f"{phase.shape.world_size} ranks, and these pods have {world}",
+        boundary=True,
     )
 
 

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase
 
-from bitnet_crds.plan import PlannedPhase
+from bitnet_crds.plan import Plan, PlannedPhase
 from bitnet_crds.protocol import Order
 from bitnet_crds.spec import BitNetRunSpec
 from bitnet_trainer.data import Corpus, LabelledCorpus, Reading, open_corpus, open_labelled
@@ -30,13 +30,21 @@ from bitnet_trainer.texts import source_texts
 _log = logging.getLogger(__name__)
 
 
-def check_world(phases: tuple[PlannedPhase, ...], world: int) -> None:
-    """Raises BadInput where a phase is planned for another number of ranks than there are."""
-    for phase in phases:
+def phases_from(plan: Plan, step: int) -> tuple[PlannedPhase, ...]:
+    """The phases that pods of step `step` train, in whole or in part; of the run's end, its last one."""
+    end = plan.pods_end(step)
+    ahead = (phase for phase in plan.phases if phase.end_step > step and phase.first_step < end)
+    return tuple(ahead) or (plan.phase_at(step),)
+
+
+def check_world(order: Order, world: int) -> None:
+    """Raises BadInput where a phase of these pods is planned for another number of ranks than there are."""
+    for phase in phases_from(order.plan, order.first_step):
         if phase.shape.world_size != world:
             raise BadInput(
                 f"phase {phase.name!r} is planned for {phase.shape.world_size} ranks and {world} were "
-                "started. Start as many as workers.count x gpusPerWorker says (one a worker without GPUs)."
+                "started. Start as many as its workers' count x gpusPerWorker says (one a worker without "
+                "GPUs)."
             )
 
 

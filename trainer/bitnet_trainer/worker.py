@@ -6,7 +6,14 @@ import os
 import sys
 from pathlib import Path
 
-from bitnet_crds.protocol import ExitCode, Order, Progress, TerminationReport, exit_code_label
+from bitnet_crds.protocol import (
+    PHASE_BOUNDARY,
+    ExitCode,
+    Order,
+    Progress,
+    TerminationReport,
+    exit_code_label,
+)
 from bitnet_trainer.outcome import failure_report, leave_report
 from bitnet_trainer.report import Reporter
 from bitnet_trainer.stop import StopRequest, end_with_parent
@@ -40,9 +47,9 @@ def main() -> None:
 
 def _report(path: Path, rank: int, stop: StopRequest) -> TerminationReport:
     order = Order.model_validate_json(path.read_text())
-    phase = order.plan.phases[0]
+    phase = order.plan.phase_at(order.first_step)
     reporter = Reporter(
-        Progress(total_steps=order.plan.total_steps, phase=phase.name),
+        Progress(total_steps=order.plan.end_step, phase=phase.name),
         [each.name for each in order.plan.phases],
     )
     try:
@@ -60,7 +67,7 @@ def _report(path: Path, rank: int, stop: StopRequest) -> TerminationReport:
     code = ExitCode.PREEMPTED if result.stopped else ExitCode.SUCCEEDED
     return TerminationReport(
         exit_code=code,
-        reason=exit_code_label(code),
+        reason=PHASE_BOUNDARY if result.boundary else exit_code_label(code),
         message=result.message,
         rank=rank,
         step=reporter.progress.step,
