@@ -6,9 +6,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from bitnet_crds import Adjustments, Rollback, plan
 from bitnet_trainer.data import Corpus, Cursor, Prefetch, Wanted
 from bitnet_trainer.data.packing import pack
+from small_specs import spec_of
 
 SIZES = [(4, (2.0, 1.0)), (4, (2.0, 1.0)), (2, (2.0, 1.0)), (2, (1.0, 3.0)), (1, (1.0, 3.0))]
 """Micro batch and shares, step by step."""
@@ -16,6 +20,10 @@ SIZES = [(4, (2.0, 1.0)), (4, (2.0, 1.0)), (2, (2.0, 1.0)), (2, (1.0, 3.0)), (1,
 
 @pytest.fixture
 def corpus():
+    return made_corpus()
+
+
+def made_corpus():
     tokens = np.arange(400, dtype=np.uint32)
     return Corpus(tuple(pack(name, tokens, 8, Fraction(1, 5)) for name in ("a", "b")), (2.0, 1.0), 0)
 
@@ -52,6 +60,31 @@ def test_a_run_that_goes_on_takes_the_rows_that_were_made_ahead_and_lost(corpus,
     found = again.take(Wanted(first.after, (1.0, 1.0), 4))
     again.close()
     assert [part.ids for part in lost.micro_batches] == [part.ids for part in found.micro_batches]
+
+
+@given(
+    windows=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(1, 6)), max_size=4),
+    stops=st.lists(st.integers(0, 14), max_size=2),
+)
+def test_each_step_trains_on_the_batch_that_the_ledger_gives_it(windows, stops):
+    """Whatever roll-backs pass over, and wherever the run was stopped, none of it is met."""
+    rollbacks = tuple(Rollback(checkpoint_step=a, first_batch=b, batches=n) for a, b, n in windows)
+    ledger = plan(spec_of(budget={"tokens": 15 * 64, "globalBatchSize": 8}), Adjustments(rollbacks=rollbacks))
+    made, shares = made_corpus(), (2.0, 1.0)
+    all_batches, cursor = [], Cursor.at_start(2)
+    for _ in range(ledger.batch_at(14) + 1):
+        batch, cursor = made.take(cursor, 8, shares)
+        all_batches.append(batch)
+    cursor, prefetch = Cursor.at_start(2), Prefetch(made, 8, 0, 1)
+    for step in range(15):
+        if step in stops:
+            prefetch.close()
+            prefetch = Prefetch(made, 8, 0, 1)
+        rows = prefetch.take(Wanted(cursor, shares, 8, ledger.passed_over_before(step)))
+        assert rows.batch == all_batches[ledger.batch_at(step)]
+        cursor = rows.after
+        prefetch.ahead(Wanted(cursor, shares, 8, ledger.passed_over_before(step + 1)))
+    prefetch.close()
 
 
 def test_what_was_guessed_right_is_made_once_and_in_the_thread(prefetch, monkeypatch):

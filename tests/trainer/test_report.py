@@ -9,7 +9,14 @@ import torch
 import torch.distributed as dist
 
 from bitnet_crds.plan import plan
-from bitnet_crds.protocol import ExitCode, ObjectiveProgress, Progress, TerminationReport, TrainerState
+from bitnet_crds.protocol import (
+    ExitCode,
+    Fault,
+    ObjectiveProgress,
+    Progress,
+    TerminationReport,
+    TrainerState,
+)
 from bitnet_crds.spec import BitNetRunSpec
 from bitnet_trainer import errors, outcome
 from bitnet_trainer.plot import plot_loss
@@ -133,7 +140,7 @@ def test_a_line_reads_back_as_it_was(tmp_path):
         (errors.DataUnavailable("x"), ExitCode.DATA_UNAVAILABLE),
         (errors.TeacherUnavailable("x"), ExitCode.TEACHER_UNAVAILABLE),
         (errors.CheckpointError("x"), ExitCode.CHECKPOINT_UNAVAILABLE),
-        (errors.NonFinite("x"), ExitCode.NON_FINITE),
+        (errors.NonFinite("x", Fault(first_step=4, steps=2)), ExitCode.NON_FINITE),
         (torch.OutOfMemoryError("x"), ExitCode.OUT_OF_MEMORY),
         (dist.DistBackendError("x"), ExitCode.PEER_LOST),
         (RuntimeError("[gloo/transport/tcp/pair.cc:545] Connection closed by peer"), ExitCode.PEER_LOST),

@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_crds.protocol import Checkpoint, TerminationReport
+from bitnet_crds.protocol import Checkpoint, Fault, TerminationReport
 from bitnet_trainer.batch import SequenceId
 from bitnet_trainer.skipped import NonFiniteRecord, SkippedStep, not_finite, stretches
 
@@ -47,7 +47,10 @@ def skipped(step: int, sequences: int = 3) -> SkippedStep:
 
 def test_the_error_names_steps_sequences_and_the_last_good_checkpoint():
     checkpoint = Checkpoint(step=8, uri="file:///runs/a/b/checkpoints/step-00000008")
-    message = str(NonFiniteRecord(steps=(skipped(9), skipped(10)), checkpoint=checkpoint).error(2, 1))
+    error = NonFiniteRecord(steps=(skipped(9), skipped(10)), checkpoint=checkpoint).error(2, 1)
+    message = str(error)
+    # Steps are counted from 0 here: eight were completed before the first of them.
+    assert error.fault == Fault(first_step=8, steps=2)
     assert "2 steps in a row, up to step 10, and health.nonFinite.skipSteps allows 1." in message
     assert f"The last good checkpoint is of step 8, {checkpoint.uri}." in message
     assert "step 9 (gradient not finite; web 0, 2, 4); step 10 (" in message

@@ -4,6 +4,8 @@ The launcher turns each class into an exit code of `bitnet_crds.protocol`. A mes
 with its value, where, and the mend, in one paragraph.
 """
 
+from bitnet_crds.protocol import Fault
+
 
 class TrainerError(Exception):
     """Base of every error that the trainer raises on purpose."""
@@ -31,3 +33,8 @@ class CheckpointError(TrainerError):
 
 class NonFinite(TrainerError):
     """Too many steps in a row had a loss or gradient that is not a finite number."""
+
+    def __init__(self, message: str, fault: Fault) -> None:
+        """`fault` says which steps."""
+        super().__init__(message)
+        self.fault = fault

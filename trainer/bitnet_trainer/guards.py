@@ -13,7 +13,7 @@ class NonFiniteGuard:
 
     def __init__(self, device: torch.device, skipped: int = 0, in_row: int = 0) -> None:
         """Goes on after `skipped` steps left out in all, the last `in_row` of them just before."""
-        self._counts = torch.tensor([skipped, in_row, in_row], dtype=torch.float32, device=device)
+        self._counts = torch.tensor([skipped, in_row], dtype=torch.float32, device=device)
         self.left_out = torch.zeros((), device=device)
         """0-dim float32: 1 where the step judged last is left out, else 0."""
 
@@ -30,9 +30,8 @@ class NonFiniteGuard:
             dist.all_reduce(bad, op=dist.ReduceOp.MAX)
         self.left_out = bad
         optimizer.found_inf = bad  # type: ignore[attr-defined]  # read by torch's fused optimisers
-        in_row = (self._counts[1] + bad) * bad
-        self._counts = torch.stack((self._counts[0] + bad, in_row, torch.maximum(self._counts[2], in_row)))
+        self._counts = torch.stack((self._counts[0] + bad, (self._counts[1] + bad) * bad))
 
     def counts(self) -> torch.Tensor:
-        """(3,) float32 on the device: steps skipped in all, in a row up to now, in the longest row."""
+        """(2,) float32 on the device: steps skipped in all, and in a row up to now."""
         return self._counts

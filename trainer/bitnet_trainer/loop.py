@@ -104,11 +104,10 @@ class TrainingLoop:
         while self.step < self.end:
             phase = plan.phase_at(self.step)
             self._teacher_as_planned(phase)
-            rows = self.prefetch.take(Wanted(self.cursor, self.shares, phase.shape.micro_batch_size))
+            rows = self.prefetch.take(self._wanted(self.step, self.cursor))
             if self.step + 1 < self.end:
                 # Most likely: shares that change in between make these rows useless, and nothing worse.
-                then = plan.phase_at(self.step + 1).shape.micro_batch_size
-                self.prefetch.ahead(Wanted(rows.after, self.shares, then))
+                self.prefetch.ahead(self._wanted(self.step + 1, rows.after))
             objectives, weights = self.objectives[phase.name].manager, plan.weights_at(self.step)
             counts = objectives.count(rows.micro_batches, weights)
             *totals, settled, stops = self.ranks.total(
@@ -175,6 +174,11 @@ class TrainingLoop:
             self.reporter.update(checkpoint=reported(self.order, committed))
         return self.reporter.progress.checkpoint
 
+    def _wanted(self, step: int, cursor: Cursor) -> Wanted:
+        plan = self.order.plan
+        micro_batch_size = plan.phase_at(step).shape.micro_batch_size
+        return Wanted(cursor, self.shares, micro_batch_size, plan.passed_over_before(step))
+
     def _teacher_as_planned(self, phase: PlannedPhase) -> None:
         """Loads the teacher for a phase that needs it, and frees it in one that does not."""
         if self.teacher is None or phase.teacher == (self.teacher.state is TeacherState.READY):
@@ -213,14 +217,17 @@ class TrainingLoop:
         """The shares that follow from each source's loss now, or from where its gradient points."""
         policy = self.order.spec.data.mixture
         assert isinstance(self.corpus, Corpus)  # the spec has no such policy for a classifier
+        # What the next step passes over is nothing to be measured on, either.
+        passed_over = self.order.plan.passed_over_before(self.step) * self.order.plan.global_batch_size
+        cursor = self.cursor.past(passed_over, self.shares)
         with autocast(self.ranks.device), called_directly(self.student):
             if policy.policy == "Bandit":
-                losses = measure_losses(self.student.model, self.corpus, self.cursor, self.ranks)
+                losses = measure_losses(self.student.model, self.corpus, cursor, self.ranks)
                 self.rewards = rewarded(self.rewards, losses, policy.smoothed_by)
                 turn = self.step // policy.measured_every
                 return explored(self.rewards, turn) if self.rewards else self.shares
             alignments = measure_alignments(
-                self.student.model, self.corpus, self.cursor, self.ranks, target=policy.target
+                self.student.model, self.corpus, cursor, self.ranks, target=policy.target
             )
         return influenced(self.shares, alignments, policy.smoothed_by)
 
@@ -299,4 +306,5 @@ class TrainingLoop:
             skipped_steps=self.recorder.skipped,
             skipped_in_row=self.recorder.in_row,
             world_size=self.ranks.world,
+            rollbacks=len(self.order.plan.rollbacks),
         )

@@ -94,6 +94,7 @@ def failure_report(error: BaseException, rank: int, progress: Progress) -> Termi
         rank=rank,
         step=progress.step,
         checkpoint=progress.checkpoint,
+        fault=error.fault if isinstance(error, errors.NonFinite) else None,
     )
 
 

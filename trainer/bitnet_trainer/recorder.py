@@ -94,24 +94,24 @@ class Recorder:
     def publish(self, wait: bool = False) -> None:
         """Gives out what has arrived; with `wait` all. Raises NonFinite after too many skips in a row."""
         for taken, values in self._readback.arrived(wait):
-            loss, norm, skipped, in_row, longest = values[:5]
+            loss, norm, skipped, in_row = values[:4]
             good = int(skipped) == self.skipped
             self.skipped, self.in_row = int(skipped), int(in_row)
-            record = self._record(taken, loss, norm, values[5:], good=good)
+            record = self._record(taken, loss, norm, values[4:], good=good)
             self._publish(record)
-            self._check_skips(record, int(longest))
+            self._check_skips(record)
 
-    def _check_skips(self, record: StepRecord, longest: int) -> None:
+    def _check_skips(self, record: StepRecord) -> None:
         """Raises NonFinite, and writes down why, where one more step in a row than may be was left out."""
         if record.left_out is None:
             self._left_out.clear()
             return
         self._left_out.append(record.left_out)
-        if longest > self._allowed_skips:
+        if self.in_row > self._allowed_skips:
             ended = NonFiniteRecord(steps=tuple(self._left_out), checkpoint=self._last_checkpoint())
             if self._metrics is not None:
                 ended.write(self._order.folder)
-            raise ended.error(longest, self._allowed_skips)
+            raise ended.error(self.in_row, self._allowed_skips)
 
     def close(self) -> None:
         """Closes the metrics' file."""

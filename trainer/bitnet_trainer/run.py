@@ -105,7 +105,7 @@ def _train(order: Order, reporter: Reporter, stop: StopRequest, ending: ExitStac
 
     # A run that may not go on is refused before it costs anything, or writes over what the other one left.
     position = _at_start(order, fingerprint)
-    found = ranks.from_first(checkpoint.newest_sound(store) if ranks.first else None)
+    found = ranks.from_first(checkpoint.newest_sound(store, plan.rollbacks) if ranks.first else None)
     if found is not None:
         position = ranks.from_first(checkpoint.read_position(store, found) if ranks.first else None)
         checkpoint.check_position(position, found, order.training_hash, fingerprint)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bitnet_crds.protocol import Checkpoint
+from bitnet_crds.protocol import Checkpoint, Fault
 from bitnet_crds.record import Report
 from bitnet_trainer.batch import SequenceId
 from bitnet_trainer.errors import NonFinite
@@ -66,7 +66,8 @@ class NonFiniteRecord(Report):
             f"health.nonFinite.skipSteps allows {allowed}. None of them changed the weights. {kept} "
             f"Left out: {told}. "
             "Lower the optimizer's learning rates, lengthen schedule.warmupSteps, or look at the text of "
-            f"those steps: {FILE} in the run's folder names all its sequences."
+            f"those steps: {FILE} in the run's folder names all its sequences.",
+            Fault(first_step=last.step - in_row, steps=in_row),
         )
 
 

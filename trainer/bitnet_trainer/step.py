@@ -43,7 +43,7 @@ class StepLosses:
 
     objectives: tuple[str, ...]
     values: torch.Tensor
-    """(2 + 3 + len(objectives),) float64: total loss, gradient norm, the guard's three counts, and each
+    """(2 + 2 + len(objectives),) float64: total loss, gradient norm, the guard's two counts, and each
     objective's mean loss a term; with MuonClip two more, its `attention_figures`."""
 
 

@@ -1,10 +1,12 @@
 """Checkpoints wherever they are kept: whole or not at all, pruned, verified, loaded as they were written."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
+from bitnet_crds import Rollback
 from bitnet_trainer import checkpoint
 from bitnet_trainer.checkpoint import newest_sound, read_position
 from bitnet_trainer.checkpoint.store import MARKER
@@ -118,6 +120,67 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(place):
         newest_sound(store)
     store.prepare()
     assert steps(store) == [5]
+
+
+def knowing(store, step, rollbacks):
+    """Commits a checkpoint that was written after so many roll-backs."""
+    store.stage(step)
+    replace(POSITION, step=step, rollbacks=rollbacks).write(store.staging(step))
+    return store.commit(step, store.deliver(step))
+
+
+def went_back(*checkpoint_steps):
+    return [Rollback(checkpoint_step=step, first_batch=step, batches=1) for step in checkpoint_steps]
+
+
+@pytest.mark.parametrize(
+    ("written", "rollbacks", "newest"),
+    [
+        ([(5, 0), (10, 0), (15, 0)], (10,), 10),
+        ([(5, 0), (10, 0), (12, 1)], (10,), 12),
+        ([(5, 0), (7, 1), (10, 0), (15, 0)], (5,), 7),
+        ([(5, 0), (8, 1), (10, 0)], (10, 5), 5),
+        ([(5, 0), (7, 2), (8, 1), (10, 0)], (10, 5), 7),
+        ([(5, 0), (8, 1), (10, 1)], (3, 8), 8),
+        ([(5, 0)], (0,), None),
+        ([], (0, 5), None),
+    ],
+)
+def test_what_a_rollback_left_behind_is_not_gone_on_from(place, written, rollbacks, newest):
+    """`written`: steps, and how many roll-backs each checkpoint was written after."""
+    store = place.store(keep=9)
+    for step, known in written:
+        knowing(store, step, known)
+    for _ in range(2):
+        found = newest_sound(place.store(keep=9), went_back(*rollbacks))
+        assert (found and found.step) == newest
+        assert max(steps(store), default=None) == newest
+
+
+def test_a_step_that_a_rollback_left_behind_is_written_again(place):
+    """By this process or, where that one was killed, by the next."""
+    store = place.store(keep=9)
+    for step in (5, 10, 15):
+        knowing(store, step, 0)
+    store.prepare()
+    assert newest_sound(store, went_back(5)).step == 5
+    assert knowing(store, 10, 1) == newest_sound(store, went_back(5))
+    knowing(store, 12, 1)
+    later = place.store(keep=9)
+    later.prepare()
+    assert newest_sound(later, went_back(5, 10)).step == 10
+    again = place.store(keep=9)
+    again.prepare()
+    assert knowing(again, 12, 2) == newest_sound(again, went_back(5, 10))
+    assert again.verify(again.committed()[0]) is None
+
+
+def test_a_run_that_lost_what_it_went_back_to_does_not_start_over(place):
+    store = place.store()
+    knowing(store, 10, 0)
+    with pytest.raises(CheckpointError, match="went back to its checkpoint of step 5"):
+        newest_sound(store, went_back(5))
+    assert steps(store) == [10]
 
 
 def test_without_any_checkpoint_a_run_begins_and_nothing_is_left_behind(place):

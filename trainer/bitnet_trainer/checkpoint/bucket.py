@@ -37,21 +37,28 @@ class BucketStore:
             rank: of this process.
         """
         self._place, self._keep, self._scratch, self._rank = Place(bucket, path), keep, scratch, rank
-        self._writer = uuid.uuid4().hex
+        self._writer, self._aside = uuid.uuid4().hex, set[int]()
         self.address = str(self._place)
 
     def prepare(self) -> None:
         """As `CheckpointStore.prepare`. It writes an object and deletes it."""
         with self._bucket() as bucket:
-            for blobs in self._by_step(bucket).values():
+            for step, blobs in self._by_step(bucket).items():
                 if not blobs.keys() & {MARKER, DAMAGED}:
                     _delete(blobs.values())
+                elif DAMAGED in blobs:
+                    self._aside.add(step)
             with tempfile.NamedTemporaryFile() as empty:
                 name = f"{self._place.path}/.probe-{self._writer}"
                 cloud.delete(cloud.upload(bucket, name, Path(empty.name), self._writer))
 
     def stage(self, step: int) -> None:
         """As `CheckpointStore.stage`."""
+        if step in self._aside:
+            # Data is written only where nothing is.
+            with self._bucket() as bucket:
+                _delete(self._by_step(bucket, step).get(step, {}).values())
+            self._aside.discard(step)
         staging = self.staging(step)
         with self._scratch_said_plainly():
             shutil.rmtree(staging.parent, ignore_errors=True)
@@ -116,14 +123,15 @@ class BucketStore:
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 return f"its marker cannot be read ({error})"
 
-    def set_aside(self, damaged: Committed) -> None:
+    def set_aside(self, checkpoint: Committed) -> None:
         """As `CheckpointStore.set_aside`."""
         with self._bucket() as bucket:
-            blobs = self._by_step(bucket, damaged.step).get(damaged.step, {})
-            bucket.blob(self._object(damaged.step, DAMAGED)).upload_from_string(
+            blobs = self._by_step(bucket, checkpoint.step).get(checkpoint.step, {})
+            bucket.blob(self._object(checkpoint.step, DAMAGED)).upload_from_string(
                 "", timeout=cloud.TIMEOUT, retry=cloud.RETRY
             )
             _delete([blobs[MARKER]] if MARKER in blobs else [])
+        self._aside.add(checkpoint.step)
 
     def read(self, checkpoint: Committed, name: str) -> bytes:
         """As `CheckpointStore.read`."""

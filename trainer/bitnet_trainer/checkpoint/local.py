@@ -128,9 +128,9 @@ class LocalStore:
             return f"its marker or a file cannot be read ({error})"
         return None
 
-    def set_aside(self, damaged: Committed) -> None:
+    def set_aside(self, checkpoint: Committed) -> None:
         """As `CheckpointStore.set_aside`."""
-        folder = Path(damaged.address)
+        folder = Path(checkpoint.address)
         try:
             (folder / MARKER).rename(folder / DAMAGED)
         except OSError as error:

@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.tensor import DTensor
 
+from bitnet_crds.adjustments import Rollback
 from bitnet_trainer.errors import CheckpointError
 
 POSITION = "position.json"
@@ -59,6 +60,8 @@ class Position:
     """Measured factors of objectives, by name."""
     rewards: tuple[float, ...] = ()
     """What the policy Bandit knows of each source; none before it first measured."""
+    rollbacks: int = 0
+    """How many of the run's roll-backs it was written after."""
 
     def __post_init__(self) -> None:
         if not len(self.consumed) == len(self.origin) == len(self.mixture):
@@ -66,6 +69,10 @@ class Position:
                 f"consumed {self.consumed}, origin {self.origin} and mixture {self.mixture} must have one "
                 "number a source each"
             )
+
+    def is_left_behind(self, rollbacks: Sequence[Rollback]) -> bool:
+        """Whether one of the run's `rollbacks`, oldest first, went back to before it since it was written."""
+        return any(self.step > rollback.checkpoint_step for rollback in rollbacks[self.rollbacks :])
 
     def write(self, folder: Path) -> None:
         """Writes it as JSON into a checkpoint's folder. Raises CheckpointError."""

@@ -69,10 +69,11 @@ class CheckpointStore(Protocol):
     def verify(self, checkpoint: Committed) -> str | None:
         """What is wrong with a checkpoint's files, compared with its marker; None where nothing is."""
 
-    def set_aside(self, damaged: Committed) -> None:
-        """Takes the marker off a damaged checkpoint that a sound older one takes the place of.
+    def set_aside(self, checkpoint: Committed) -> None:
+        """Takes the marker off a checkpoint, damaged or left behind, that an older one takes the place of.
 
-        Else it would count as newest and push a sound one out. Its files stay until the next commit.
+        Else it would count as newest and push that one out. Its files stay until the next commit, or until
+        its own step is written again. Call it after `prepare`, on the same rank.
         """
 
     def read(self, checkpoint: Committed, name: str) -> bytes:

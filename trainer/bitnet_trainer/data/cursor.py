@@ -35,6 +35,13 @@ class Cursor:
         """The same place in every source, where other weights begin."""
         return Cursor(self.consumed, self.consumed)
 
+    def past(self, count: int, weights: Sequence[float]) -> "Cursor":
+        """The cursor after the next `count` sequences, with `weights` as for `take`."""
+        shares, had = Shares(tuple(weights)), self._had()
+        for _ in range(count):
+            had[shares.next_source(had)] += 1
+        return self._after(had)
+
     def take(
         self, count: int, weights: Sequence[float], sizes: Sequence[int], seed: int | str
     ) -> tuple[tuple[SequenceId, ...], "Cursor"]:
@@ -44,8 +51,7 @@ class Cursor:
         each at least 1. A source that ends begins again in another order, so a corpus smaller than a batch is
         repeated within it.
         """
-        shares = Shares(tuple(weights))
-        had = [now - then for now, then in zip(self.consumed, self.origin, strict=True)]
+        shares, had = Shares(tuple(weights)), self._had()
         taken = []
         for _ in range(count):
             source = shares.next_source(had)
@@ -53,8 +59,14 @@ class Cursor:
             index = shuffled(place, sizes[source], f"{seed}/{source}/{epoch}")
             taken.append(SequenceId(source, epoch, index))
             had[source] += 1
-        consumed = tuple(then + more for then, more in zip(self.origin, had, strict=True))
-        return tuple(taken), Cursor(consumed, self.origin)
+        return tuple(taken), self._after(had)
+
+    def _had(self) -> list[int]:
+        """What each source gave since the weights in effect began."""
+        return [now - then for now, then in zip(self.consumed, self.origin, strict=True)]
+
+    def _after(self, had: Sequence[int]) -> "Cursor":
+        return Cursor(tuple(then + more for then, more in zip(self.origin, had, strict=True)), self.origin)
 
 
 def rank_slice(batch: Sequence[SequenceId], rank: int, world: int) -> Sequence[SequenceId]:

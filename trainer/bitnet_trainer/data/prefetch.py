@@ -16,6 +16,8 @@ class Wanted:
     cursor: Cursor
     shares: tuple[float, ...]
     micro_batch_size: int
+    passed_over: int = 0
+    """Global batches before them that nothing is trained on."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Prefetch:
         self._thread.shutdown(cancel_futures=True)
 
     def _make(self, wanted: Wanted) -> StepRows:
-        batch, after = self._corpus.take(wanted.cursor, self._global_batch, wanted.shares)
+        cursor = wanted.cursor.past(wanted.passed_over * self._global_batch, wanted.shares)
+        batch, after = self._corpus.take(cursor, self._global_batch, wanted.shares)
         rows = self._corpus.micro_batches(batch, self._rank, self._world, wanted.micro_batch_size)
         return StepRows(tuple(rows), batch, after)
