@@ -54,11 +54,7 @@ class Advice:
 
 def advise(spec: BitNetRunSpec, plan: Plan) -> tuple[Advice, ...]:
     """Everything known against the run, in the order of the spec. `plan` is the ledger of `spec`."""
-    return tuple(
-        advice
-        for check in (_preset, _lambda_warmup, _mended, _learning_rate, _schedule, _objectives, _checkpoints)
-        for advice in check(spec, plan)
-    )
+    return tuple(advice for check in _CHECKS for advice in check(spec, plan))
 
 
 def _preset(spec: BitNetRunSpec, plan: Plan) -> Iterator[Advice]:
@@ -236,7 +232,30 @@ def _checkpoints(spec: BitNetRunSpec, plan: Plan) -> Iterator[Advice]:
         )
 
 
+def _tuning(_: BitNetRunSpec, plan: Plan) -> Iterator[Advice]:
+    if plan.tuning is not None and plan.tuning.tokens > plan.tokens:
+        yield Advice(
+            "spec.teacher.tune.tokens",
+            f"the teacher is tuned on {plan.tuning.tokens:,} tokens, and the student trained on "
+            f"{plan.tokens:,}: most of the run would go into the teacher",
+            f"Write at most {plan.tokens}",
+            "arithmetic",
+        )
+
+
 def _rounded_down(number: float) -> float:
     """Three digits of a number above 0, and never more than it."""
     scale = 10.0 ** (2 - math.floor(math.log10(number)))
     return math.floor(number * scale) / scale
+
+
+_CHECKS = (
+    _preset,
+    _lambda_warmup,
+    _mended,
+    _learning_rate,
+    _schedule,
+    _objectives,
+    _tuning,
+    _checkpoints,
+)

@@ -21,6 +21,7 @@ NEXT_TOKEN_OBJECTIVES = frozenset({"crossEntropy", "maskedDiffusion", "teacherLo
 def disagreements(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
     """Everything on which parts of the spec disagree; fields are named from spec on."""
     yield from _teacher(spec)
+    yield from _tuning(spec)
     yield from _resize(spec)
     yield from _plateau(spec)
     yield from _cached_logits(spec)
@@ -55,6 +56,15 @@ def _teacher(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
             f"{_any_of(TEACHER_OBJECTIVES)} a weight above 0",
             "Give one of them a weight, or remove spec.teacher",
             field="teacher",
+        )
+
+
+def _tuning(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
+    if spec.classification is not None and spec.teacher is not None and spec.teacher.tune is not None:
+        yield WrongValueError(
+            "a teacher is tuned on next tokens, and the text is labelled for a classifier",
+            "Remove it, and name a teacher that is tuned for the labels",
+            field="teacher.tune",
         )
 
 

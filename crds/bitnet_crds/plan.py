@@ -15,6 +15,8 @@ from bitnet_crds.record import Record
 from bitnet_crds.schedules import LambdaSchedule, LearningRateSchedule, along
 from bitnet_crds.shapes import Shape, shape_of
 from bitnet_crds.spec import BitNetRunSpec, Curve, Phase
+from bitnet_crds.tuning import TUNING
+from bitnet_crds.tuning_plan import TuningPlan, plan_tuning
 
 
 class PlannedPhase(Record):
@@ -68,6 +70,8 @@ class Plan(Record):
     """First step with the teacher in memory; none without one."""
     learning_rate: LearningRateSchedule
     quantization_lambda: LambdaSchedule
+    tuning: TuningPlan | None = None
+    """What the teacher is tuned by before step 0; its steps are none of the run's."""
     rollbacks: tuple[Rollback, ...] = ()
     """What the run went back for so far; checkpoints that it left behind are not gone on from."""
 
@@ -137,9 +141,9 @@ def plan(spec: BitNetRunSpec, adjustments: Adjustments = NO_ADJUSTMENTS) -> Plan
     """Works out the ledger of a run, as it stands after what befell it.
 
     Steps are whole: the budget is cut down to whole steps, and a phase that ends at p of the run ends at
-    floor(p * steps). Raises InvalidRun where the budget holds no step, a phase gets none or fewer than its
-    transition lasts, a phase's processes and micro batch do not divide the global batch, or influence would
-    never be measured.
+    floor(p * steps). Raises InvalidRun where the budget or the teacher's tuning holds no step, a phase gets
+    none or fewer than its transition lasts, a phase's processes and micro batch do not divide the global
+    batch, or influence would never be measured.
     """
     tokens_per_step = spec.data.sequence_length * spec.budget.global_batch_size
     total_steps = spec.budget.tokens // tokens_per_step
@@ -177,12 +181,16 @@ def plan(spec: BitNetRunSpec, adjustments: Adjustments = NO_ADJUSTMENTS) -> Plan
         quantization_lambda=LambdaSchedule(
             steps=warmup.steps if warmup else 0, curve=warmup.curve if warmup else "Linear"
         ),
+        tuning=plan_tuning(spec, phases[0].shape),
     )
-    return _adjusted(planned, spec, adjustments).model_copy(update={"ledger_hash": _hash(planned)})
+    return _adjusted(planned, spec, adjustments).model_copy(update={"ledger_hash": ledger_hash(planned)})
 
 
-def _hash(planned: Plan) -> str:
-    ledger = planned.model_dump_json(exclude={"phases": {"__all__": {"shape", "new_pods"}}})
+def ledger_hash(planned: Plan) -> str:
+    """What `Plan.ledger_hash` of a ledger is that nothing befell yet."""
+    # A run that tunes no teacher goes on from what it wrote before there was such a thing.
+    tuning: bool | set[str] = {"shape"} if planned.tuning is not None else True
+    ledger = planned.model_dump_json(exclude={"phases": {"__all__": {"shape", "new_pods"}}, "tuning": tuning})
     return hashlib.sha256(ledger.encode()).hexdigest()[:16]
 
 
@@ -190,9 +198,7 @@ def _adjusted(planned: Plan, spec: BitNetRunSpec, adjustments: Adjustments) -> P
     """The ledger after what befell the run."""
     phases, first_step = [], 0
     for phase in planned.phases:
-        shape = phase.shape
-        for _ in range(adjustments.halvings.get(phase.name, 0)):
-            shape = shape.halved() or shape
+        shape = _halved(phase.shape, adjustments.halvings.get(phase.name, 0))
         # The next phase has what is left of one that ended early. The last one has nobody to leave it to.
         end_step = phase.end_step
         if phase is not planned.phases[-1]:
@@ -201,6 +207,10 @@ def _adjusted(planned: Plan, spec: BitNetRunSpec, adjustments: Adjustments) -> P
         update = {"first_step": first_step, "end_step": end_step, "shape": shape}
         phases.append(phase.model_copy(update=update))
         first_step = end_step
+    tuning = planned.tuning
+    if tuning is not None:
+        shape = _halved(tuning.shape, adjustments.halvings.get(TUNING, 0))
+        tuning = tuning.model_copy(update={"shape": shape})
     end_step = planned.total_steps if adjustments.end_step is None else adjustments.end_step
     factor = spec.health.non_finite.learning_rate_factor
     reductions = tuple((rollback.checkpoint_step, factor) for rollback in adjustments.rollbacks)
@@ -211,9 +221,16 @@ def _adjusted(planned: Plan, spec: BitNetRunSpec, adjustments: Adjustments) -> P
             "end_step": end_step,
             "tokens": end_step * planned.tokens_per_step,
             "learning_rate": planned.learning_rate.model_copy(update={"reductions": reductions}),
+            "tuning": tuning,
             "rollbacks": adjustments.rollbacks,
         }
     )
+
+
+def _halved(shape: Shape, times: int) -> Shape:
+    for _ in range(times):
+        shape = shape.halved() or shape
+    return shape
 
 
 def _teacher_start(phases: Sequence[PlannedPhase]) -> int | None:

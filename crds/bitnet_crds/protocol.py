@@ -3,10 +3,11 @@
 import hashlib
 from enum import IntEnum, StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 
+from bitnet_crds.errors import WrongValueError
 from bitnet_crds.locations import parse_location
 from bitnet_crds.plan import Plan
 from bitnet_crds.record import Record, Report
@@ -255,7 +256,7 @@ class TerminationReport(Report):
     """Whether what was missing may be there another time, as where a server did not answer."""
     evaluation: Evaluation | None = None
     artifacts: dict[str, str] = {}
-    """Where what came out is, by kind: a format of the export, or LossPlot."""
+    """Where what came out is, by kind: a format of the export, LossPlot, or the tuned Teacher."""
 
     def to_message(self) -> str:
         """The report as JSON that Kubernetes keeps whole.
@@ -303,10 +304,25 @@ class Order(Record):
     """The step that its pods are made for, and begin at unless an older checkpoint is all that is there."""
     scratch: str = SCRATCH
     """A folder on each machine that trains, for a run whose checkpoints are in a bucket."""
+    purpose: Literal["Train", "TuneTeacher"] = "Train"
+    """TuneTeacher: this job tunes the run's teacher (`carried_out` says as what), and no step of the run is
+    trained."""
+
+    @model_validator(mode="after")
+    def _there_is_a_teacher_to_tune(self) -> "Order":
+        if self.purpose == "TuneTeacher" and self.plan.tuning is None:
+            raise WrongValueError(
+                "the run's teacher is to be tuned, and its ledger has no tuning",
+                "Plan a run with spec.teacher.tune, or order it to train",
+                field="purpose",
+            )
+        return self
 
     @property
     def shape(self) -> Shape:
         """How the job's pods begin to spread a step: so many there are."""
+        if self.purpose == "TuneTeacher" and self.plan.tuning is not None:
+            return self.plan.tuning.shape
         return self.plan.phase_at(self.first_step).shape
 
     @property
@@ -348,6 +364,11 @@ class Order(Record):
 def run_address(spec: BitNetRunSpec, namespace: str, name: str) -> str:
     """Where a person finds what a run keeps: `<checkpoint.uri>/<namespace>/<name>`."""
     return f"{spec.checkpoint.uri.rstrip('/')}/{namespace}/{name}"
+
+
+def tuned_teacher_address(order: Order) -> str:
+    """Where the tuned teacher of a run is, as a model is named; one that has no marker is not whole."""
+    return f"{order.address}/teacher"
 
 
 def run_folder(spec: BitNetRunSpec, namespace: str, name: str, scratch: str) -> Path:

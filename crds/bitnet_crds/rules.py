@@ -14,6 +14,7 @@ from bitnet_crds.data import HUB_KEYS, TEXT_SUFFIXES
 from bitnet_crds.objectives import TEACHER_OBJECTIVES, Objectives
 from bitnet_crds.quantities import PERCENTAGE_PATTERN
 from bitnet_crds.spec import MAX_NAME_LENGTH, NAME_PATTERN
+from bitnet_crds.tuning import TUNING_RULES
 
 
 def _any_weighted(objectives: str, names: Iterable[str]) -> str:
@@ -339,6 +340,7 @@ RULES: dict[str, list[Rule]] = {
     "spec": [
         _TEACHER_NAMED,
         _TEACHER_USED,
+        *TUNING_RULES,
         _CACHE,
         _SOURCES_OF_A_PHASE,
         _NO_OWN_TEXT,

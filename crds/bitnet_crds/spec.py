@@ -17,6 +17,7 @@ from bitnet_crds.optimizer import Averaging, Optimizer, Schedule
 from bitnet_crds.quantities import Percentage, Quantity, format_percentage
 from bitnet_crds.record import Record
 from bitnet_crds.tracking import Tracking
+from bitnet_crds.tuning import Tune
 
 API_GROUP = "bitnet.training"
 API_VERSION = f"{API_GROUP}/v1alpha1"
@@ -201,6 +202,7 @@ class Teacher(Pretrained):
     cache_logits: bool = False
     """Keeps its top-K logits of each sequence on disk, in the run's folder, and reads them when the sequence
     comes again instead of asking it. With topK in each teacherLogits; 8 bytes x topK a token."""
+    tune: Tune | None = None
 
 
 class CheckpointPolicy(Record):

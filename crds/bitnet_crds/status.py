@@ -30,6 +30,8 @@ class RunPhase(StrEnum):
 class SegmentReason(StrEnum):
     """Why a segment began."""
 
+    TEACHER_TUNING = "TeacherTuning"
+    """The teacher is tuned before the run's first step; its steps are none of the run's."""
     START = "Start"
     TEACHER_PHASE = "TeacherPhase"
     """The teacher came in (or left) and the micro batch with it, in the same pods or in others."""

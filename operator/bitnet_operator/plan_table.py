@@ -13,7 +13,9 @@ from bitnet_crds.advice import Advice
 from bitnet_crds.demand import sequences_at_most
 from bitnet_crds.objectives import BalancedObjective, Objective, TeacherLogits
 from bitnet_crds.optimizer import Optimizer
+from bitnet_crds.schedules import LearningRateSchedule
 from bitnet_crds.spec import Model, Quantization
+from bitnet_crds.tuning_plan import TuningPlan
 from bitnet_operator.wording import count, mixture_words, place, plural, significant
 
 
@@ -79,11 +81,13 @@ def _ledger(run: BitNetRun, plan: Plan) -> Table:
     if spec.classification is not None:
         table.add_row("labels", Text(", ".join(spec.classification.labels)))
     table.add_row("teacher", Text(_teacher(spec, plan)))
+    if plan.tuning is not None:
+        table.add_row("its tuning", _tuning(plan.tuning))
     for words in _texts(spec, plan):
         table.add_row("text", Text(words))
     for words in _mixtures(spec, plan):
         table.add_row("mixture", Text(words))
-    table.add_row("learning rate", _learning_rate(plan))
+    table.add_row("learning rate", _learning_rate(plan.learning_rate))
     if spec.optimizer.name == "MuonClip":
         table.add_row("Muon's rate", _muon(spec.optimizer, plan))
     table.add_row("lambda", _lambda(plan))
@@ -118,6 +122,15 @@ def _teacher(spec: BitNetRunSpec, plan: Plan) -> str:
     if spec.teacher is None or plan.teacher_start is None:
         return plan.teacher_loading
     return f"{place(spec.teacher.from_)}, loaded at step {count(plan.teacher_start)} ({plan.teacher_loading})"
+
+
+def _tuning(tuning: TuningPlan) -> str:
+    """What comes before step 0, and is none of the run's tokens."""
+    return (
+        f"{plural(tuning.tokens, 'token')} in {plural(tuning.steps, 'step')} before the run; "
+        f"{_learning_rate(tuning.learning_rate)}; micro batch {count(tuning.shape.micro_batch_size)} x "
+        f"accumulation {count(tuning.shape.accumulation)}"
+    )
 
 
 def _texts(spec: BitNetRunSpec, plan: Plan) -> Iterator[str]:
@@ -167,8 +180,7 @@ def _held(parallelism: str, processes: int) -> str:
     return f"{part} of weights, gradients and moments ({parallelism})"
 
 
-def _learning_rate(plan: Plan) -> str:
-    schedule = plan.learning_rate
+def _learning_rate(schedule: LearningRateSchedule) -> str:
     rises = f"rises to {schedule.peak:g} in {plural(schedule.warmup_steps, 'step')}"
     begins = rises if schedule.warmup_steps else f"{schedule.peak:g} from the first step"
     if schedule.decay_start >= schedule.total_steps or schedule.final_share == 1:

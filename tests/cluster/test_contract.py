@@ -123,6 +123,8 @@ def test_parts_that_disagree_are_refused_with_field_and_mend(
             "1000 sequences cannot be split over 2 workers x 1 processes x micro batch 32: "
             "write a multiple of 64",
         ),
+        ("spec.teacher.tune", {"tokens": "500k"}, "spec.teacher.tune.tokens", "has less than one step"),
+        ("spec.teacher.tune", {"tokens": "2E"}, "spec.teacher.tune.tokens", "or more than 1E tokens"),
         ("spec.teacher.batchSizeFactor", 0.3, "spec.teacher.batchSizeFactor", "choose a factor"),
         ("spec.teacher.batchSizeFactor", 0.75, "spec.budget.globalBatchSize", "write a multiple of 48"),
     ],

@@ -36,6 +36,13 @@ def test_the_full_run_needs_none(run: BitNetRun) -> None:
             "weight 5 at temperature 5 weighs 125 against 0.5",
             "at most 0.2",
         ),
+        (
+            "spec.teacher.tune",
+            {"tokens": "11G"},
+            "spec.teacher.tune.tokens",
+            "tuned on 10,999,562,240 tokens, and the student trained on 9,999,745,024",
+            "at most 9999745024",
+        ),
         ("spec.checkpoint.everySteps", 19_073, None, "start it over", "at most 1907"),
     ],
 )
@@ -57,6 +64,7 @@ def test_advice(changed: Any, path: str, value: Any, field: str | None, why: str
         ("spec.schedule.warmupSteps", 4000),
         ("spec.phases.2.objectives.teacherLogits", {"weight": 0.2, "temperature": 5}),
         ("spec.phases.2.objectives.crossEntropy", ...),
+        ("spec.teacher.tune", {"tokens": "10G"}),
         ("spec.checkpoint.everySteps", 19_072),
     ],
 )

@@ -73,6 +73,15 @@ def test_says_what_the_ledger_says() -> None:
     assert "every 2,000 steps in /runs, the newest 3 kept" in text
 
 
+def test_a_tuned_teacher_has_a_line_of_its_own() -> None:
+    tune = {"tokens": "1G", "learningRate": 5e-5}
+    text = " ".join(shown(full_run(teacher={"from": "hf://a/b", "tune": tune}), width=200).split())
+    assert "its tuning 999,817,216 tokens in 1,907 steps before the run; rises to 5e-05 in 95 steps, " in text
+    assert "falls to 0 from step 95 along a cosine; micro batch 32 x accumulation 16" in text
+    assert "research/full: 19,073 steps, 9,999,745,024 tokens" in text
+    assert "its tuning" not in shown(full_run())
+
+
 def test_a_phase_begins_and_ends_where_the_ledger_says() -> None:
     lines = shown(full_run()).splitlines()
     begin = next(index for index, line in enumerate(lines) if line.startswith("distill"))

@@ -100,6 +100,7 @@ RIGHT: dict[str, Changes] = {
             "teacherLogits": {"weight": 1, "topK": 100, "tail": "Renormalized", "input": "Masked"},
         },
     },
+    "a tuned teacher": {"spec.teacher.tune": {"tokens": "1G", "learningRate": 5e-5, "warmupFraction": 0}},
     "weights found by measuring": {
         DISTILL: {
             "crossEntropy": WEIGHT,

@@ -3,10 +3,12 @@
 from written_runs import CLASSIFIER, DISTILL, LABELS, ONE_PHASE, WEIGHT
 from wrong import Wrong
 from wrong_data import WRONG_DATA
+from wrong_tuning import WRONG_TUNING
 from wrong_watch import WRONG_WATCH
 
 WRONG: dict[str, Wrong] = {
     **WRONG_DATA,
+    **WRONG_TUNING,
     **WRONG_WATCH,
     **{
         f"{key} of AdamW": Wrong(
