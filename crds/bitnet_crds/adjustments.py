@@ -19,6 +19,8 @@ class Adjustments(Report):
 
     halvings: dict[str, int] = {}
     """By phase, how often its micro batch was halved because memory ran out."""
+    micro_batches: dict[str, int] = {}
+    """By phase whose micro batch is Auto, the one that was found to fit; halvings come after it."""
     rollbacks: tuple[Rollback, ...] = ()
     """Oldest first."""
     phase_ends: dict[str, int] = {}

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from bitnet_crds.errors import WrongValueError
-from bitnet_crds.machines import pods_of
+from bitnet_crds.machines import micro_batch_of, pods_of
 from bitnet_crds.objectives import TEACHER_OBJECTIVES, BalancedObjective, TeacherLogits
 from bitnet_crds.pod_secrets import written_secrets
 
@@ -23,6 +23,7 @@ def disagreements(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
     yield from _teacher(spec)
     yield from _tuning(spec)
     yield from _resize(spec)
+    yield from _micro_batches(spec)
     yield from _plateau(spec)
     yield from _cached_logits(spec)
     yield from _transitions(spec)
@@ -91,6 +92,28 @@ def _resize(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
                 "Write `resize: Rescale`, or the same workers in both",
                 field="teacher.resize",
             )
+
+
+def _micro_batches(spec: BitNetRunSpec) -> Iterator[WrongValueError]:
+    for index, phase in enumerate(spec.phases):
+        if micro_batch_of(spec, index) == "Auto" and not pods_of(spec, index).gpus_per_worker:
+            own = phase.workers is not None and phase.workers.micro_batch_size is not None
+            yield WrongValueError(
+                f"Auto measures a GPU's memory, and phase {phase.name!r} has none (gpusPerWorker 0)",
+                "Write a number, or give it GPUs",
+                field=f"phases[{index}].workers.microBatchSize" if own else "workers.microBatchSize",
+            )
+            break
+    if (
+        spec.teacher is not None
+        and spec.teacher.batch_size_factor is not None
+        and spec.workers.micro_batch_size == "Auto"
+    ):
+        yield WrongValueError(
+            "the micro batch is measured with the teacher in memory (Auto), so there is nothing to multiply",
+            "Remove it, or write a number as spec.workers.microBatchSize",
+            field="teacher.batchSizeFactor",
+        )
 
 
 def _plateau(spec: BitNetRunSpec) -> Iterator[WrongValueError]:

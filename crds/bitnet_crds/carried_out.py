@@ -70,6 +70,7 @@ def _plan(run: Plan, tuning: TuningPlan) -> Plan:
                 mixture=tuning.mixture,
                 teacher=False,
                 shape=tuning.shape,
+                auto=tuning.auto,
             ),
         ),
         learning_rate=tuning.learning_rate,

@@ -1,5 +1,6 @@
 """A rule in CEL, the language in which the API server checks an object."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,3 +33,9 @@ def matching(pattern: str, mend: str, *, is_string: bool) -> Rule:
     """A rule instead of `pattern`, since the API server's own message would show the pattern alone."""
     # `string()` hides a string's maxLength from the server's estimate of the rule's cost.
     return Rule(f"{'self' if is_string else 'string(self)'}.matches(r'{pattern}')", mend)
+
+
+def any_weighted(objectives: str, names: Iterable[str]) -> str:
+    """CEL: whether one of the named objectives has weight in the block `objectives`."""
+    weighted = (f"has({objectives}.{name}) && {objectives}.{name}.weight > 0.0" for name in names)
+    return f"({' || '.join(weighted)})"

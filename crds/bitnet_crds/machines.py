@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from bitnet_crds.errors import WrongValueError
 from bitnet_crds.record import Record
@@ -12,8 +12,34 @@ if TYPE_CHECKING:
 
 WorkerCount = Annotated[int, Field(ge=1, le=4096)]
 GpuCount = Annotated[int, Field(ge=0, le=64)]
-MicroBatchSize = Annotated[int, Field(ge=1, le=1_000_000)]
+LARGEST_MICRO_BATCH = 1_000_000
 BackendName = Literal["PyTorchJob", "Job"]
+_SIZE_FIX = f"Write a whole number from 1 to {LARGEST_MICRO_BATCH}, or Auto"
+
+
+def _parse_size(value: Any) -> Any:
+    """A whole number or `Auto`; a number in quotes is neither, as the API server has it."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_MICRO_BATCH
+    if whole or value == "Auto":
+        return value
+    raise WrongValueError(f"{value!r} is no number of sequences", _SIZE_FIX)
+
+
+MicroBatchSize = Annotated[
+    int | Literal["Auto"],
+    BeforeValidator(_parse_size),
+    # A rule in place of the pattern would cost the API server too much: CEL cannot know that words are short.
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "pattern": "^Auto$",
+            "minimum": 1,
+            "maximum": LARGEST_MICRO_BATCH,
+        }
+    ),
+]
 _TEMPLATE: dict[str, Any] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 
 
@@ -25,7 +51,9 @@ class Workers(Record):
     gpus_per_worker: GpuCount = 1
     """GPUs a pod asks for, one process each. With 0 a pod runs one process, on the CPU."""
     micro_batch_size: MicroBatchSize
-    """Sequences in one forward and backward pass of one process."""
+    """Sequences in one forward and backward pass of one process. Auto: as many as its GPU's memory holds, as
+    found by trying when a phase begins, with the teacher in memory where the phase has one; globalBatchSize
+    holds. With a GPU in each process."""
     parallelism: Literal["DDP", "FSDP"] = "DDP"
     """How processes share the model. DDP: each holds weights, gradients and moments whole, 16 bytes a
     parameter with AdamW, and exchanges gradients once a step. FSDP: each holds its part of them, 16/N bytes
@@ -59,7 +87,7 @@ class PhaseWorkers(Record):
     """GPUs a pod asks for, one process each. With 0 a pod runs one process, on the CPU."""
     micro_batch_size: MicroBatchSize | None = None
     """Sequences in one forward and backward pass of one process, with the teacher in memory or not: its
-    batchSizeFactor does not change it."""
+    batchSizeFactor does not change it. Auto: as many as its GPU's memory holds."""
     template: dict[str, Any] | None = Field(default=None, json_schema_extra=_TEMPLATE)
     """A pod template merged over that of spec.workers."""
 
@@ -94,3 +122,9 @@ def pods_of(spec: "BitNetRunSpec", index: int) -> Pods:
         return Pods(workers.count, workers.gpus_per_worker, tuple(templates))
     gpus = workers.gpus_per_worker if own.gpus_per_worker is None else own.gpus_per_worker
     return Pods(own.count or workers.count, gpus, tuple(templates))
+
+
+def micro_batch_of(spec: "BitNetRunSpec", index: int) -> int | Literal["Auto"]:
+    """The micro batch size that is written for phase `index` (from 0): its own, or the run's."""
+    own = spec.phases[index].workers
+    return (own.micro_batch_size if own else None) or spec.workers.micro_batch_size

@@ -2,13 +2,13 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 from bitnet_crds.adjustments import Adjustments, Rollback
 from bitnet_crds.errors import InvalidRun, Problem
-from bitnet_crds.machines import pods_of
+from bitnet_crds.machines import micro_batch_of, pods_of
 from bitnet_crds.objectives import TEACHER_OBJECTIVES
 from bitnet_crds.optimizer import Schedule
 from bitnet_crds.record import Record
@@ -37,6 +37,9 @@ class PlannedPhase(Record):
     """Whether the teacher is in memory in this phase: where some step of it gives weight to an objective that
     asks it, so also while one fades out. It stays for the whole phase, which has one shape."""
     shape: Shape
+    auto: bool = False
+    """Whether the shape's micro batch is only the largest that may be, and the trainer is to find the largest
+    that fits; false again once that was found."""
     new_pods: bool = False
     """Whether it begins in other pods than the phase before, which ends with a checkpoint."""
 
@@ -107,6 +110,22 @@ class Plan(Record):
     def passed_over_before(self, step: int) -> int:
         """Batches that are passed over between the steps before step `step` and it."""
         return self.batch_at(step) - (self.batch_at(step - 1) + 1 if step else 0)
+
+    def fitted(self, micro_batches: Mapping[str, int]) -> "Plan":
+        """The plan with the micro batches that were found to fit, by phase, in those that are `auto`."""
+
+        def found(name: str, shape: Shape, auto: bool) -> dict[str, Any]:
+            if not auto or name not in micro_batches:
+                return {}
+            return {"shape": shape.at_most(micro_batches[name]), "auto": False}
+
+        tuning = self.tuning
+        if tuning is not None:
+            tuning = tuning.model_copy(update=found(TUNING, tuning.shape, tuning.auto))
+        phases = (
+            phase.model_copy(update=found(phase.name, phase.shape, phase.auto)) for phase in self.phases
+        )
+        return self.model_copy(update={"phases": tuple(phases), "tuning": tuning})
 
     def phase_at(self, step: int) -> PlannedPhase:
         """The phase that step `step` (from 0) belongs to; the last one for the end of the run itself."""
@@ -181,7 +200,7 @@ def plan(spec: BitNetRunSpec, adjustments: Adjustments = NO_ADJUSTMENTS) -> Plan
         quantization_lambda=LambdaSchedule(
             steps=warmup.steps if warmup else 0, curve=warmup.curve if warmup else "Linear"
         ),
-        tuning=plan_tuning(spec, phases[0].shape),
+        tuning=plan_tuning(spec, phases[0].shape, auto=phases[0].auto),
     )
     return _adjusted(planned, spec, adjustments).model_copy(update={"ledger_hash": ledger_hash(planned)})
 
@@ -189,13 +208,16 @@ def plan(spec: BitNetRunSpec, adjustments: Adjustments = NO_ADJUSTMENTS) -> Plan
 def ledger_hash(planned: Plan) -> str:
     """What `Plan.ledger_hash` of a ledger is that nothing befell yet."""
     # A run that tunes no teacher goes on from what it wrote before there was such a thing.
-    tuning: bool | set[str] = {"shape"} if planned.tuning is not None else True
-    ledger = planned.model_dump_json(exclude={"phases": {"__all__": {"shape", "new_pods"}}, "tuning": tuning})
+    tuning: bool | set[str] = {"shape", "auto"} if planned.tuning is not None else True
+    ledger = planned.model_dump_json(
+        exclude={"phases": {"__all__": {"shape", "auto", "new_pods"}}, "tuning": tuning}
+    )
     return hashlib.sha256(ledger.encode()).hexdigest()[:16]
 
 
 def _adjusted(planned: Plan, spec: BitNetRunSpec, adjustments: Adjustments) -> Plan:
     """The ledger after what befell the run."""
+    planned = planned.fitted(adjustments.micro_batches)
     phases, first_step = [], 0
     for phase in planned.phases:
         shape = _halved(phase.shape, adjustments.halvings.get(phase.name, 0))
@@ -283,6 +305,7 @@ def _phases(spec: BitNetRunSpec, total_steps: int) -> tuple[PlannedPhase, ...]:
                     mixture=_mixture(spec, phase),
                     teacher=teacher,
                     shape=shape,
+                    auto=micro_batch_of(spec, index) == "Auto",
                     new_pods=new_pods,
                 )
             )

@@ -178,6 +178,8 @@ class Progress(Report):
     """With health.plateau: this phase's loss over its window, oldest first, in stretches of one length."""
     micro_batch_size: int = 0
     accumulation: int = 0
+    micro_batches: dict[str, int] = {}
+    """By phase whose micro batch is Auto, the one that this process found to fit."""
     world_size: int = 1
     teacher: TeacherState = TeacherState.ABSENT
     checkpoint: Checkpoint | None = None
@@ -252,6 +254,8 @@ class TerminationReport(Report):
     """Steps completed in each committed checkpoint, newest first."""
     fault: Fault | None = None
     """With NonFinite: what was not."""
+    micro_batches: dict[str, int] = {}
+    """By phase whose micro batch is Auto, the one that was found to fit."""
     transient: bool = False
     """Whether what was missing may be there another time, as where a server did not answer."""
     evaluation: Evaluation | None = None

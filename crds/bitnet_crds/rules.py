@@ -5,40 +5,22 @@ batch size factor that is no short decimal, a teacher that stays while it fades 
 look at two phases side by side (a weight that changes its meaning), the server lets pass and they refuse.
 """
 
-from collections.abc import Iterable
-
 from bitnet_crds.agreement import NEXT_TOKEN_OBJECTIVES
-from bitnet_crds.cel import Rule
+from bitnet_crds.batch_rules import BATCH_RULES, DISTILS
+from bitnet_crds.cel import Rule, any_weighted
 from bitnet_crds.changes import immutable
 from bitnet_crds.data import HUB_KEYS, TEXT_SUFFIXES
-from bitnet_crds.objectives import TEACHER_OBJECTIVES, Objectives
+from bitnet_crds.objectives import Objectives
 from bitnet_crds.quantities import PERCENTAGE_PATTERN
 from bitnet_crds.spec import MAX_NAME_LENGTH, NAME_PATTERN
 from bitnet_crds.tuning import TUNING_RULES
 
-
-def _any_weighted(objectives: str, names: Iterable[str]) -> str:
-    """CEL: whether one of the named objectives has weight in the block `objectives`."""
-    weighted = (f"has({objectives}.{name}) && {objectives}.{name}.weight > 0.0" for name in names)
-    return f"({' || '.join(weighted)})"
-
-
 _OBJECTIVES = [info.alias or name for name, info in Objectives.model_fields.items()]
 _BALANCED = [name for name in _OBJECTIVES if name not in ("crossEntropy", "classification")]
-_DISTILS = _any_weighted("p.objectives", sorted(TEACHER_OBJECTIVES))
-_CLASSIFIES = _any_weighted("p.objectives", ["classification"])
-_ASKS_TEACHER_LOGITS = _any_weighted("p.objectives", ["teacherLogits"])
+_CLASSIFIES = any_weighted("p.objectives", ["classification"])
+_ASKS_TEACHER_LOGITS = any_weighted("p.objectives", ["teacherLogits"])
 _UNTIL = "double({}.until.replace('%', ''))"
-_PROCESSES = "(self.workers.gpusPerWorker > 1 ? self.workers.gpusPerWorker : 1)"
-_MICRO = "self.workers.microBatchSize"
-_RESIZED = f"double({_MICRO}) * self.teacher.batchSizeFactor"
 _PERCENTAGES = f"self.all(p, p.until.matches(r'{PERCENTAGE_PATTERN}'))"
-_ROUNDED = f"int({_RESIZED} + 0.5)"
-_IS_WHOLE = (
-    f"({_ROUNDED} > 0 && {_RESIZED} - double({_ROUNDED}) < 0.000001 "
-    f"&& {_RESIZED} - double({_ROUNDED}) > -0.000001)"
-)
-_OWN_WORKERS = f"self.phases.all(p, !{_DISTILS} || has(p.workers))"
 _TOKENS = "quantity(string(self.budget.tokens))"
 _STEP = "self.budget.globalBatchSize * self.data.sequenceLength"
 
@@ -107,11 +89,11 @@ _MEASURED = Rule(
     field_path=".mixture.policy",
 )
 _SOME_OBJECTIVE = Rule(
-    _any_weighted("self", _OBJECTIVES),
+    any_weighted("self", _OBJECTIVES),
     "no objective has a weight above 0: name one with a weight, such as crossEntropy: {weight: 1}",
 )
 _RATIO = Rule(
-    f"{_any_weighted('self', ['crossEntropy'])} || !("
+    f"{any_weighted('self', ['crossEntropy'])} || !("
     + " || ".join(f"has(self.{name}) && self.{name}.weighting == 'GradientRatio'" for name in _BALANCED)
     + ")",
     "GradientRatio weighs an objective against crossEntropy's gradient, and crossEntropy has no weight here: "
@@ -162,12 +144,12 @@ _PHASE_END = Rule(
     ".format([self[size(self) - 1].name, self[size(self) - 1].until])",
 )
 _TEACHER_NAMED = Rule(
-    f"has(self.teacher) || !self.phases.exists(p, {_DISTILS})",
+    f"has(self.teacher) || !self.phases.exists(p, {DISTILS})",
     "a phase gives an objective weight that asks a teacher, but none is named: add spec.teacher, or set that "
     "weight to 0",
 )
 _TEACHER_USED = Rule(
-    f"!has(self.teacher) || self.phases.exists(p, {_DISTILS})",
+    f"!has(self.teacher) || self.phases.exists(p, {DISTILS})",
     "the teacher would never be used: give an objective that asks it a weight above 0 "
     "in some phase, or remove spec.teacher",
     field_path=".teacher",
@@ -210,7 +192,7 @@ _CLASSIFIER = Rule(
 )
 _NO_NEXT_TOKEN = Rule(
     "!has(self.classification) || "
-    f"!self.phases.exists(p, {_any_weighted('p.objectives', sorted(NEXT_TOKEN_OBJECTIVES))})",
+    f"!self.phases.exists(p, {any_weighted('p.objectives', sorted(NEXT_TOKEN_OBJECTIVES))})",
     "a classifier predicts labels and no next token: remove crossEntropy, maskedDiffusion and teacherLogits, "
     "or spec.classification",
     field_path=".classification",
@@ -293,34 +275,6 @@ _SOME_WINDOW = Rule(
     "a window of 0 tokens shows nothing: write some, such as 50M",
     field_path=".windowTokens",
 )
-_BATCH = Rule(
-    # In a phase with a transition the teacher may still be there, and one may have workers of its own; `plan`
-    # knows.
-    f"self.phases.all(p, {_DISTILS} || has(p.transition) || has(p.workers)) || "
-    f"self.budget.globalBatchSize % (self.workers.count * {_PROCESSES} * {_MICRO}) == 0",
-    "globalBatchSize is no multiple of workers x processes x microBatchSize: make it one",
-    "'%d sequences cannot be split over %d workers x %d processes x micro batch %d: write a multiple of %d'"
-    f".format([self.budget.globalBatchSize, self.workers.count, {_PROCESSES}, {_MICRO}, "
-    f"self.workers.count * {_PROCESSES} * {_MICRO}])",
-    ".budget.globalBatchSize",
-)
-_WHOLE_MICRO_BATCH = Rule(
-    f"!has(self.teacher) || {_OWN_WORKERS} || {_IS_WHOLE}",
-    "microBatchSize x batchSizeFactor is not a whole number of sequences: choose a factor, "
-    "or spec.workers.microBatchSize, so that it is",
-    field_path=".teacher.batchSizeFactor",
-)
-_TEACHER_BATCH = Rule(
-    f"!has(self.teacher) || {_OWN_WORKERS} || !{_IS_WHOLE} || self.budget.globalBatchSize % "
-    f"(self.workers.count * {_PROCESSES} * {_ROUNDED}) == 0",
-    "with the teacher in memory, globalBatchSize is no multiple of workers x processes x "
-    "microBatchSize x batchSizeFactor: make it one",
-    "'%d sequences cannot be split over %d workers x %d processes x micro batch %d (with the teacher in "
-    "memory): write a multiple of %d'"
-    f".format([self.budget.globalBatchSize, self.workers.count, {_PROCESSES}, {_ROUNDED}, "
-    f"self.workers.count * {_PROCESSES} * {_ROUNDED}])",
-    ".budget.globalBatchSize",
-)
 _ONE_STEP = Rule(
     f"!isQuantity(string(self.budget.tokens)) || {_TOKENS}.asApproximateFloat() >= double({_STEP})",
     "budget.tokens are less than one step of globalBatchSize x sequenceLength: write more",
@@ -357,9 +311,7 @@ RULES: dict[str, list[Rule]] = {
         _STOCK,
         _LLAMA_CPP,
         _TERNARY_GGUF,
-        _BATCH,
-        _WHOLE_MICRO_BATCH,
-        _TEACHER_BATCH,
+        *BATCH_RULES,
         _ONE_STEP,
         _NOT_TOO_MANY_TOKENS,
         *immutable(),

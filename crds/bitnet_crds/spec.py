@@ -189,9 +189,9 @@ class Teacher(Pretrained):
     """The model distilled from, of the student's vocabulary. It is loaded as the first phase begins in which
     an objective that asks it has weight."""
 
-    batch_size_factor: float = Field(default=0.5, gt=0, le=1)
-    """The micro batch is multiplied by this while the teacher is in memory; accumulation rises so that
-    globalBatchSize holds."""
+    batch_size_factor: float | None = Field(default=None, gt=0, le=1)
+    """The micro batch is multiplied by this, by 0.5 where it is left out, while the teacher is in memory;
+    accumulation rises so that globalBatchSize holds. Not with microBatchSize: Auto."""
     resize: Literal["InPlace", "Rescale"] = "InPlace"
     """What happens to the pods where a phase with the teacher follows one without, or the other way round.
     InPlace: they go on, with another micro batch. Rescale: a checkpoint is written, they end, and others
@@ -203,6 +203,11 @@ class Teacher(Pretrained):
     """Keeps its top-K logits of each sequence on disk, in the run's folder, and reads them when the sequence
     comes again instead of asking it. With topK in each teacherLogits; 8 bytes x topK a token."""
     tune: Tune | None = None
+
+    @property
+    def micro_batch_factor(self) -> float:
+        """batchSizeFactor, or what it is where nobody wrote it."""
+        return 0.5 if self.batch_size_factor is None else self.batch_size_factor
 
 
 class CheckpointPolicy(Record):

@@ -21,10 +21,13 @@ class TuningPlan(Record):
     """Weight by source of text."""
     shape: Shape
     """That of the first phase."""
+    auto: bool = False
+    """Whether its micro batch is yet to be found, as in `PlannedPhase.auto`."""
 
 
-def plan_tuning(spec: BitNetRunSpec, shape: Shape) -> TuningPlan | None:
-    """The tuning's part of the ledger, in pods of `shape`; None where no teacher is tuned.
+def plan_tuning(spec: BitNetRunSpec, shape: Shape, *, auto: bool) -> TuningPlan | None:
+    """The tuning's part of the ledger, in pods of `shape`, whose micro batch is yet to be found where `auto`;
+    None where no teacher is tuned.
 
     Raises InvalidRun where its tokens hold no step.
     """
@@ -57,4 +60,5 @@ def plan_tuning(spec: BitNetRunSpec, shape: Shape) -> TuningPlan | None:
         ),
         mixture={source.name: source.weight for source in spec.data.sources},
         shape=shape,
+        auto=auto,
     )

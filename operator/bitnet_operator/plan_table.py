@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bitnet_crds import BitNetRun, BitNetRunSpec, InvalidRun, Plan, PlannedPhase, Problem, Shape
+from bitnet_crds import BitNetRun, BitNetRunSpec, InvalidRun, Plan, PlannedPhase, Problem
 from bitnet_crds.advice import Advice
 from bitnet_crds.demand import sequences_at_most
 from bitnet_crds.objectives import BalancedObjective, Objective, TeacherLogits
@@ -47,7 +47,7 @@ def render_step(run: BitNetRun, plan: Plan, step: int) -> RenderableType:
         table.add_row("Muon's rate", significant(muon))
     table.add_row("lambda", significant(plan.quantization_lambda.at(step)))
     table.add_row("teacher", "in memory" if phase.teacher else "not in memory")
-    table.add_row("global batch", _global_batch(phase.shape))
+    table.add_row("global batch", _global_batch(phase))
     table.add_row("mixture", Text(_mixture(run.spec, phase)))
     title = Text.assemble(
         (f"{run.metadata.namespace}/{run.metadata.name}", "bold"),
@@ -73,7 +73,7 @@ def _ledger(run: BitNetRun, plan: Plan) -> Table:
         f"{plural(plan.global_batch_size, 'sequence')} x {plural(plan.sequence_length, 'token')} "
         f"= {plural(plan.tokens_per_step, 'token')}",
     )
-    table.add_row("global batch", _global_batch(plan.phases[0].shape))
+    table.add_row("global batch", _global_batch(plan.phases[0]))
     if (ranks := plan.phases[0].shape.world_size) > 1:
         table.add_row("held by a process", _held(spec.workers.parallelism, ranks))
     table.add_row("model", Text(_model(spec.model)))
@@ -167,12 +167,13 @@ def _left_out(tokens: int) -> str:
     return f" ({count(tokens)} of the budget are less than a step, and left out)" if tokens else ""
 
 
-def _global_batch(shape: Shape) -> str:
-    return (
-        f"{count(shape.global_batch_size)} = {plural(shape.workers, 'worker')} x "
-        f"{plural(shape.processes_per_worker, 'process')} x "
-        f"micro batch {count(shape.micro_batch_size)} x accumulation {count(shape.accumulation)}"
-    )
+def _global_batch(phase: PlannedPhase) -> str:
+    shape = phase.shape
+    ranks = f"{plural(shape.workers, 'worker')} x {plural(shape.processes_per_worker, 'process')}"
+    passes = f"micro batch {count(shape.micro_batch_size)} x accumulation {count(shape.accumulation)}"
+    if phase.auto:
+        passes = f"{count(shape.share)}; the micro batch is found by trying"
+    return f"{count(shape.global_batch_size)} = {ranks} x {passes}"
 
 
 def _held(parallelism: str, processes: int) -> str:
@@ -222,8 +223,8 @@ def _phases(run: BitNetRun, plan: Plan) -> Table:
             phase.name,
             _span(count(first), count(last)),
             _objectives(run, plan, phase),
-            count(phase.shape.micro_batch_size),
-            count(phase.shape.accumulation),
+            "Auto" if phase.auto else count(phase.shape.micro_batch_size),
+            "" if phase.auto else count(phase.shape.accumulation),
             "yes" if phase.teacher else "no",
             _span(*(significant(plan.learning_rate.at(step)) for step in (first, last))),
             _span(*(significant(plan.quantization_lambda.at(step)) for step in (first, last))),

@@ -139,6 +139,13 @@ def test_a_wrong_value_is_refused_with_field_and_mend(
     assert answer.count("Invalid value") <= 2, answer
 
 
+def test_processes_share_a_step_evenly_whatever_fits_their_memory(refusal: Callable[..., str]) -> None:
+    workers = {"count": 3, "microBatchSize": "Auto"}
+    answer = refusal({"spec.workers": workers, "spec.teacher.batchSizeFactor": ...})
+    assert "spec.budget.globalBatchSize" in answer
+    assert "write a multiple of 3" in answer
+
+
 def test_what_makes_a_run_cannot_change_and_the_rest_can(
     kubectl: Kubectl, full_run: Document, namespace: str
 ) -> None:
@@ -155,7 +162,6 @@ def test_what_makes_a_run_cannot_change_and_the_rest_can(
         "spec.budget": {"budget": {"tokens": "11G"}},
         "spec.data": {"data": {"sources": full_run["spec"]["data"]["sources"][::-1]}},
         "spec.teacher": {"teacher": None},
-        "spec.workers.count": {"workers": {"count": 4}},
         "spec.quantization": {"quantization": {"lambdaWarmup": None}},
         "spec.classification": {"classification": {"labels": ["bad", "good"]}},
         "spec.export": {"export": {"formats": ["HuggingFace", "Packed"]}},
@@ -165,7 +171,7 @@ def test_what_makes_a_run_cannot_change_and_the_rest_can(
         assert f"{field}: " in refused.value.stderr
         assert "cannot change once it exists: make a new run" in refused.value.stderr
     patch({"retries": 9})
-    patch({"workers": {"parallelism": "FSDP"}})
+    patch({"workers": {"parallelism": "FSDP", "microBatchSize": 16, "count": 4}})
     patch({"workers": {"template": {"spec": {"nodeSelector": {"any": "thing"}}}}})
 
 

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_crds import Adjustments, BitNetRunSpec, InvalidRun, Rollback, Shape, parse_run, plan
+from bitnet_crds import Adjustments, BitNetRunSpec, InvalidRun, Order, Rollback, Shape, parse_run, plan
+from bitnet_crds.carried_out import carried_out
 from bitnet_crds.spec import API_VERSION, KIND
+from bitnet_crds.tuning import TUNING
 
 OBJECTIVES = {"crossEntropy": {"weight": 1}}
 DISTILL = {**OBJECTIVES, "teacherLogits": {"weight": 1}}
@@ -95,6 +97,77 @@ def test_a_halved_phase_stands_in_the_plan_and_is_the_same_ledger() -> None:
     assert after.ledger_hash == before.ledger_hash
     at_its_end = plan(spec_of(), Adjustments(halvings={"distill": 5}))
     assert at_its_end.phases[1].shape.micro_batch_size == 1
+
+
+def auto(**changes: Any) -> BitNetRunSpec:
+    """2 workers with a GPU each, whose micro batch is to be found."""
+    workers = {"count": 2, "gpusPerWorker": 1, "microBatchSize": "Auto"}
+    return spec_of(workers=workers, teacher={"from": "file:///t"}, **changes)
+
+
+def test_an_auto_phase_is_planned_with_the_largest_micro_batch_that_could_be() -> None:
+    ledger = plan(auto())
+    assert [(phase.auto, phase.shape.micro_batch_size) for phase in ledger.phases] == [(True, 12)] * 2
+    assert {phase.shape.accumulation for phase in ledger.phases} == {1}
+    fixed = plan(spec_of(workers={"count": 2, "gpusPerWorker": 1, "microBatchSize": 4}))
+    assert ledger.ledger_hash == fixed.ledger_hash
+    assert not any(phase.auto for phase in fixed.phases)
+    own = plan(auto(phases=phases_of(workers={"microBatchSize": 3})))
+    assert [(phase.auto, phase.shape.micro_batch_size) for phase in own.phases] == [(True, 12), (False, 3)]
+
+
+def test_a_micro_batch_that_was_found_is_the_plans_and_halvings_come_after_it() -> None:
+    found = Adjustments(micro_batches={"main": 12, "distill": 5})
+    ledger = plan(auto(), found)
+    shapes = [(phase.shape.micro_batch_size, phase.shape.accumulation) for phase in ledger.phases]
+    assert shapes == [(12, 1), (4, 3)], "5 sequences do not divide 12"
+    assert not any(phase.auto for phase in ledger.phases)
+    assert ledger.ledger_hash == plan(auto()).ledger_hash
+    assert plan(auto()).fitted(found.micro_batches) == ledger
+
+    halved = plan(auto(), found.model_copy(update={"halvings": {"distill": 1}}))
+    assert (halved.phases[1].shape.micro_batch_size, halved.phases[1].shape.accumulation) == (2, 6)
+    partly = plan(auto(), Adjustments(micro_batches={"main": 6}))
+    assert [phase.auto for phase in partly.phases] == [False, True]
+
+
+def test_a_teacher_is_tuned_with_a_micro_batch_that_was_found_for_it() -> None:
+    workers = {"count": 2, "gpusPerWorker": 1, "microBatchSize": "Auto"}
+    spec = spec_of(workers=workers, teacher={"from": "file:///t", "tune": {"tokens": "10k"}})
+    before = plan(spec)
+    after = plan(spec, Adjustments(micro_batches={TUNING: 3}, halvings={TUNING: 1}))
+    assert before.tuning is not None
+    assert after.tuning is not None
+    assert (before.tuning.auto, before.tuning.shape.micro_batch_size) == (True, 12)
+    assert (after.tuning.auto, after.tuning.shape.micro_batch_size) == (False, 1)
+    assert after.ledger_hash == before.ledger_hash
+    tuned = Order(namespace="a", name="a", job="a-0", spec=spec, plan=before, purpose="TuneTeacher")
+    assert [phase.auto for phase in carried_out(tuned).plan.phases] == [True]
+
+
+def test_processes_share_a_step_evenly_whatever_fits_their_memory() -> None:
+    workers = {"count": 7, "gpusPerWorker": 1, "microBatchSize": "Auto"}
+    with pytest.raises(
+        InvalidRun, match=r"(?s)spec.budget.globalBatchSize: 24 .* 7 workers .*Write a multiple of 7"
+    ):
+        plan(spec_of(workers=workers, teacher={"from": "file:///t"}))
+
+
+def test_what_was_found_says_nothing_of_a_phase_with_a_written_micro_batch() -> None:
+    found = Adjustments(micro_batches={"main": 1, "distill": 1})
+    assert plan(spec_of(), found) == plan(spec_of())
+
+
+@given(st.integers(1, 64), st.integers(1, 64), st.integers(-3, 70))
+def test_a_shape_holds_the_global_batch_with_any_micro_batch_it_can_have(
+    micro: int, accumulation: int, most: int
+) -> None:
+    shape = Shape(workers=2, processes_per_worker=2, micro_batch_size=micro, accumulation=accumulation)
+    sizes = shape.micro_batch_sizes()
+    assert sizes == tuple(size for size in range(1, micro + 1) if shape.share % size == 0)
+    smaller = shape.at_most(most)
+    assert smaller.global_batch_size == shape.global_batch_size
+    assert smaller.micro_batch_size == max((size for size in sizes if size <= most), default=1)
 
 
 def test_after_a_roll_back_each_rate_is_lower_from_its_checkpoint_on() -> None:

@@ -86,7 +86,7 @@ def test_the_global_batch_holds_in_every_phase(spec: BitNetRunSpec) -> None:
     """Trap 8: the micro batch halves for the teacher, and the global batch does not follow."""
     for phase in plan(spec).phases:
         assert phase.shape.global_batch_size == spec.budget.global_batch_size
-        factor = spec.teacher.batch_size_factor if spec.teacher is not None and phase.teacher else 1
+        factor = spec.teacher.micro_batch_factor if spec.teacher is not None and phase.teacher else 1
         assert phase.shape.micro_batch_size == round(spec.workers.micro_batch_size * factor)
 
 

@@ -1,5 +1,6 @@
 """What `bitnetctl plan` prints: the ledger's own figures, within the terminal's width."""
 
+import copy
 import io
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,16 @@ def shown(document: dict[str, Any], *advice: Advice, width: int = 100) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(render_plan(run, plan(run.spec), advice))
     return console.export_text()
+
+
+def test_a_micro_batch_that_is_to_be_found_has_no_number_yet() -> None:
+    phases = copy.deepcopy(full_run()["spec"]["phases"])
+    phases[1]["workers"] = {"microBatchSize": 8}
+    text = shown(full_run(workers={"count": 2, "microBatchSize": "Auto"}, phases=phases))
+    assert "1,024 = 2 workers x 1 process x 512; the micro batch is found by trying" in text
+    rows = [line.split() for line in text.splitlines() if "crossEntropy" in line or "T 2" in line]
+    assert ["Auto" in row for row in rows] == [True, False]
+    assert {"8", "64"} <= set(rows[1])
 
 
 @pytest.mark.parametrize(("parallelism", "part"), [("DDP", "all"), ("FSDP", "1/4")])

@@ -90,6 +90,15 @@ RIGHT: dict[str, Changes] = {
         "spec.data.sources.0.uri": "gs://bucket/text",
         "spec.checkpoint.uri": "gs://bucket/text-runs",
     },
+    "a micro batch found by trying": {
+        "spec.workers.microBatchSize": "Auto",
+        "spec.teacher.batchSizeFactor": ...,
+    },
+    "a micro batch found by trying in one phase, without GPUs in the others": {
+        "spec.workers.gpusPerWorker": 0,
+        "spec.teacher.resize": "Rescale",
+        f"{DISTILL.removesuffix('.objectives')}.workers": {"gpusPerWorker": 1, "microBatchSize": "Auto"},
+    },
     "bandit": {"spec.data.mixture": {"policy": "Bandit", "everySteps": 50, "smoothing": 0.3}},
     "influence": {"spec.data.mixture": {"policy": "Influence", "everySteps": 50, "target": "code"}},
     "a phase with a mixture of its own": {"spec.phases.1.mixture": {"code": 1, "web": 0}},

@@ -4,6 +4,7 @@ from written_runs import ONE_PHASE, WEIGHT
 from wrong import Wrong
 
 _PLATEAU = {"windowTokens": "50M"}
+_NO_FACTOR = {"spec.teacher.batchSizeFactor": ...}
 
 WRONG_WATCH: dict[str, Wrong] = {
     "a plateau where the rate never holds": Wrong(
@@ -33,6 +34,38 @@ WRONG_WATCH: dict[str, Wrong] = {
         "Write some",
         "spec.health.plateau.windowTokens",
         "write some, such as 50M",
+    ),
+    "Auto without a GPU": Wrong(
+        {"spec.workers.gpusPerWorker": 0, "spec.workers.microBatchSize": "Auto"} | _NO_FACTOR,
+        "spec.workers.microBatchSize",
+        "Auto measures a GPU's memory, and phase 'warmup' has none",
+        "Write a number, or give it GPUs",
+        "spec.workers.microBatchSize",
+        "write a number, or give it GPUs",
+    ),
+    "Auto in a phase without a GPU": Wrong(
+        {"spec.phases.0.workers": {"gpusPerWorker": 0, "microBatchSize": "Auto"}},
+        "spec.phases[0].workers.microBatchSize",
+        "phase 'warmup' has none",
+        "Write a number, or give it GPUs",
+        "spec.workers.microBatchSize",
+        "write a number, or give it GPUs",
+    ),
+    "Auto, multiplied": Wrong(
+        {"spec.workers.microBatchSize": "Auto"},
+        "spec.teacher.batchSizeFactor",
+        "measured with the teacher in memory (Auto)",
+        "Remove it, or write a number",
+        "spec.teacher.batchSizeFactor",
+        "remove it, or write a number",
+    ),
+    "a micro batch in another word": Wrong(
+        {"spec.workers.microBatchSize": "auto"} | _NO_FACTOR,
+        "spec.workers.microBatchSize",
+        "'auto' is no number of sequences",
+        "Write a whole number from 1 to 1000000, or Auto",
+        "spec.workers.microBatchSize",
+        "should match '^Auto$'",
     ),
     "a phase's workers that change nothing": Wrong(
         {"spec.phases.0.workers": {}},
