@@ -26,9 +26,10 @@ from bitnet_trainer.errors import BadInput
 from bitnet_trainer.outcome import REPORTS, collect_reports, publish, with_newest_checkpoint
 from bitnet_trainer.stop import SIGNALS, STOP_SECONDS, at_once_on_signal
 
-PEER_LOST_SECONDS = 5
-"""How long a pod that lost another one outlives it. A job ends with the first of its pods that fails, and the
-others are removed with what they had to say: the cause should be first."""
+OUTLIVE_SECONDS = 5
+"""How long a pod that lost another one outlives it, and one that was asked to stop the others, which stop
+with it. A job ends with the first of its pods that fails, and the others are removed with what they had to
+say: first should be the cause, and never the pod that is being removed anyway."""
 RENDEZVOUS_SECONDS = 600
 """How long the pods wait for each other."""
 
@@ -84,20 +85,32 @@ def main(worker: Sequence[str] = WORKER) -> None:
     arguments = parser.parse_args()
     logging.basicConfig(format="%(asctime)s launcher %(levelname)s %(message)s", stream=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="bitnet-") as scratch:
-        report = _launch(arguments.order, Path(scratch), worker)
-    publish(report)
-    if report.exit_code == ExitCode.PEER_LOST:
-        time.sleep(PEER_LOST_SECONDS)
-    sys.exit(report.exit_code)
+        end = _launch(arguments.order, Path(scratch), worker)
+    publish(end.report)
+    if end.outlives_others:
+        time.sleep(OUTLIVE_SECONDS)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Interpreter shutdown takes seconds on a busy machine, in which an outliving pod would end first.
+    os._exit(end.report.exit_code)
 
 
-def _launch(path: Path, scratch: Path, worker: Sequence[str]) -> TerminationReport:
+@dataclass(frozen=True)
+class _End:
+    """How the ranks of this launcher ended."""
+
+    report: TerminationReport
+    outlives_others: bool = False
+    """Whether the other pods of the job should end before this one does."""
+
+
+def _launch(path: Path, scratch: Path, worker: Sequence[str]) -> _End:
     try:
         order = Order.model_validate_json(path.read_text())
         place = find_place(order, os.environ)
     # A ValueError: the order is no order, or not even text, or one of PyTorchJob's variables is no number.
     except (OSError, ValueError, BadInput) as error:
-        return _refused(path, error)
+        return _End(_refused(path, error))
     os.environ[REPORTS] = str(scratch)
     if "OMP_NUM_THREADS" not in os.environ:
         # Each rank would otherwise take every core of the machine.
@@ -117,29 +130,38 @@ def _launch(path: Path, scratch: Path, worker: Sequence[str]) -> TerminationRepo
         signals_to_handle="SIGTERM,SIGINT",
     )
     _stop_while_waiting()
-    report = _run_ranks(config, [*worker, "--order", str(path)], place, scratch)
-    return with_newest_checkpoint(report, order)
+    report, asked = _run_ranks(config, [*worker, "--order", str(path)], place, scratch)
+    outlives = report.exit_code == ExitCode.PEER_LOST or (asked and report.exit_code == ExitCode.PREEMPTED)
+    return _End(with_newest_checkpoint(report, order), outlives and place.nodes > 1)
 
 
 def _run_ranks(
     config: LaunchConfig, arguments: Sequence[str], place: Place, scratch: Path
-) -> TerminationReport:
-    """Runs the agent until its ranks have ended, and says how they did."""
+) -> tuple[TerminationReport, bool]:
+    """Runs the agent until its ranks have ended: how they did, and whether it was asked to stop them."""
     try:
-        elastic_launch(config, sys.executable)(*arguments)
+        try:
+            elastic_launch(config, sys.executable)(*arguments)
+        finally:
+            # The agent's handlers would stay, and raise in whatever is still to be done. It is little, and
+            # then this process ends anyway.
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
     except ChildFailedError as error:
-        return explain_failure(error.failures, collect_reports(scratch))
+        return explain_failure(error.failures, collect_reports(scratch)), False
     except SignalException:
-        return explain_stop(collect_reports(scratch))
+        return explain_stop(collect_reports(scratch)), True
     except (dist.DistNetworkError, dist.DistStoreError) as error:
-        return _report(
+        lost = _report(
             ExitCode.PEER_LOST,
             f"the {place.nodes} nodes did not find each other at {place.master_address}:{place.master_port} "
             f"within {RENDEZVOUS_SECONDS} s: {str(error).splitlines()[0]}",
         )
+        return lost, False
     reports = collect_reports(scratch)
     first = min(reports, default=None)
-    return _report(ExitCode.SUCCEEDED, "every rank ended well") if first is None else reports[first]
+    ended_well = _report(ExitCode.SUCCEEDED, "every rank ended well") if first is None else reports[first]
+    return ended_well, False
 
 
 def explain_failure(

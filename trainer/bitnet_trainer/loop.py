@@ -116,6 +116,7 @@ class TrainingLoop:
             if settled == self.ranks.world:
                 self._take_up_checkpoint()
             if stops:
+                stop.requested = True
                 self._save(wait=True)
                 return False
 

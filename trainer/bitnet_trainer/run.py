@@ -75,14 +75,18 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
     Every rank calls it, in a process that torchrun's environment variables describe. Raises the errors of
     `bitnet_trainer.errors`.
     """
-    with ExitStack() as ending:
-        return _train(order, reporter, stop, ending)
-
-
-def _train(order: Order, reporter: Reporter, stop: StopRequest, ending: ExitStack) -> Result:
-    spec, plan = order.spec, order.plan
-    pods = pods_of(spec, plan.phases.index(plan.phase_at(order.first_step)))
+    pods = pods_of(order.spec, order.plan.phases.index(order.plan.phase_at(order.first_step)))
     ranks = Ranks.join(pods.gpus_per_worker)
+    with ExitStack() as ending:
+        result = _train(order, reporter, stop, ranks, ending)
+    if result.stopped:
+        # The first rank told its tracker the end meanwhile; a pod that ends before its pod takes it along.
+        ranks.wait()
+    return result
+
+
+def _train(order: Order, reporter: Reporter, stop: StopRequest, ranks: Ranks, ending: ExitStack) -> Result:
+    spec, plan = order.spec, order.plan
     check_world(order, ranks.world)
 
     store, mirror = open_store(order, ranks.rank), Mirror(order)

@@ -42,6 +42,8 @@ class StopRequest:
             self._deferred = False
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        if self.requested:
+            return  # it is stopping, with the others: raised now, it would leave them waiting
         self.requested = True
         if not self._deferred:
             raise SystemExit(int(ExitCode.PREEMPTED))

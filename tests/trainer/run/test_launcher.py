@@ -15,15 +15,40 @@ import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from bitnet_crds.protocol import ExitCode, Progress
-from bitnet_trainer.__main__ import explain_failure, find_place
+from bitnet_trainer.__main__ import OUTLIVE_SECONDS, explain_failure, find_place
 from bitnet_trainer.errors import BadInput
 
 
-def launch_stand_in(run, script):
-    """Launches with `script` in place of the trainer, so that a rank can end in any way."""
+def stand_in(run, script):
+    """A file with `script`, to run in place of the trainer, so that a rank can end in any way."""
     worker = run.root / "worker.py"
     worker.write_text(f"import os, signal, time\nrank = int(os.environ['RANK'])\n{script}\n")
-    return run.launch(worker)
+    return worker
+
+
+def launch_stand_in(run, script):
+    """Launches it as every rank."""
+    return run.launch(stand_in(run, script))
+
+
+def launch_nodes(run, worker=None, count=2, port=0):
+    """Launchers that find each other as PyTorchJob's pods do; each leaves its last word in `node-<rank>`."""
+    rendezvous = run.free_port()
+    return [
+        run.launch(
+            worker,
+            PET_NNODES=str(count),
+            PET_NODE_RANK=str(rank),
+            PET_NPROC_PER_NODE="auto",
+            PET_MASTER_ADDR="127.0.0.1",
+            PET_MASTER_PORT=str(rendezvous),
+            WORLD_SIZE=str(count),
+            RANK=str(rank),
+            BITNET_PORT=str(port),
+            BITNET_TERMINATION_LOG=str(run.root / f"node-{rank}"),
+        )
+        for rank in range(count)
+    ]
 
 
 def test_a_ranks_own_exit_code_comes_out(make_run, ended):
@@ -132,21 +157,8 @@ def test_a_teacher_that_a_rank_lacks_ends_all_of_them_at_its_step(make_run, ende
 def test_two_nodes_find_each_other_and_stop_together(make_run, ended):
     """As PyTorchJob starts them. One pod asked to stop stops both, with one checkpoint, within 15 s."""
     run = make_run(steps=3000, workers=2, every_steps=2500)
-    rendezvous, port = run.free_port(), run.free_port()
-    nodes = [
-        run.launch(
-            PET_NNODES="2",
-            PET_NODE_RANK=str(rank),
-            PET_NPROC_PER_NODE="auto",
-            PET_MASTER_ADDR="127.0.0.1",
-            PET_MASTER_PORT=str(rendezvous),
-            WORLD_SIZE="2",
-            RANK=str(rank),
-            BITNET_PORT=str(port),
-            BITNET_TERMINATION_LOG=str(run.root / f"node-{rank}"),
-        )
-        for rank in (0, 1)
-    ]
+    port = run.free_port()
+    nodes = launch_nodes(run, port=port)
     run.wait_for_step(5, nodes[0])
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/progress") as answer:
         seen = Progress.model_validate_json(answer.read())
@@ -155,13 +167,42 @@ def test_two_nodes_find_each_other_and_stop_together(make_run, ended):
 
     began = time.monotonic()
     nodes[1].send_signal(signal.SIGTERM)
-    assert [ended(node) for node in nodes] == [ExitCode.PREEMPTED] * 2
+    assert ended(nodes[0]) == ExitCode.PREEMPTED
+    assert nodes[1].poll() is None
+    # As when its job, which ended with the other pod, removes what is left of it.
+    nodes[1].send_signal(signal.SIGTERM)
+    assert ended(nodes[1]) == ExitCode.PREEMPTED
     assert time.monotonic() - began < 15
     words = [run.last_word(f"node-{rank}") for rank in (0, 1)]
     assert {word.reason for word in words} == {"Preempted"}
     assert words[0].checkpoint == words[1].checkpoint
     assert words[0].checkpoint.step == words[0].step == run.metrics()[-1].step < 3000
     assert run.checkpoints() == [f"step-{words[0].step:08d}"]
+
+
+@pytest.mark.parametrize(
+    ("workers", "asked", "outlives"),
+    [
+        pytest.param(2, True, True, id="the others end because it was asked to stop"),
+        pytest.param(2, False, False, id="it ended because another was asked to stop"),
+        pytest.param(1, True, False, id="there is no other"),
+    ],
+)
+def test_the_pod_that_was_asked_to_stop_outlives_the_others(make_run, ended, workers, asked, outlives):
+    """A job ends with the first pod that does; so that one had better be no pod that is being removed."""
+    run = make_run(workers=workers)
+    script = "print('ready', flush=True)\ntime.sleep(0.5)\nif ASKED: time.sleep(60)\nos._exit(143)"
+    nodes = launch_nodes(run, stand_in(run, script.replace("ASKED", str(asked))), count=workers)
+    for node in nodes:
+        assert "ready\n" in iter(node.stdout.readline, "")
+    if asked:
+        nodes[-1].send_signal(signal.SIGTERM)
+    assert ended(nodes[-1]) == ExitCode.PREEMPTED
+    said = (run.root / f"node-{workers - 1}").stat().st_mtime
+    assert (time.time() - said > OUTLIVE_SECONDS) is outlives
+    for other in nodes[:-1]:
+        other.terminate()
+        ended(other)
 
 
 def test_a_node_that_waits_for_the_others_stops_when_asked(make_run, ended):
