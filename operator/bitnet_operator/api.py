@@ -1,7 +1,7 @@
 """The API server, asked in plain JSON over the Kubernetes client's connection, login and token renewal."""
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -79,12 +79,20 @@ class ApiError(Exception):
 class Api:
     """One connection pool to one API server. Every method raises ApiError where the server refuses."""
 
-    def __init__(self, connection: client.ApiClient) -> None:
+    def __init__(
+        self, connection: client.ApiClient, may_write: Callable[[], float] = lambda: TIMEOUT_SECONDS
+    ) -> None:
         self._connection = connection
+        self._may_write = may_write
+
+    def fenced(self, may_write: Callable[[], float]) -> "Api":
+        """The same server, for one who may write only at times: each write asks first in how many seconds it
+        has to be done, and goes out no more where `may_write` raises."""
+        return Api(self._connection, may_write)
 
     async def get(self, path: str, **query: str | int) -> dict[str, Any]:
         """An object, or a list with `labelSelector`, `limit` and `continue` as query."""
-        return await self._request("GET", path, query=query)
+        return await self._request("GET", path, query)
 
     async def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Creates an object in the collection at `path`; fields that its kind does not have are refused."""
@@ -100,26 +108,28 @@ class Api:
 
     async def delete(self, path: str) -> dict[str, Any]:
         """Deletes the object at `path`; what it owns goes after it."""
-        return await self._request("DELETE", path, query={"propagationPolicy": "Background"})
+        return await self._request("DELETE", path, {"propagationPolicy": "Background"})
 
     async def _request(
         self,
         method: str,
         path: str,
-        query: Mapping[str, str | int] | None = None,
+        query: Mapping[str, str | int],
         body: Mapping[str, Any] | None = None,
         content_type: str = "application/json",
     ) -> dict[str, Any]:
         request = await self._connection.param_serialize(
             method,
             path,
-            query_params=list((query or {}).items()),
+            query_params=list(query.items()),
             header_params={"Accept": "application/json", "Content-Type": content_type},
             body=body,
             auth_settings=["BearerToken"],
         )
+        # Asked last: a token may have been renewed before, which takes its time.
+        seconds = TIMEOUT_SECONDS if method == "GET" else min(TIMEOUT_SECONDS, self._may_write())
         try:
-            response = await self._connection.call_api(*request, _request_timeout=TIMEOUT_SECONDS)
+            response = await self._connection.call_api(*request, _request_timeout=seconds)
             content = await response.read()  # type: ignore[no-untyped-call]
         except (ApiException, aiohttp.ClientError, TimeoutError) as error:
             said = str(error) or type(error).__name__

@@ -8,7 +8,7 @@ from aiohttp import web
 
 
 class Liveness:
-    """The age of the last time that the operator saw all its runs.
+    """The age of the last time that the operator saw its cluster: the leader all runs, a standby the lease.
 
     kopf's own endpoint stays green when its watches are dead; this one asks for what matters.
     """
@@ -17,6 +17,8 @@ class Liveness:
         self._limit = limit_seconds
         self._clock = clock
         self._seen = clock()
+        self.role = "leader"
+        """What the replica is, in a word that the answer begins with."""
 
     def saw(self) -> None:
         """The cluster was seen just now."""
@@ -26,7 +28,7 @@ class Liveness:
         """One probe."""
         age = self._clock() - self._seen
         alive = age <= self._limit
-        text = f"the runs were last listed {age:.0f} s ago; the limit is {self._limit:.0f} s\n"
+        text = f"{self.role}; the cluster was last seen {age:.0f} s ago, the limit is {self._limit:.0f} s\n"
         return web.Response(status=200 if alive else 503, text=text)
 
 

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterable
 
+from prometheus_client import Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from bitnet_crds import BitNetRunStatus
 from bitnet_crds.status import RunPhase
 from bitnet_operator.observation import Key
+
+LEADER = Gauge("bitnet_operator_leader", "1 while this replica leads, 0 while it stands by")
 
 _LABELS = ("namespace", "name")
 

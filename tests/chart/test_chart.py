@@ -59,6 +59,8 @@ def test_what_an_ordinary_release_makes() -> None:
         "ClusterRoleBinding",
         "CustomResourceDefinition",
         "Deployment",
+        "Role bitnet",
+        "RoleBinding bitnet",
         "Service",
         "ServiceAccount",
     }
@@ -87,9 +89,37 @@ def test_the_operator_runs_with_nothing_it_does_not_need() -> None:
     }
 
 
-def test_two_operators_never_run_at_once() -> None:
-    spec = render()["Deployment"]["spec"]
-    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+def test_replicas_share_a_lease_and_nothing_else_in_their_namespace() -> None:
+    for manifests in (render(), render("replicas=2")):
+        args = container(manifests)["args"]
+        assert "--lease-namespace=bitnet" in args
+        assert "--lease-name=trial-bitnet-operator" in args
+        assert manifests["Role bitnet"]["rules"] == [
+            {
+                "apiGroups": ["coordination.k8s.io"],
+                "resources": ["leases"],
+                "resourceNames": ["trial-bitnet-operator"],
+                "verbs": ["get", "patch"],
+            },
+            {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
+        ]
+        binding = manifests["RoleBinding bitnet"]
+        assert binding["roleRef"]["name"] == manifests["Role bitnet"]["metadata"]["name"]
+
+
+def test_several_replicas_are_kept_apart_and_drained_one_at_a_time() -> None:
+    one, two = render(), render("replicas=2")
+    assert (one["Deployment"]["spec"]["replicas"], two["Deployment"]["spec"]["replicas"]) == (1, 2)
+    assert "PodDisruptionBudget" not in one
+    assert "affinity" not in one["Deployment"]["spec"]["template"]["spec"]
+    budget = two["PodDisruptionBudget"]["spec"]
+    assert budget["maxUnavailable"] == 1
+    template = two["Deployment"]["spec"]["template"]
+    (apart,) = template["spec"]["affinity"]["podAntiAffinity"][
+        "preferredDuringSchedulingIgnoredDuringExecution"
+    ]
+    for selector in (budget["selector"], apart["podAffinityTerm"]["labelSelector"]):
+        assert selector["matchLabels"].items() <= template["metadata"]["labels"].items()
 
 
 def test_probes_and_ports_are_those_of_the_command() -> None:
@@ -189,7 +219,7 @@ def test_resources_and_pull_secrets() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["replicas=2", 'image.tga="1"', 'watchNamespaces="a"', "progressIntervalSeconds=0"]
+    "value", ["replicas=0", 'image.tga="1"', 'watchNamespaces="a"', "progressIntervalSeconds=0"]
 )
 def test_an_unknown_or_wrong_value_is_refused(value: str) -> None:
     with pytest.raises(subprocess.CalledProcessError) as refused:

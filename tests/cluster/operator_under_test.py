@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -66,13 +65,15 @@ class OperatorProcess:
                     "--first-retry-delay=1",
                     f"--metrics-port={self._metrics_port}",
                     f"--health-port={self._health_port}",
+                    f"--lease-namespace={NAMESPACE}",
+                    f"--lease-name={RELEASE}",
                 ],
                 env={**os.environ, **without_proxy(), "KUBECONFIG": str(self._kubeconfig)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
         deadline = time.monotonic() + 30
-        while not _answers(f"http://127.0.0.1:{self._health_port}/healthz"):
+        while not self.role():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"the operator did not come up:\n{self.log()[-4000:]}")
             time.sleep(0.2)
@@ -83,6 +84,26 @@ class OperatorProcess:
             self._process.send_signal(how)
             self._process.wait(timeout=30)
             self._process = None
+
+    def send(self, what: signal.Signals) -> None:
+        """Sends it a signal, and waits for nothing."""
+        assert self._process is not None
+        self._process.send_signal(what)
+
+    def ended(self, seconds: float) -> int:
+        """Waits until it has ended by itself; its exit code."""
+        assert self._process is not None
+        code = self._process.wait(timeout=seconds)
+        self._process = None
+        return code
+
+    def role(self) -> str:
+        """`leader` or `standby`, as it says on /healthz; empty where it does not answer."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._health_port}/healthz", timeout=1) as answer:
+                return str(answer.read().decode().partition(";")[0])
+        except OSError:
+            return ""
 
     def log(self) -> str:
         """All that it has logged."""
@@ -121,11 +142,3 @@ def _free_ports(count: int) -> list[int]:
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [probe.getsockname()[1] for probe in probes]
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False

@@ -18,7 +18,10 @@ CLOCKS = {"now", "utcnow", "today"}
 FILES = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "print", "input"}
 
 PURE = [
-    *(OPERATOR / f"{name}.py" for name in ("decide", "decision", "desired", "observation", "moments")),
+    *(
+        OPERATOR / f"{name}.py"
+        for name in ("decide", "decision", "desired", "election", "observation", "moments")
+    ),
     *sorted((OPERATOR / "policies").glob("*.py")),
     # schema is the contract's generator: its main() writes the file.
     *sorted(path for path in CRDS.glob("*.py") if path.name != "schema.py"),

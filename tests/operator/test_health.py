@@ -15,6 +15,11 @@ def free_port() -> int:
         return port
 
 
+def read(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
+        return str(answer.read().decode())
+
+
 def probe(port: int) -> int:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
@@ -33,3 +38,11 @@ async def test_liveness_ends_with_the_last_sight_of_the_runs() -> None:
         assert await asyncio.to_thread(probe, port) == 503
         liveness.saw()
         assert await asyncio.to_thread(probe, port) == 200
+
+
+async def test_the_answer_begins_with_what_the_replica_is() -> None:
+    liveness, port = health.Liveness(limit_seconds=30), free_port()
+    async with health.serve(liveness, port):
+        assert (await asyncio.to_thread(read, port)).startswith("leader; ")
+        liveness.role = "standby"
+        assert (await asyncio.to_thread(read, port)).startswith("standby; ")
