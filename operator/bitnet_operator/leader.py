@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 LEASES = Resource("coordination.k8s.io", "v1", "leases")
 LOOK_SECONDS = 5.0
 """For one look at the lease and what follows from it: a connection that hangs must not outlast the lease."""
-_OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 class NotLeadingError(Exception):
@@ -160,10 +160,10 @@ def own_identity() -> str:
     return f"{socket.gethostname()}_{uuid.uuid4()}"
 
 
-def own_namespace() -> str | None:
+def pod_namespace() -> str | None:
     """The pod's namespace; None outside a pod."""
     try:
-        return _OWN_NAMESPACE.read_text().strip()
+        return _POD_NAMESPACE.read_text().strip()
     except FileNotFoundError:
         return None
 

@@ -4,8 +4,10 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import aiohttp
@@ -17,11 +19,12 @@ from bitnet_operator import handlers, health
 from bitnet_operator.api import ApiError, connect
 from bitnet_operator.cluster import Cluster
 from bitnet_operator.decide import Settings
-from bitnet_operator.leader import Leadership, NotLeadingError, own_identity, own_namespace
+from bitnet_operator.leader import Leadership, NotLeadingError, own_identity, pod_namespace
 from bitnet_operator.metrics import LEADER, RunMetrics
 from bitnet_operator.observation import Key
 from bitnet_operator.queue import WorkQueue
 from bitnet_operator.reconcile import reconcile
+from bitnet_operator.webhook import WebhookOptions, serving
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +57,33 @@ def operate(
     leader_election: Annotated[
         bool, typer.Option(help="Act only while holding the lease, so that several replicas may run.")
     ] = True,
-    lease_namespace: Annotated[
-        str | None, typer.Option(envvar="BITNET_LEASE_NAMESPACE", help="Default: the pod's own.")
-    ] = None,
     lease_name: Annotated[
         str, typer.Option(envvar="BITNET_LEASE_NAME", help="The lease that all replicas share.")
     ] = "bitnet-operator",
+    own_namespace: Annotated[
+        str | None,
+        typer.Option(
+            envvar="BITNET_OWN_NAMESPACE",
+            help="Where the lease and the webhook's Secret are. Default: the pod's namespace.",
+        ),
+    ] = None,
+    webhook_name: Annotated[
+        str | None,
+        typer.Option(
+            envvar="BITNET_WEBHOOK_NAME",
+            help="Serves admission. Service, Secret and ValidatingWebhookConfiguration have this name.",
+        ),
+    ] = None,
+    webhook_port: Annotated[
+        int, typer.Option(envvar="BITNET_WEBHOOK_PORT", help="Serves admission, with --webhook-name.")
+    ] = 9443,
+    webhook_certificates: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="BITNET_WEBHOOK_CERTIFICATES",
+            help="Folder with tls.crt and tls.key. Default: the operator makes its own.",
+        ),
+    ] = None,
 ) -> None:
     """Watches BitNetRuns and trains them."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -71,59 +95,80 @@ def operate(
         raise typer.BadParameter(
             f"port {metrics_port}: {error.strerror}", param_hint="--metrics-port"
         ) from None
-    settings = Settings(progress_interval=progress_interval, first_retry_delay=first_retry_delay)
-    lease: tuple[str, str] | None = None
-    if leader_election:
-        held_in = lease_namespace or own_namespace()
-        if held_in is None:
-            raise typer.BadParameter(
-                "outside a pod, name the lease's namespace, or write --no-leader-election",
-                param_hint="--lease-namespace",
-            )
-        lease = (held_in, lease_name)
+    home = own_namespace or pod_namespace()
+    if home is None and (leader_election or webhook_name is not None):
+        raise typer.BadParameter(
+            "outside a pod, name the namespace of the lease and of the webhook's Secret, or write "
+            "--no-leader-election and no --webhook-name",
+            param_hint="--own-namespace",
+        )
+    options = _Options(
+        trainer_image=trainer_image,
+        namespaces=tuple(namespace or ()),
+        settings=Settings(progress_interval=progress_interval, first_retry_delay=first_retry_delay),
+        health_port=health_port,
+        lease=(home, lease_name) if home and leader_election else None,
+        webhook=WebhookOptions(home, webhook_name, webhook_port, webhook_certificates)
+        if home and webhook_name
+        else None,
+    )
     try:
-        asyncio.run(_operate(trainer_image, namespace or [], settings, metrics, health_port, lease))
+        asyncio.run(_operate(options, metrics))
     except (ApiError, NotLeadingError) as error:
         typer.echo(f"bitnet-operator: {error}", err=True)
         raise typer.Exit(1) from None
 
 
-async def _operate(
-    trainer_image: str,
-    namespaces: list[str],
-    settings: Settings,
-    metrics: RunMetrics,
-    health_port: int,
-    lease: tuple[str, str] | None,
-) -> None:
-    liveness = health.Liveness(limit_seconds=3 * RESYNC_SECONDS)
-    async with _healthz(liveness, health_port), connect() as api, aiohttp.ClientSession() as http:
-        leadership = None if lease is None else Leadership(api, *lease, own_identity(), liveness.saw)
-        cluster = Cluster(
-            api if leadership is None else api.fenced(leadership.remaining), http, trainer_image, metrics
-        )
-        queue: WorkQueue[Key] = WorkQueue(partial(_work, cluster, settings))
-        registry = kopf.OperatorRegistry()
+@dataclass(frozen=True)
+class _Options:
+    """What the command line asks for."""
+
+    trainer_image: str
+    namespaces: tuple[str, ...]
+    """Empty for all."""
+    settings: Settings
+    health_port: int
+    lease: tuple[str, str] | None
+    """Namespace and name; None without leader election."""
+    webhook: WebhookOptions | None
+
+
+async def _operate(options: _Options, metrics: RunMetrics) -> None:
+    liveness, lost = health.Liveness(limit_seconds=3 * RESYNC_SECONDS), asyncio.Event()
+    async with (
+        _healthz(liveness, options.health_port),
+        connect() as api,
+        aiohttp.ClientSession() as http,
+        AsyncExitStack() as stack,
+    ):
+        leadership, fenced = None, api
+        if options.lease is not None:
+            leadership = Leadership(api, *options.lease, own_identity(), liveness.saw)
+            fenced = api.fenced(leadership.remaining)
+        cluster = Cluster(fenced, http, options.trainer_image, metrics)
+        queue: WorkQueue[Key] = WorkQueue(partial(_work, cluster, options.settings))
+        registry, settings = kopf.OperatorRegistry(), handlers.kopf_settings()
         handlers.register(registry, queue)
-        lost = asyncio.Event()
+        if options.webhook is not None:
+            await stack.enter_async_context(serving(options.webhook, api, registry, settings))
         async with asyncio.TaskGroup() as group:
             # kopf runs in a standby too: its events merely wake keys of a queue that only the leader works.
-            resync = partial(_resync, cluster, namespaces, queue, liveness)
+            resync = partial(_resync, cluster, options.namespaces, queue, liveness)
             leading = group.create_task(_lead(leadership, liveness, lost, queue.run, resync))
             await kopf.operator(
                 registry=registry,
-                settings=handlers.kopf_settings(),
+                settings=settings,
                 standalone=True,
-                clusterwide=not namespaces,
-                namespaces=namespaces,
+                clusterwide=not options.namespaces,
+                namespaces=options.namespaces,
                 stop_flag=lost,
             )
             leading.cancel()
-        if lost.is_set():
-            # A new process begins from what the cluster says, and stands by.
-            raise NotLeadingError("the lease was lost: this replica ends, another leads")
         if leadership is not None:
             await leadership.release()
+    if lost.is_set():
+        # A new process begins from what the cluster says, and stands by.
+        raise NotLeadingError("the lease was lost: this replica ends, another leads")
 
 
 async def _lead(
@@ -175,7 +220,7 @@ async def _healthz(liveness: health.Liveness, port: int) -> AsyncIterator[None]:
 
 
 async def _resync(
-    cluster: Cluster, namespaces: list[str], queue: WorkQueue[Key], liveness: health.Liveness
+    cluster: Cluster, namespaces: tuple[str, ...], queue: WorkQueue[Key], liveness: health.Liveness
 ) -> None:
     while True:
         try:

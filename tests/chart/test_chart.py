@@ -13,12 +13,15 @@ import yaml
 
 from bitnet_crds.schema import custom_resource_definition
 from bitnet_operator.main import operate
+from bitnet_operator.webhook import PATH
 
 pytestmark = pytest.mark.cluster
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CHART = CHECKOUT / "charts/bitnet-operator"
 Manifest = dict[str, Any]
+WEBHOOK = "trial-bitnet-operator-webhook"
+"""Name of its Service, its Secret and its configuration."""
 
 
 def helm(*arguments: str) -> str:
@@ -31,13 +34,16 @@ def helm(*arguments: str) -> str:
 
 
 def render(*values: str) -> dict[str, Manifest]:
-    """The manifests by kind, or `kind namespace` where there are several, with `--set` for each value."""
+    """The manifests by kind, with the namespace where roles need it, and a second one with its name after it;
+    with `--set` for each value."""
     options = [option for value in values for option in ("--set-json", value)]
     documents = yaml.safe_load_all(helm("template", "trial", str(CHART), "--namespace", "bitnet", *options))
     manifests: dict[str, Manifest] = {}
     for document in filter(None, documents):
         namespaced = document["kind"] in ("Role", "RoleBinding")
         key = f"{document['kind']} {document['metadata']['namespace']}" if namespaced else document["kind"]
+        if key in manifests:
+            key = f"{key} {document['metadata']['name'].removeprefix('trial-bitnet-operator-')}"
         assert key not in manifests
         manifests[key] = document
     return manifests
@@ -60,9 +66,14 @@ def test_what_an_ordinary_release_makes() -> None:
         "CustomResourceDefinition",
         "Deployment",
         "Role bitnet",
+        "Role bitnet webhook",
         "RoleBinding bitnet",
+        "RoleBinding bitnet webhook",
+        "Secret",
         "Service",
+        "Service webhook",
         "ServiceAccount",
+        "ValidatingWebhookConfiguration",
     }
 
 
@@ -92,7 +103,7 @@ def test_the_operator_runs_with_nothing_it_does_not_need() -> None:
 def test_replicas_share_a_lease_and_nothing_else_in_their_namespace() -> None:
     for manifests in (render(), render("replicas=2")):
         args = container(manifests)["args"]
-        assert "--lease-namespace=bitnet" in args
+        assert "--own-namespace=bitnet" in args
         assert "--lease-name=trial-bitnet-operator" in args
         assert manifests["Role bitnet"]["rules"] == [
             {
@@ -135,7 +146,8 @@ def test_the_command_knows_every_option() -> None:
     app = typer.Typer()
     app.command()(operate)
     known = {name for parameter in typer.main.get_command(app).params for name in parameter.opts}
-    options = {argument.split("=")[0] for argument in container(render('watchNamespaces=["a"]'))["args"]}
+    values = ('watchNamespaces=["a"]', "webhook.certManager.enabled=true")
+    options = {argument.split("=")[0] for argument in container(render(*values))["args"]}
     assert "--namespace" in options
     assert options <= known
 
@@ -164,9 +176,9 @@ def test_watched_namespaces_get_the_rights_and_the_cluster_does_not() -> None:
     assert "--namespace=a" in args
     assert "--namespace=b" in args
     everywhere = render()["ClusterRole"]["rules"]
-    assert manifests["Role a"]["rules"] == manifests["Role b"]["rules"] == everywhere[1:]
+    assert manifests["Role a"]["rules"] == manifests["Role b"]["rules"] == everywhere[2:]
     for rule in manifests["ClusterRole"]["rules"]:
-        assert set(rule["verbs"]) <= {"list", "watch"}
+        assert set(rule["verbs"]) <= {"list", "watch"} or rule["resourceNames"] == [WEBHOOK]
     subject = {"kind": "ServiceAccount", "name": "trial-bitnet-operator", "namespace": "bitnet"}
     for namespace in ("a", "b"):
         assert manifests[f"RoleBinding {namespace}"]["subjects"] == [subject]
@@ -182,6 +194,7 @@ def test_rights_are_few() -> None:
     }
     assert rights == {
         "apiextensions.k8s.io/customresourcedefinitions": ["list", "watch"],
+        "admissionregistration.k8s.io/validatingwebhookconfigurations": ["get", "patch"],
         "bitnet.training/bitnetruns": ["get", "list", "watch"],
         "bitnet.training/bitnetruns/status": ["patch"],
         "bitnet.training/bitnetruns/finalizers": ["update"],
@@ -192,6 +205,66 @@ def test_rights_are_few() -> None:
         "core/services": ["get", "create", "delete"],
         "core/events": ["create"],
     }
+
+
+def test_the_api_server_asks_a_service_that_leads_to_the_operators_port() -> None:
+    manifests = render()
+    (hook,) = manifests["ValidatingWebhookConfiguration"]["webhooks"]
+    service = hook["clientConfig"]["service"]
+    assert service == {"name": WEBHOOK, "namespace": "bitnet", "path": f"/{PATH}", "port": 443}
+    assert manifests["Service webhook"]["metadata"]["name"] == WEBHOOK
+    assert manifests["Service webhook"]["spec"]["ports"][0]["targetPort"] == "webhook"
+    ports = {port["name"]: port["containerPort"] for port in container(manifests)["ports"]}
+    assert f"--webhook-port={ports['webhook']}" in container(manifests)["args"]
+    assert f"--webhook-name={WEBHOOK}" in container(manifests)["args"]
+    assert (hook["failurePolicy"], hook["timeoutSeconds"], hook["sideEffects"]) == ("Ignore", 5, "None")
+    (rule,) = hook["rules"]
+    assert (rule["operations"], rule["resources"]) == (["CREATE", "UPDATE"], ["bitnetruns"])
+    assert "namespaceSelector" not in hook
+
+
+def test_the_webhook_asks_about_watched_namespaces_alone_and_may_be_strict() -> None:
+    manifests = render('watchNamespaces=["a","b"]', 'webhook.failurePolicy="Fail"')
+    (hook,) = manifests["ValidatingWebhookConfiguration"]["webhooks"]
+    (selected,) = hook["namespaceSelector"]["matchExpressions"]
+    assert selected == {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["a", "b"]}
+    assert hook["failurePolicy"] == "Fail"
+
+
+def test_the_operators_own_certificate_is_kept_in_a_secret_that_it_may_fill() -> None:
+    manifests = render()
+    assert manifests["Secret"]["metadata"]["name"] == WEBHOOK
+    assert not {"data", "stringData"} & set(manifests["Secret"])
+    assert manifests["Role bitnet webhook"]["rules"] == [
+        {"apiGroups": [""], "resources": ["secrets"], "resourceNames": [WEBHOOK], "verbs": ["get", "patch"]}
+    ]
+    assert manifests["RoleBinding bitnet webhook"]["roleRef"]["name"] == WEBHOOK
+
+
+def test_cert_manager_makes_the_certificate_where_it_is_asked_to() -> None:
+    manifests = render("webhook.certManager.enabled=true")
+    assert not {"Secret", "Role bitnet webhook", "RoleBinding bitnet webhook"} & set(manifests)
+    assert not any("admissionregistration" in str(rule) for rule in manifests["ClusterRole"]["rules"])
+    certificate = manifests["Certificate"]["spec"]
+    assert certificate["dnsNames"] == [f"{WEBHOOK}.bitnet.svc"]
+    assert certificate["issuerRef"] == {"kind": "Issuer", "name": manifests["Issuer"]["metadata"]["name"]}
+    annotations = manifests["ValidatingWebhookConfiguration"]["metadata"]["annotations"]
+    assert annotations == {"cert-manager.io/inject-ca-from": f"bitnet/{WEBHOOK}"}
+    (mount,) = [each for each in container(manifests)["volumeMounts"] if each["name"] == "webhook"]
+    assert f"--webhook-certificates={mount['mountPath']}" in container(manifests)["args"]
+    volumes = manifests["Deployment"]["spec"]["template"]["spec"]["volumes"]
+    assert {"name": "webhook", "secret": {"secretName": certificate["secretName"]}} in volumes
+    given = render('webhook.certManager={"enabled":true,"issuerRef":{"name":"ca","kind":"ClusterIssuer"}}')
+    assert "Issuer" not in given
+    assert given["Certificate"]["spec"]["issuerRef"] == {"name": "ca", "kind": "ClusterIssuer"}
+
+
+def test_without_the_webhook_nothing_of_it_is_there() -> None:
+    for cert_manager in ("false", "true"):
+        manifests = render("webhook.enabled=false", f"webhook.certManager.enabled={cert_manager}")
+        del manifests["CustomResourceDefinition"]
+        assert "webhook" not in str(manifests).lower()
+        assert {"Secret", "Certificate", "Issuer", "Service webhook"}.isdisjoint(manifests)
 
 
 def test_service_account() -> None:
@@ -207,7 +280,7 @@ def test_service_account() -> None:
 
 
 def test_metrics_service() -> None:
-    assert "Service" not in render("metrics.service.enabled=false")
+    assert "Service" not in render("metrics.service.enabled=false", "webhook.enabled=false")
     annotated = render('metrics.service.annotations={"prometheus.io/scrape":"true"}')
     assert annotated["Service"]["metadata"]["annotations"] == {"prometheus.io/scrape": "true"}
 

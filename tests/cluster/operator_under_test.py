@@ -48,11 +48,13 @@ def install_chart(kubectl: Kubectl, checkout: Path) -> None:
 class OperatorProcess:
     """One `bitnet-operator` process, which can be stopped and started again."""
 
-    def __init__(self, kubectl: Kubectl, folder: Path) -> None:
+    def __init__(self, kubectl: Kubectl, folder: Path, *options: str) -> None:
+        """`options` come after those that every operator under test has."""
         self._kubeconfig = service_account_kubeconfig(kubectl, NAMESPACE, RELEASE, folder / "kubeconfig")
         self._log = folder / "operator.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._metrics_port, self._health_port = _free_ports(2)
+        self._metrics_port, self._health_port = free_ports(2)
+        self._options = options
 
     def start(self) -> None:
         """Starts it, and returns when it answers on /healthz."""
@@ -65,8 +67,9 @@ class OperatorProcess:
                     "--first-retry-delay=1",
                     f"--metrics-port={self._metrics_port}",
                     f"--health-port={self._health_port}",
-                    f"--lease-namespace={NAMESPACE}",
+                    f"--own-namespace={NAMESPACE}",
                     f"--lease-name={RELEASE}",
+                    *self._options,
                 ],
                 env={**os.environ, **without_proxy(), "KUBECONFIG": str(self._kubeconfig)},
                 stdout=log,
@@ -136,7 +139,8 @@ def operating(kubectl: Kubectl, folder: Path) -> Iterator[OperatorProcess]:
         operator.stop()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of this host that nobody listens on."""
     with ExitStack() as held:
         probes = [held.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:

@@ -17,11 +17,9 @@ CRDS = ROOT / "crds" / "bitnet_crds"
 CLOCKS = {"now", "utcnow", "today"}
 FILES = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "print", "input"}
 
+PURE_MODULES = ("admission", "decide", "decision", "desired", "election", "observation", "moments")
 PURE = [
-    *(
-        OPERATOR / f"{name}.py"
-        for name in ("decide", "decision", "desired", "election", "observation", "moments")
-    ),
+    *(OPERATOR / f"{name}.py" for name in PURE_MODULES),
     *sorted((OPERATOR / "policies").glob("*.py")),
     # schema is the contract's generator: its main() writes the file.
     *sorted(path for path in CRDS.glob("*.py") if path.name != "schema.py"),

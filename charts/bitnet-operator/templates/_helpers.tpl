@@ -8,6 +8,10 @@
 {{- end -}}
 {{- end -}}
 
+{{- define "bitnet-operator.webhookName" -}}
+{{- printf "%s-webhook" (include "bitnet-operator.fullname" . | trunc 55 | trimSuffix "-") -}}
+{{- end -}}
+
 {{- define "bitnet-operator.serviceAccountName" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- default (include "bitnet-operator.fullname" .) .Values.serviceAccount.name -}}

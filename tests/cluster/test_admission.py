@@ -1,0 +1,177 @@
+"""Admission on a real cluster: what kubectl says of wrong and risky runs, with the webhook and without."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from local_cluster import CommandFailed, Kubectl
+from local_cluster.training_operator import service_to_host
+from operator_under_test import NAMESPACE, RELEASE, OperatorProcess, free_ports, install_chart
+from runs import Document, WatchedRun, run_document
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("admitting")]
+
+WEBHOOK = f"{RELEASE}-webhook"
+SECRET_WRITTEN_OUT = {
+    "spec": {"containers": [{"name": "pytorch", "env": [{"name": "HF_TOKEN", "value": "hf_abcdef"}]}]}
+}
+
+
+@pytest.fixture(scope="module")
+def admitting(
+    kubectl: Kubectl, checkout: Path, node_address: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[OperatorProcess]]:
+    """Two replicas that serve admission, behind the chart's Service. The second stands by."""
+    install_chart(kubectl, checkout)
+    replicas = []
+    for port in free_ports(2):
+        options = (f"--webhook-name={WEBHOOK}", f"--webhook-port={port}")
+        replicas.append((port, OperatorProcess(kubectl, tmp_path_factory.mktemp("operator"), *options)))
+    try:
+        for port, replica in replicas:
+            replica.start()
+            _lead_to(kubectl, node_address, port)
+            _wait_until_asked(kubectl)
+        yield [replica for _, replica in replicas]
+    finally:
+        for _, replica in replicas:
+            replica.stop()
+        kubectl("delete", "endpointslice", WEBHOOK, "-n", NAMESPACE)
+    for _, replica in replicas:
+        assert replica.tracebacks() == []
+
+
+def _lead_to(kubectl: Kubectl, address: str, port: int) -> None:
+    """The chart's Service leads to this port of the host from now on, as it would to a pod."""
+    _, slice_ = service_to_host(WEBHOOK, NAMESPACE, address, port)
+    slice_["ports"][0]["name"] = "webhook"
+    kubectl.apply(slice_)
+
+
+def _wait_until_asked(kubectl: Kubectl) -> None:
+    """Until a run that only the operator finds wrong is refused."""
+    deadline = time.monotonic() + 60
+    document = json.dumps(_document("asked", phases=_with_an_empty_phase()))
+    while time.monotonic() < deadline:
+        try:
+            kubectl("create", "--dry-run=server", "--filename", "-", stdin=document)
+        except CommandFailed as error:
+            if "denied the request" in error.stderr:
+                return
+            raise
+        time.sleep(0.3)
+    raise AssertionError("the webhook is not asked")
+
+
+def _document(name: str, **changes: Any) -> Document:
+    document = run_document(name, {}, steps=60, model="file:///data/tiny", **changes)
+    document["spec"]["suspend"] = True
+    return document
+
+
+def _with_an_empty_phase() -> list[Document]:
+    objectives = {"crossEntropy": {"weight": 1}}
+    return [
+        {"name": "warmup", "until": "0.1%", "objectives": objectives},
+        {"name": "main", "until": "100%", "objectives": {**objectives, "teacherLogits": {"weight": 1}}},
+    ]
+
+
+def _refusal(kubectl: Kubectl, namespace: str, document: Document) -> str:
+    """What `kubectl apply` says as it fails."""
+    with pytest.raises(CommandFailed) as refused:
+        kubectl("apply", "-n", namespace, "--filename", "-", stdin=json.dumps(document))
+    return refused.value.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "mend"),
+    [
+        ({"phases": _with_an_empty_phase()}, "spec.phases[0].until", "Write"),
+        (
+            {
+                "workers": {
+                    "count": 2,
+                    "gpusPerWorker": 0,
+                    "microBatchSize": 2,
+                    "template": SECRET_WRITTEN_OUT,
+                }
+            },
+            "spec.workers.template",
+            "valueFrom",
+        ),
+    ],
+    ids=["a phase without a step", "a secret that is written out"],
+)
+def test_what_only_the_operator_finds_wrong_is_refused_with_the_mend(
+    kubectl: Kubectl, namespace: str, changes: Document, field: str, mend: str
+) -> None:
+    said = _refusal(kubectl, namespace, _document("wrong", **changes))
+    print(f"\n{said}")
+    assert 'admission webhook "bitnetruns.bitnet.training" denied the request: ' in said
+    assert field in said
+    assert mend in said
+    assert "hf_abcdef" not in said
+    assert WatchedRun(kubectl, namespace, "wrong").gone()
+
+
+def test_what_is_risky_is_taken_with_a_warning(kubectl: Kubectl, namespace: str) -> None:
+    risky = json.dumps(_document("risky", optimizer={"adamLearningRate": 0.0001}))
+    apply = ("apply", "-n", namespace, "--filename", "-")
+    with pytest.raises(CommandFailed) as warned:
+        kubectl(*apply, "--dry-run=server", "--warnings-as-errors", stdin=risky)
+    said = warned.value.stderr
+    print(f"\n{said}")
+    assert "Warning: spec.optimizer.adamLearningRate: 0.0001 is a rate for fine-tuning" in said
+    assert "Try 0.001 to 0.004" in said
+    assert "created" in kubectl(*apply, stdin=risky)
+
+
+def test_a_wrong_change_is_refused_and_a_label_is_none(kubectl: Kubectl, namespace: str) -> None:
+    right = _document("changing")
+    kubectl("apply", "-n", namespace, "--filename", "-", stdin=json.dumps(right))
+    document = _document("changing", seed=right["spec"].get("seed", 0) + 1)
+    assert "a run's seed cannot change once it exists: make a new run" in _refusal(
+        kubectl, namespace, document
+    )
+    template = {**right["spec"]["workers"], "template": SECRET_WRITTEN_OUT}
+    assert "denied the request: spec.workers.template" in _refusal(
+        kubectl, namespace, _document("changing", workers=template)
+    )
+    kubectl("label", "bnr", "changing", "-n", namespace, "team=a")
+
+
+def test_while_nobody_answers_a_wrong_run_is_taken_and_its_condition_says_the_same(
+    kubectl: Kubectl, namespace: str
+) -> None:
+    wrong = _document("unasked", phases=_with_an_empty_phase())
+    refused = _refusal(kubectl, namespace, wrong).partition("denied the request: ")[2].strip()
+    slice_ = kubectl.get("endpointslice", WEBHOOK, "-n", NAMESPACE)
+    kubectl("delete", "endpointslice", WEBHOOK, "-n", NAMESPACE)
+    deadline = time.monotonic() + 30
+    try:
+        while True:
+            try:
+                kubectl("apply", "-n", namespace, "--filename", "-", stdin=json.dumps(wrong))
+                break
+            except CommandFailed:
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+    finally:
+        (endpoint,) = slice_["endpoints"]
+        _lead_to(kubectl, endpoint["addresses"][0], slice_["ports"][0]["port"])
+    status = WatchedRun(kubectl, namespace, "unasked").failed()
+    (accepted,) = [each for each in status["conditions"] if each["type"] == "Accepted"]
+    assert (accepted["status"], accepted["message"]) == ("False", refused)
+
+
+def test_a_standby_answers_too(admitting: list[OperatorProcess]) -> None:
+    """The Service leads to the second in all tests above."""
+    assert [replica.role() for replica in admitting] == ["leader", "standby"]
+    assert "Webhook 'validate'" in admitting[1].log()
