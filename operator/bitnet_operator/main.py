@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import aiohttp
 import kopf
@@ -152,9 +152,18 @@ async def _operate(options: _Options, metrics: RunMetrics) -> None:
         if options.webhook is not None:
             await stack.enter_async_context(serving(options.webhook, api, registry, settings))
         async with asyncio.TaskGroup() as group:
-            # kopf runs in a standby too: its events merely wake keys of a queue that only the leader works.
             resync = partial(_resync, cluster, options.namespaces, queue, liveness)
             leading = group.create_task(_lead(leadership, liveness, lost, queue.run, resync))
+
+            # Before kopf ends: it would wait for tasks of ours that go on.
+            @kopf.on.cleanup(registry=registry)
+            async def stop(**_: Any) -> None:
+                leading.cancel()
+                await asyncio.wait([leading])
+                if leadership is not None:
+                    await leadership.release()
+
+            # kopf runs in a standby too: its events merely wake keys of a queue that only the leader works.
             await kopf.operator(
                 registry=registry,
                 settings=settings,
@@ -163,9 +172,6 @@ async def _operate(options: _Options, metrics: RunMetrics) -> None:
                 namespaces=options.namespaces,
                 stop_flag=lost,
             )
-            leading.cancel()
-        if leadership is not None:
-            await leadership.release()
     if lost.is_set():
         # A new process begins from what the cluster says, and stands by.
         raise NotLeadingError("the lease was lost: this replica ends, another leads")
