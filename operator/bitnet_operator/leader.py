@@ -46,7 +46,7 @@ class Leadership:
         looked: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`looked` is called whenever the lease could be read."""
+        """`looked` is called whenever a standby could read the lease."""
         self._api = api
         self._collection = LEASES.path(namespace)
         self._path = LEASES.path(namespace, name)
@@ -113,7 +113,8 @@ class Leadership:
 
     async def _advance(self) -> None:
         manifest = await self._read()
-        self._looked()
+        if not self.leads:
+            self._looked()
         lease, sent = None if manifest is None else _lease(manifest), self._clock()
         self._candidate = self._candidate.sees(lease, sent)
         step = self._candidate.step(lease, sent)

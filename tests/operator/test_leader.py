@@ -148,6 +148,30 @@ async def test_a_standby_outlives_a_server_that_is_away(api: Api, server: SmallA
         await gaining
 
 
+async def test_a_standby_is_alive_by_its_looks_and_a_leader_by_its_work(api: Api) -> None:
+    looks = 0
+
+    def looked() -> None:
+        nonlocal looks
+        looks += 1
+
+    clock = Clock()
+    first = replica(api, "first", clock)
+    await first.gain()
+    second = Leadership(api, "team", "bitnet", "second", looked, clock)
+    gaining = asyncio.create_task(second.gain())
+    await asyncio.sleep(0.1)
+    assert looks >= 2
+    await first.release()
+    async with asyncio.timeout(5):
+        await gaining
+    seen = looks
+    keeping = asyncio.create_task(second.keep())
+    await asyncio.sleep(0.1)
+    keeping.cancel()
+    assert looks == seen
+
+
 async def test_what_is_fenced_writes_only_while_its_replica_leads(api: Api, server: SmallApi) -> None:
     clock = Clock()
     leadership = replica(api, "first", clock)
