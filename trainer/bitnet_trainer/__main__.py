@@ -21,6 +21,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from bitnet_crds.carried_out import carried_out
 from bitnet_crds.protocol import ExitCode, Order, TerminationReport, exit_code_label
 from bitnet_trainer.errors import BadInput
 from bitnet_trainer.outcome import REPORTS, collect_reports, publish, with_newest_checkpoint
@@ -132,7 +133,7 @@ def _launch(path: Path, scratch: Path, worker: Sequence[str]) -> _End:
     _stop_while_waiting()
     report, asked = _run_ranks(config, [*worker, "--order", str(path)], place, scratch)
     outlives = report.exit_code == ExitCode.PEER_LOST or (asked and report.exit_code == ExitCode.PREEMPTED)
-    return _End(with_newest_checkpoint(report, order), outlives and place.nodes > 1)
+    return _End(with_newest_checkpoint(report, carried_out(order)), outlives and place.nodes > 1)
 
 
 def _run_ranks(

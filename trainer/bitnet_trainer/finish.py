@@ -105,6 +105,17 @@ def sentence(evaluated: Evaluation) -> str:
     )
 
 
+def tuned_evaluation(after: Score) -> Evaluation:
+    """The figures of a tuned teacher; all others are a student's, which there is none of yet."""
+    return Evaluation(tokens=after.count, perplexity_teacher=_decimal(_finite(after.value)))
+
+
+def tuned_sentence(baseline: Baseline, after: Score) -> str:
+    """What the tuning was worth, in words."""
+    before, tuned = _decimal(baseline.original), _decimal(_finite(after.value))
+    return f"the teacher's held-out perplexity is {before} as published and {tuned} tuned"
+
+
 def write_artifacts(
     folder: Path,
     spec: BitNetRunSpec,

@@ -29,7 +29,7 @@ from bitnet_trainer.objectives.gradient_ratio import balanced, is_due, measured_
 from bitnet_trainer.optim import WeightAverage, set_learning_rate
 from bitnet_trainer.outcome import reported
 from bitnet_trainer.phases import PhaseObjectives
-from bitnet_trainer.quantization.warmup import set_lambda
+from bitnet_trainer.quantization.warmup import has_lambda, set_lambda
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.readback import Speedometer
 from bitnet_trainer.recorder import Recorder, StepTaken
@@ -80,6 +80,7 @@ class TrainingLoop:
             ranks=ranks,
             gradient_clipping=order.spec.optimizer.gradient_clipping,
         )
+        self.quantized = has_lambda(student)
         self.speed = Speedometer(order.plan.tokens_per_step)
         self.recorder = Recorder(
             reporter,
@@ -120,8 +121,7 @@ class TrainingLoop:
                 self._save(wait=True)
                 return False
 
-            lam, rate = plan.quantization_lambda.at(self.step), plan.learning_rate.at(self.step)
-            set_lambda(self.student, lam)
+            lam, rate = self._set_lambda(), plan.learning_rate.at(self.step)
             set_learning_rate(self.optimizer, plan.learning_rate.share_at(self.step))
             teacher = self.teacher if phase.teacher else None
             totals_of = dict(zip(counts, totals, strict=True))
@@ -179,6 +179,14 @@ class TrainingLoop:
         plan = self.order.plan
         micro_batch_size = plan.phase_at(step).shape.micro_batch_size
         return Wanted(cursor, self.shares, micro_batch_size, plan.passed_over_before(step))
+
+    def _set_lambda(self) -> float:
+        """The step's lambda, which is set; 0 of a model that is not quantised."""
+        if not self.quantized:
+            return 0.0
+        lam = self.order.plan.quantization_lambda.at(self.step)
+        set_lambda(self.student, lam)
+        return lam
 
     def _teacher_as_planned(self, phase: PlannedPhase) -> None:
         """Loads the teacher for a phase that needs it, and frees it in one that does not."""

@@ -26,15 +26,15 @@ class Baseline(Report):
     original: float | None
     """Not quantised; none where it is no finite number."""
     quantized: float | None
-    """Fully quantised; none where it is no finite number."""
+    """Fully quantised; none where it is no finite number, or the model is not to be quantised."""
 
     @classmethod
-    def of(cls, count: int, original: float, quantized: float) -> "Baseline":
+    def of(cls, count: int, original: float, quantized: float | None) -> "Baseline":
         """From figures that may not be finite, which JSON cannot hold."""
         return cls(
             count=count,
             original=original if math.isfinite(original) else None,
-            quantized=quantized if math.isfinite(quantized) else None,
+            quantized=quantized if quantized is not None and math.isfinite(quantized) else None,
         )
 
 

@@ -19,21 +19,20 @@ from bitnet_trainer.errors import CheckpointError
 from bitnet_trainer.export.stock import check_exportable
 from bitnet_trainer.finish import (
     evaluated_sequences,
-    evaluation,
     measure,
     measure_teacher,
-    sentence,
     write_artifacts,
 )
 from bitnet_trainer.loop import TrainingLoop
 from bitnet_trainer.mirror import Mirror
-from bitnet_trainer.models.convert import ConversionReport, convert
+from bitnet_trainer.models.convert import ConversionReport
 from bitnet_trainer.models.packed import write_packed
 from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.optim import WeightAverage, groups_table
 from bitnet_trainer.optimizer import build_optimizer
 from bitnet_trainer.outcome import reported
 from bitnet_trainer.phases import phase_objectives
+from bitnet_trainer.purpose import Purpose, purpose_of
 from bitnet_trainer.quantization.warmup import set_lambda
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.record import Baseline
@@ -42,7 +41,6 @@ from bitnet_trainer.setup import (
     check_vocabulary,
     check_world,
     known_baseline,
-    load_student,
     open_run_corpus,
     phases_from,
     planned_teacher,
@@ -75,39 +73,49 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
     Every rank calls it, in a process that torchrun's environment variables describe. Raises the errors of
     `bitnet_trainer.errors`.
     """
-    pods = pods_of(order.spec, order.plan.phases.index(order.plan.phase_at(order.first_step)))
+    purpose = purpose_of(order)
+    spec, plan = purpose.order.spec, purpose.order.plan
+    pods = pods_of(spec, plan.phases.index(plan.phase_at(purpose.order.first_step)))
     ranks = Ranks.join(pods.gpus_per_worker)
     with ExitStack() as ending:
-        result = _train(order, reporter, stop, ranks, ending)
+        result = _train(order, purpose, reporter, stop, ranks, ending)
     if result.stopped:
         # The first rank told its tracker the end meanwhile; a pod that ends before its pod takes it along.
         ranks.wait()
     return result
 
 
-def _train(order: Order, reporter: Reporter, stop: StopRequest, ranks: Ranks, ending: ExitStack) -> Result:
+def _train(
+    run: Order, purpose: Purpose, reporter: Reporter, stop: StopRequest, ranks: Ranks, ending: ExitStack
+) -> Result:
+    order = purpose.order
     spec, plan = order.spec, order.plan
     check_world(order, ranks.world)
 
     store, mirror = open_store(order, ranks.rank), Mirror(order)
     if ranks.first:
         _prepare(store, reporter, required=spec.checkpoint.required)
-        mirror.fetch()
+        purpose.fetch()
     ranks.wait()
 
     reporter.update(state=TrainerState.LOADING_MODEL, world_size=ranks.world)
-    loaded = load_student(spec)
+    if there := purpose.result(ranks):
+        reporter.update(state=TrainerState.FINISHED, step=plan.end_step, tokens=plan.tokens)
+        named = " and ".join(there.values())
+        return Result(False, f"{named} is there already, and nothing is trained", artifacts=there)
+    loaded = purpose.load()
     check_exportable(loaded.model, spec.quantization, spec.export.formats, loaded.tokenizer)
     student = LanguageModel(loaded.model).to(ranks.device)
     objectives = phase_objectives(spec, loaded, student)
 
     reporter.update(state=TrainerState.PREPARING_DATA)
-    corpus = open_run_corpus(order, loaded.tokenizer, ranks)
+    corpus = open_run_corpus(run, loaded.tokenizer, ranks)
     check_vocabulary(corpus, loaded)
     fingerprint = corpus.fingerprint()
     held_out = corpus.held_out(evaluated_sequences(ranks.device, plan.sequence_length))
 
     # A run that may not go on is refused before it costs anything, or writes over what the other one left.
+    purpose.settle(fingerprint, store, ranks)
     position = _at_start(order, fingerprint)
     found = ranks.from_first(checkpoint.newest_sound(store, plan.rollbacks) if ranks.first else None)
     if found is not None:
@@ -129,12 +137,13 @@ def _train(order: Order, reporter: Reporter, stop: StopRequest, ranks: Ranks, en
     reporter.update(state=TrainerState.EVALUATING)
     baseline = known_baseline(order, fingerprint, ranks)
     original = None if baseline else measure(loaded.model, held_out, evaluation_batch, ranks)
-    conversion = convert(loaded.model, spec.quantization)
-    _log.info("%s", conversion)
-    set_lambda(loaded.model, 1.0)
+    conversion = purpose.convert(loaded.model)
+    _wholly_quantized(loaded.model, conversion)
     if original is not None:
-        quantized = measure(loaded.model, held_out, evaluation_batch, ranks)
-        baseline = Baseline.of(original.count, original.value, quantized.value)
+        quantized = None
+        if conversion.converted:
+            quantized = measure(loaded.model, held_out, evaluation_batch, ranks).value
+        baseline = Baseline.of(original.count, original.value, quantized)
     assert baseline is not None
     if ranks.first:
         write_record(order, loaded, conversion, fingerprint, corpus.readings, baseline)
@@ -186,30 +195,36 @@ def _train(order: Order, reporter: Reporter, stop: StopRequest, ranks: Ranks, en
     reporter.update(state=TrainerState.EVALUATING)
     if average is not None:
         average.take_over()
-    set_lambda(loaded.model, 1.0)
+    _wholly_quantized(loaded.model, conversion)
     with called_directly(student):
         after = measure(loaded.model, held_out, evaluation_batch, ranks)
     reporter.update(state=TrainerState.EXPORTING)
     artifacts: dict[str, str] = {}
     if (whole := written.on_first(ranks)) is not None:
         artifacts = write_artifacts(order.folder, spec, plan, whole, loaded.tokenizer, conversion)
-        artifacts = mirror.at_end(artifacts)
+        artifacts = mirror.at_end(artifacts) | purpose.write(whole, loaded.tokenizer)
     ranks.wait()
 
     reporter.update(state=TrainerState.EVALUATING)
     of_teacher = None
     if teacher is not None and held_out.classes is None:
         of_teacher = measure_teacher(teacher, held_out, evaluation_batch, ranks)
-    evaluated = evaluation(baseline, after, of_teacher, classifier=held_out.classes is not None)
+    evaluated, sentence = purpose.evaluated(baseline, after, of_teacher)
     if tracker is not None:
         tracker.summarize(evaluated)
     reporter.update(state=TrainerState.FINISHED)
     return Result(
         False,
-        f"trained {loop.step} steps, {loop.step * plan.tokens_per_step:,} tokens; {sentence(evaluated)}",
+        f"trained {loop.step} steps, {loop.step * plan.tokens_per_step:,} tokens; {sentence}",
         evaluation=evaluated,
         artifacts=artifacts,
     )
+
+
+def _wholly_quantized(model: PreTrainedModel, conversion: ConversionReport) -> None:
+    """Sets lambda to 1 where there is one."""
+    if conversion.converted:
+        set_lambda(model, 1.0)
 
 
 def _for_other_pods(order: Order, step: int, world: int) -> Result:

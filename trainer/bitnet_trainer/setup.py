@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase
 
 from bitnet_crds.plan import Plan, PlannedPhase
-from bitnet_crds.protocol import Order
+from bitnet_crds.protocol import Order, tuned_teacher_address
 from bitnet_crds.spec import BitNetRunSpec
 from bitnet_trainer.data import Corpus, LabelledCorpus, Reading, open_corpus, open_labelled
 from bitnet_trainer.errors import BadInput, ModelUnavailable
@@ -58,8 +58,7 @@ def load_student(spec: BitNetRunSpec) -> LoadedModel:
         loaded = load_model(spec.model.from_, spec.model.revision)
     else:
         assert spec.model.preset is not None
-        assert spec.model.tokenizer is not None
-        tokenizer = load_tokenizer(spec.model.tokenizer)
+        tokenizer = student_tokenizer(spec)
         model = build_preset(spec.model.preset, len(tokenizer))
         # Whoever loads what is exported has them from its config.
         for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -69,6 +68,13 @@ def load_student(spec: BitNetRunSpec) -> LoadedModel:
         return loaded
     classifier = classifier_from(loaded.model, spec.classification.labels)
     return LoadedModel(classifier, loaded.tokenizer, loaded.source)
+
+
+def student_tokenizer(spec: BitNetRunSpec) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model to train, alone. Raises ModelUnavailable."""
+    address = spec.model.from_ or spec.model.tokenizer
+    assert address is not None
+    return load_tokenizer(address, spec.model.revision)
 
 
 def wrapped(student: nn.Module, ranks: Ranks) -> nn.Module:
@@ -171,19 +177,25 @@ def check_vocabulary(corpus: _Text, loaded: LoadedModel) -> None:
         )
 
 
+def is_the_original(spec: BitNetRunSpec) -> bool:
+    """Whether the teacher, as published, is the very model that the student begins as."""
+    model, teacher = spec.model, spec.teacher
+    return teacher is not None and (teacher.from_, teacher.revision) == (model.from_, model.revision)
+
+
 def planned_teacher(
     order: Order, loaded: LoadedModel, device: torch.device, fingerprint: str
 ) -> Teacher | None:
-    """The run's teacher, not loaded yet; None where it has none."""
-    asked, model = order.spec.teacher, order.spec.model
+    """The run's teacher, not loaded yet; None where it has none. A tuned one is where it was written."""
+    asked = order.spec.teacher
     if asked is None:
         return None
-    is_the_original = (asked.from_, asked.revision) == (model.from_, model.revision)
-    tokens = None if is_the_original else loaded.tokenizer.get_vocab()
+    tuned = asked.tune is not None
+    tokens = None if is_the_original(order.spec) and not tuned else loaded.tokenizer.get_vocab()
     cache = LogitsCache(order.folder / "teacher-logits", fingerprint) if asked.cache_logits else None
     return Teacher(
-        asked.from_,
-        asked.revision,
+        tuned_teacher_address(order) if tuned else asked.from_,
+        None if tuned else asked.revision,
         loaded.model.config.vocab_size,
         device,
         tokens,

@@ -148,7 +148,13 @@ class Teacher:
 
     def _loaded(self) -> PreTrainedModel:
         model = load_weights(self._address, self._revision, self._dtype)
-        self._compare_vocabularies(model.config.vocab_size)
+        compare_vocabularies(
+            self._address,
+            self._revision,
+            model.config.vocab_size,
+            self._student_vocabulary,
+            self._student_tokens,
+        )
         model.requires_grad_(False)
         if self._precision == "Int8":
             quantize_to_int8(model)
@@ -171,28 +177,41 @@ class Teacher:
             return torch.bfloat16
         return torch.float32
 
-    def _compare_vocabularies(self, vocabulary: int) -> None:
-        """Raises TeacherUnavailable where the same number may mean one token here and another there.
 
-        Models of one family may have outputs of other widths, since some are padded: that is no difference,
-        where the tokenizers show it.
-        """
-        tokens = None
-        if self._student_tokens is not None:
-            tokens = load_vocabulary(self._address, self._revision)
-        for token, number in (tokens or {}).items():
-            if self._student_tokens is not None and self._student_tokens.get(token) != number:
-                raise TeacherUnavailable(
-                    f"the teacher {self._address} has token {token!r} at {number} and the student at "
-                    f"{self._student_tokens.get(token, 'none')}, so their logits speak of other tokens; "
-                    "name a teacher of the student's own family"
-                )
-        if vocabulary != self._student_vocabulary and not tokens:
+def compare_vocabularies(
+    address: str,
+    revision: str | None,
+    vocabulary: int,
+    student_vocabulary: int,
+    student_tokens: Mapping[str, int] | None,
+) -> None:
+    """Raises TeacherUnavailable where the same number may mean one token to a teacher and another to the
+    student.
+
+    Models of one family may have outputs of other widths, since some are padded: that is no difference,
+    where the tokenizers show it.
+
+    Args:
+        address: of the teacher, as in `models.load.load_model`.
+        revision: branch, tag or commit of a hub repository.
+        vocabulary: the width of the teacher's logits.
+        student_vocabulary: that of the student's.
+        student_tokens: as in `Teacher`.
+    """
+    tokens = None if student_tokens is None else load_vocabulary(address, revision)
+    for token, number in (tokens or {}).items():
+        if student_tokens is not None and student_tokens.get(token) != number:
             raise TeacherUnavailable(
-                f"the teacher {self._address} has a vocabulary of {vocabulary} tokens and the student one of "
-                f"{self._student_vocabulary}, and no tokenizer says which of them are the same; put the "
-                "files of its tokenizer beside its weights, or name a teacher of the student's own family"
+                f"the teacher {address} has token {token!r} at {number} and the student at "
+                f"{student_tokens.get(token, 'none')}, so their logits speak of other tokens; "
+                "name a teacher of the student's own family"
             )
+    if vocabulary != student_vocabulary and not tokens:
+        raise TeacherUnavailable(
+            f"the teacher {address} has a vocabulary of {vocabulary} tokens and the student one of "
+            f"{student_vocabulary}, and no tokenizer says which of them are the same; put the "
+            "files of its tokenizer beside its weights, or name a teacher of the student's own family"
+        )
 
 
 def load_together(teacher: Teacher, ranks: Ranks) -> None:

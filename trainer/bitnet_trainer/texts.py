@@ -1,5 +1,6 @@
 """The text of a run as its data takes it: where each source is, and how much is asked of it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from bitnet_crds.data import Source
@@ -9,28 +10,34 @@ from bitnet_crds.protocol import Order
 from bitnet_trainer.data import Dataset, Origin, SourceText, pinned, place_in
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.record import RunRecord
+from bitnet_trainer.tuned_teacher import tuning_of
 
 
 def source_texts(order: Order, ranks: Ranks) -> list[SourceText]:
     """The sources, the same on every rank. Raises DataUnavailable for a dataset that the hub does not have.
 
-    A dataset is read at the commit that it had when the run began, which run.json tells.
+    A dataset is read at the commit that it had when the run began, which run.json tells. Where a teacher is
+    tuned, it and the run read the same text, as much as the longer of them can ask for: else the tail that is
+    held out would be another one, and the teacher could be tuned on it.
     """
     return ranks.from_first(_source_texts(order) if ranks.first else None)
 
 
 def _source_texts(order: Order) -> list[SourceText]:
-    record = RunRecord.read(order.folder / "run.json")
-    most = sequences_at_most(order.spec, order.plan)
+    tuning = tuning_of(order)
+    orders = [order] if tuning is None else [order, tuning]
+    found = (RunRecord.read(each.folder / "run.json") for each in orders)
+    records = [record for record in found if record is not None]
+    demands = [sequences_at_most(each.spec, each.plan) for each in orders]
     # A classifier's records may be sorted by label, and the first ones be of one.
     limited = order.spec.classification is None
     return [
         SourceText(
             source.name,
-            _pinned(source, record),
+            _pinned(source, records),
             source.weight,
             source.field,
-            most[source.name] if limited else None,
+            max(most[source.name] for most in demands) if limited else None,
         )
         for source in order.spec.data.sources
     ]
@@ -46,13 +53,14 @@ def origin_of(source: Source) -> Origin:
     return location.path
 
 
-def _pinned(source: Source, record: RunRecord | None) -> Origin:
+def _pinned(source: Source, records: Sequence[RunRecord]) -> Origin:
     origin = origin_of(source)
     if not isinstance(origin, Dataset):
         return origin
-    reading = record.sources.get(source.name) if record is not None else None
-    # Whatever else of the run may have changed.
-    same = record is not None and any(origin_of(earlier) == origin for earlier in record.spec.data.sources)
-    if reading is not None and reading.revision is not None and same:
-        return replace(origin, revision=reading.revision)
+    for record in records:
+        reading = record.sources.get(source.name)
+        # Whatever else of the run may have changed.
+        same = any(origin_of(earlier) == origin for earlier in record.spec.data.sources)
+        if reading is not None and reading.revision is not None and same:
+            return replace(origin, revision=reading.revision)
     return pinned(source.name, origin)

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from bitnet_crds.carried_out import carried_out
 from bitnet_crds.protocol import (
     PHASE_BOUNDARY,
     ExitCode,
@@ -47,10 +48,10 @@ def main() -> None:
 
 def _report(path: Path, rank: int, stop: StopRequest) -> TerminationReport:
     order = Order.model_validate_json(path.read_text())
-    phase = order.plan.phase_at(order.first_step)
+    run = carried_out(order)
     reporter = Reporter(
-        Progress(total_steps=order.plan.end_step, phase=phase.name),
-        [each.name for each in order.plan.phases],
+        Progress(total_steps=run.plan.end_step, phase=run.plan.phase_at(run.first_step).name),
+        [phase.name for phase in run.plan.phases],
     )
     try:
         # Here and not above: importing torch takes seconds, and its failure is reported too.

@@ -68,7 +68,7 @@ class LocalStore:
             for file in sorted(file for file in staging.rglob("*") if file.is_file()):
                 name = file.relative_to(staging).as_posix()
                 if writer_of(name) == self._rank:
-                    _flush(file)
+                    flush(file)
                     sums[name] = [file.stat().st_size, _sha256(file)]
         except OSError as error:
             raise _cannot_write(staging, error) from error
@@ -79,16 +79,16 @@ class LocalStore:
         staging, final = self.staging(step), self.root / name_of(step)
         try:
             for folder in {(staging / name).parent for name in files} | {staging}:
-                _flush(folder)
+                flush(folder)
             # Only one without a marker can be there: one set aside, or killed before the marker was made.
             shutil.rmtree(final, ignore_errors=True)
             staging.rename(final)
-            _flush(self.root)
+            flush(self.root)
             pending = final / f".{MARKER}"
             pending.write_text(json.dumps({"files": files}, indent=1))
-            _flush(pending)
+            flush(pending)
             pending.rename(final / MARKER)
-            _flush(final)
+            flush(final)
         except OSError as error:
             raise _cannot_write(final, error) from error
         try:
@@ -193,7 +193,8 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Returns when a file, or the names in a folder, would outlast a loss of power. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -69,6 +69,11 @@ def load_trained(source: Path, formats: tuple[ExportFormat, ...] = ()) -> Traine
     record = RunRecord.read(folder / _RECORD)
     if record is None:
         raise BadInput(f"{folder / _RECORD} cannot be read, or is of another version; name another run")
+    if not record.converted_layers:
+        raise BadInput(
+            f"{folder} is where a teacher was tuned, and nothing of that is quantised; name the run's own "
+            "folder, or the tuned teacher in it"
+        )
     checkpoint = _sound(source, folder)
     loaded = load_student(record.spec)
     check_exportable(loaded.model, record.spec.quantization, formats, loaded.tokenizer)

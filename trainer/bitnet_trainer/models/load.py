@@ -92,9 +92,9 @@ def load_model(address: str, revision: str | None = None) -> LoadedModel:
     return LoadedModel(_weights(source, torch.float32), _tokenizer(source), str(source))
 
 
-def load_tokenizer(address: str) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer alone; address and errors as in `load_model`."""
-    return _tokenizer(_resolve(address, None))
+def load_tokenizer(address: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer alone; arguments and errors as in `load_model`."""
+    return _tokenizer(_resolve(address, revision))
 
 
 def load_vocabulary(address: str, revision: str | None = None) -> dict[str, int] | None:

@@ -6,6 +6,11 @@ from bitnet_trainer.errors import BadInput
 from bitnet_trainer.quantization.bitlinear import QuantizationLambda
 
 
+def has_lambda(model: nn.Module) -> bool:
+    """Whether `model` has a BitLinear, and so something that lambda has an effect on."""
+    return any(isinstance(module, QuantizationLambda) for module in model.modules())
+
+
 def set_lambda(model: nn.Module, value: float) -> None:
     """Sets lambda of every BitLinear in `model`, in place.
 
