@@ -295,6 +295,9 @@ class Told(Report):
     """health.nonFinite.skipSteps."""
 
 
+Purpose = Literal["Train", "TuneTeacher"]
+
+
 class Order(Record):
     """What the operator hands a trainer: the whole run, and which job of it this is."""
 
@@ -308,7 +311,7 @@ class Order(Record):
     """The step that its pods are made for, and begin at unless an older checkpoint is all that is there."""
     scratch: str = SCRATCH
     """A folder on each machine that trains, for a run whose checkpoints are in a bucket."""
-    purpose: Literal["Train", "TuneTeacher"] = "Train"
+    purpose: Purpose = "Train"
     """TuneTeacher: this job tunes the run's teacher (`carried_out` says as what), and no step of the run is
     trained."""
 

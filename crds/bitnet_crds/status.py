@@ -4,7 +4,7 @@ from enum import StrEnum
 from typing import Literal
 
 from bitnet_crds.adjustments import Adjustments
-from bitnet_crds.protocol import Evaluation
+from bitnet_crds.protocol import Evaluation, Purpose
 from bitnet_crds.record import Report
 from bitnet_crds.shapes import Shape
 
@@ -73,6 +73,8 @@ class Ending(Report):
     """`Suspended`, `SpecChanged`, `LossPlateau`, or what stalled: `Unresponsive`, `ImagePullBackOff`…"""
     message: str
     at: str
+    phase: str | None = None
+    """With LossPlateau: the phase of spec.phases whose loss it is."""
 
 
 class Segment(Report):
@@ -88,6 +90,8 @@ class Segment(Report):
     end_step: int
     """The step it is to end before."""
     shape: Shape
+    purpose: Purpose = "Train"
+    """TuneTeacher: its steps are the tuning's, and none of the run's."""
     outcome: SegmentOutcome = SegmentOutcome.RUNNING
     last_step: int | None = None
     """The last step its pods were heard to complete (a count: 3 means steps 0, 1 and 2)."""
@@ -99,6 +103,8 @@ class Segment(Report):
     """What the pod said, or what Kubernetes said of it."""
     ending: Ending | None = None
     """Why the operator ended it, where it did."""
+    then: SegmentReason | None = None
+    """Why the next segment begins; none where the run ended with it."""
     checkpoint_step: int | None = None
     """Steps completed in the newest committed checkpoint when it had ended."""
     pods: str | None = None

@@ -107,8 +107,8 @@ class Api:
         )
 
     async def delete(self, path: str) -> dict[str, Any]:
-        """Deletes the object at `path`; what it owns goes after it."""
-        return await self._request("DELETE", path, {"propagationPolicy": "Background"})
+        """Deletes the object at `path`, which is gone once all that it owns is."""
+        return await self._request("DELETE", path, {"propagationPolicy": "Foreground"})
 
     async def _request(
         self,

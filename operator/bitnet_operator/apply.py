@@ -7,14 +7,26 @@ from http import HTTPStatus
 from typing import Any
 
 from bitnet_crds import BitNetRun, BitNetRunStatus, Plan, parse_run
+from bitnet_crds.protocol import TOLD_ANNOTATION
 from bitnet_crds.spec import API_VERSION, KIND
-from bitnet_operator.api import CONFIG_MAPS, EVENTS, FIELD_MANAGER, RUNS, Api, ApiError, Resource, is_owned
+from bitnet_operator.api import (
+    CONFIG_MAPS,
+    EVENTS,
+    FIELD_MANAGER,
+    PODS,
+    RUNS,
+    Api,
+    ApiError,
+    Resource,
+    is_owned,
+)
 from bitnet_operator.backends.backend import Backend
 from bitnet_operator.backends.kinds import backend_of
-from bitnet_operator.decision import ChildRefusedError, Decision, Event, KindMissingError
-from bitnet_operator.desired import order_config_map, order_name
+from bitnet_operator.decision import ChildRefusedError, Decision, Event, KindMissingError, Tell
+from bitnet_operator.desired import as_annotation, order_config_map, order_name
 from bitnet_operator.moments import timestamp
 from bitnet_operator.observation import Key, Observation
+from bitnet_operator.segments import order_of
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +53,9 @@ async def apply(
             if error.status not in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY):
                 raise
             raise ChildRefusedError(str(error)) from error
-    for job in (*decision.delete, *filter(None, [decision.stop])):
+    if decision.tell is not None:
+        await _tell(api, key.namespace, decision.tell)
+    for job in decision.delete:
         for kind in (backend.RESOURCE, *backend.BESIDE):
             await _delete(api, kind.path(key.namespace, job))
         await _delete(api, CONFIG_MAPS.path(key.namespace, order_name(job)))
@@ -62,8 +76,9 @@ async def _ensure(
     """The job and its order exist afterwards. The order comes first, since the job's pods mount it."""
     namespace = run.metadata.namespace
     segment = next(segment for segment in reversed(status.segments) if segment.job == job)
-    children = backend.manifests(run, job, segment.shape, trainer_image)
-    for kind, manifest in ((CONFIG_MAPS, order_config_map(run, plan, job)), *children):
+    order = order_of(run, plan, segment)
+    children = backend.manifests(run, order, trainer_image)
+    for kind, manifest in ((CONFIG_MAPS, order_config_map(run, order)), *children):
         await _create(api, kind, manifest)
     log.info("%s/%s: job %s is there", namespace, run.metadata.name, job)
 
@@ -80,6 +95,16 @@ async def _create(api: Api, kind: Resource, manifest: Mapping[str, Any]) -> None
         if not is_owned(existing, metadata["ownerReferences"][0]["uid"]):
             # Of an earlier run of this name, most likely, whose children the cluster is still removing.
             raise ApiError(error.status, f"{metadata['name']} exists and is not this run's") from error
+
+
+async def _tell(api: Api, namespace: str, tell: Tell) -> None:
+    """The pod has the words as its annotation; one that is gone has nothing more to hear."""
+    annotations = {TOLD_ANNOTATION: as_annotation(tell.words)}
+    try:
+        await api.merge_patch(PODS.path(namespace, tell.pod), {"metadata": {"annotations": annotations}})
+    except ApiError as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
 
 
 async def _delete(api: Api, path: str) -> None:

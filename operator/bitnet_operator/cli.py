@@ -26,8 +26,9 @@ from bitnet_operator.backends.local import (
     only_driver,
     read_status,
 )
-from bitnet_operator.decide import Settings, reopened
+from bitnet_operator.case import Settings
 from bitnet_operator.documents import check_local_files, read_document
+from bitnet_operator.failing import reopened
 from bitnet_operator.live import LiveView
 from bitnet_operator.local_folder import local_folder
 from bitnet_operator.moments import parse_timestamp
@@ -203,7 +204,7 @@ async def _drive(document: dict[str, Any], run: BitNetRun, ledger: Plan) -> Loca
     key = Key(run.metadata.namespace, run.metadata.name)
     async with aiohttp.ClientSession() as http:
         with LiveView(run, ledger, out) as view:
-            machine = LocalMachine(document, http)
+            machine = LocalMachine(document, http, since=datetime.now(UTC))
             # Whoever runs a failed run again has mended what was wrong.
             machine.status = reopened(machine.status)
             loop = asyncio.get_running_loop()

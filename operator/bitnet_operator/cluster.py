@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import aiohttp
 
@@ -16,7 +17,7 @@ from bitnet_operator.observe import observe
 _PAGE = 500
 
 
-@dataclass(frozen=True)
+@dataclass
 class Cluster:
     """A Kubernetes cluster, seen through its API server and its pods' /progress."""
 
@@ -25,10 +26,13 @@ class Cluster:
     """For asking pods; it never carries the operator's credentials."""
     trainer_image: str
     metrics: RunMetrics
+    since: datetime | None = None
+    """When this operator first looked at a run, since when it can tell what moves."""
 
     async def observe(self, key: Key) -> Observation | None:
         """The run as it stands now; None where it is gone or going."""
-        observation = await observe(self.api, self.http, key)
+        self.since = self.since or datetime.now(UTC)
+        observation = await observe(self.api, self.http, key, self.since)
         if observation is None:
             self.metrics.gone(key)
         return observation

@@ -1,10 +1,20 @@
 """Conditions in a status: the one place that sets them, so that transition times move only on change."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
-from bitnet_crds import Condition, Progress
+from bitnet_crds import BitNetRunStatus, Condition
 
 MESSAGE_LIMIT = 1024
+
+
+class Said(NamedTuple):
+    """What a condition is to say."""
+
+    type: str
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str
 
 
 def set_condition(
@@ -18,7 +28,7 @@ def set_condition(
     now: str,
 ) -> tuple[Condition, ...]:
     """The conditions with this one set, in their old order. `now` is used only where `status` changes."""
-    before = next((condition for condition in conditions if condition.type == type_), None)
+    before = condition(conditions, type_)
     since = before.last_transition_time if before and before.status == status else now
     after = Condition(
         type=type_,
@@ -30,31 +40,22 @@ def set_condition(
     )
     if before is None:
         return (*conditions, after)
-    return tuple(after if condition is before else condition for condition in conditions)
+    return tuple(after if each is before else each for each in conditions)
 
 
-def about_warnings(
-    conditions: tuple[Condition, ...], progress: Progress
-) -> tuple[str, Literal["True", "False"], str, str] | None:
-    """The same of what the trainer warns of. It appears with the first warning, and turns where a later
-    process has none."""
-    if progress.warnings:
-        return "Warnings", "True", "TrainerWarned", " ".join(progress.warnings)
-    if any(condition.type == "Warnings" for condition in conditions):
-        return "Warnings", "False", "NoWarnings", "the trainer warns of nothing"
-    return None
+def condition(conditions: tuple[Condition, ...], type_: str) -> Condition | None:
+    """The condition of that type, if there is one."""
+    return next((condition for condition in conditions if condition.type == type_), None)
 
 
-def about_checkpoints(
-    conditions: tuple[Condition, ...], progress: Progress
-) -> tuple[str, Literal["True", "False"], str, str] | None:
-    """Type, status, reason and message of the condition on checkpoints; None where nothing is to be said.
+def say(status: BitNetRunStatus, document: Mapping[str, Any], now: str, *said: Said) -> BitNetRunStatus:
+    """The status with these conditions set, of the generation that `document` has."""
+    conditions = status.conditions
+    for each in said:
+        conditions = set_condition(conditions, *each, generation=generation(document), now=now)
+    return status.model_copy(update={"conditions": conditions})
 
-    It appears when one fails and training goes on without, and turns when one succeeds.
-    """
-    if progress.checkpoint_error is not None:
-        return "Checkpointing", "False", "CheckpointFailed", progress.checkpoint_error
-    known = any(condition.type == "Checkpointing" for condition in conditions)
-    if known and progress.checkpoint is not None and progress.checkpoint_at is not None:
-        return "Checkpointing", "True", "Committed", f"step {progress.checkpoint.step} is kept"
-    return None
+
+def generation(document: Mapping[str, Any]) -> int:
+    """metadata.generation of a run as the API server returns it; 1 of one on this machine."""
+    return int(document.get("metadata", {}).get("generation", 1))

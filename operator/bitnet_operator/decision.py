@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bitnet_crds import BitNetRunStatus
+from bitnet_crds.protocol import Told
 
 
 class ChildRefusedError(Exception):
@@ -24,6 +25,15 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Tell:
+    """What the first pod of a job is to be told; it tells the others."""
+
+    job: str
+    pod: str
+    words: Told
+
+
+@dataclass(frozen=True)
 class Decision:
     """What is to be true next: children first, then the status, then events."""
 
@@ -31,8 +41,8 @@ class Decision:
     """The whole status as it is to stand."""
     ensure: str | None = None
     """The child job that is to exist; nothing happens where it does."""
-    stop: str | None = None
-    """The child job whose pods are to be asked to stop, keeping what they said."""
+    tell: Tell | None = None
+    """What a pod that trains is to be told."""
     delete: tuple[str, ...] = ()
     """Child jobs that are to be gone."""
     events: tuple[Event, ...] = ()

@@ -5,19 +5,23 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from bitnet_crds import BitNetRun, Order, Plan
+from bitnet_crds import BitNetRun, Order
 from bitnet_crds.locations import PVC_MOUNT_ROOT, parse_location
-from bitnet_crds.protocol import PROGRESS_PORT
+from bitnet_crds.protocol import PROGRESS_PORT, TOLD_ANNOTATION, TOLD_FILE, Told
 from bitnet_crds.spec import API_VERSION, KIND, BitNetRunSpec
 from bitnet_operator.pod_template import merge
+from bitnet_operator.segments import pods_of_first_phase, pods_of_order, told
 
 RUN_LABEL = "bitnet.training/run"
 JOB_LABEL = "bitnet.training/job"
+PODS_ANNOTATION = "bitnet.training/pods"
+"""Of a job: `Segment.pods` of the segment that it was made for."""
 CONTAINER = "pytorch"
 QUEUE_LABELS = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")
 """Labels of a run that go on to its jobs, for a queueing system that decides when they may have pods."""
 ORDER_FOLDER = "/etc/bitnet"
 CACHE_FOLDER = "/var/cache/bitnet"
+_TOLD_FOLDER, _, _TOLD_NAME = TOLD_FILE.rpartition("/")
 
 
 def order_name(job: str) -> str:
@@ -25,16 +29,15 @@ def order_name(job: str) -> str:
     return f"{job}-order"
 
 
-def order_config_map(run: BitNetRun, plan: Plan, job: str) -> dict[str, Any]:
+def order_config_map(run: BitNetRun, order: Order) -> dict[str, Any]:
     """The ConfigMap that tells a job's pods what to train. `plan.json` is there for people to read."""
-    order = Order(namespace=run.metadata.namespace, name=run.metadata.name, job=job, spec=run.spec, plan=plan)
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": child_metadata(run, order_name(job), job),
+        "metadata": child_metadata(run, order_name(order.job), order.job),
         "data": {
             "order.json": order.model_dump_json(by_alias=True, exclude_none=True),
-            "plan.json": plan.model_dump_json(by_alias=True, indent=2),
+            "plan.json": order.plan.model_dump_json(by_alias=True, indent=2),
         },
     }
 
@@ -58,11 +61,15 @@ def child_metadata(run: BitNetRun, name: str, job: str) -> dict[str, Any]:
     }
 
 
-def job_metadata(run: BitNetRun, job: str) -> dict[str, Any]:
-    """Metadata of the job itself: a child's, and the labels by which the job is queued."""
-    metadata = child_metadata(run, job, job)
+def job_metadata(run: BitNetRun, order: Order) -> dict[str, Any]:
+    """Metadata of the job itself: a child's, the labels by which the job is queued, and what its pods are
+    made from, by which an operator that finds it knows whether it is still right."""
+    metadata = child_metadata(run, order.job, order.job)
     queued = {label: run.metadata.labels[label] for label in QUEUE_LABELS if label in run.metadata.labels}
-    return metadata | {"labels": metadata["labels"] | queued}
+    return metadata | {
+        "labels": metadata["labels"] | queued,
+        "annotations": {PODS_ANNOTATION: pods_of_order(order)},
+    }
 
 
 def labels(run: BitNetRun, job: str) -> dict[str, str]:
@@ -74,15 +81,21 @@ def labels(run: BitNetRun, job: str) -> dict[str, str]:
     }
 
 
-def pod_template(run: BitNetRun, job: str, trainer_image: str) -> dict[str, Any]:
-    """The template of a job's pods: the operator's own, with spec.workers.template merged over it.
+def pod_template(run: BitNetRun, order: Order, trainer_image: str) -> dict[str, Any]:
+    """The template of a job's pods: the operator's own, with those of spec.workers and of the phase that the
+    pods begin with merged over it.
 
-    Pods hold no Kubernetes credentials: they are asked, and answer.
+    Pods hold no Kubernetes credentials: they are asked, and answer; what they are told is an annotation, and
+    a file to them.
     """
-    gpus = run.spec.workers.gpus_per_worker
+    job, pods = order.job, pods_of_first_phase(order)
+    gpus = pods.gpus_per_worker
     claims = {claim: _volume(claim) for claim in sorted(_claims(run.spec))}
     base = {
-        "metadata": {"labels": labels(run, job)},
+        "metadata": {
+            "labels": labels(run, job),
+            "annotations": {TOLD_ANNOTATION: as_annotation(told(run.spec))},
+        },
         "spec": {
             "automountServiceAccountToken": False,
             "terminationGracePeriodSeconds": 60,
@@ -104,6 +117,7 @@ def pod_template(run: BitNetRun, job: str, trainer_image: str) -> dict[str, Any]
                     "resources": {"limits": {"nvidia.com/gpu": gpus}} if gpus else {},
                     "volumeMounts": [
                         {"name": "order", "mountPath": ORDER_FOLDER, "readOnly": True},
+                        {"name": "told", "mountPath": _TOLD_FOLDER, "readOnly": True},
                         {"name": "shared-memory", "mountPath": "/dev/shm"},
                         {"name": "cache", "mountPath": CACHE_FOLDER},
                         *(
@@ -115,6 +129,7 @@ def pod_template(run: BitNetRun, job: str, trainer_image: str) -> dict[str, Any]
             ],
             "volumes": [
                 {"name": "order", "configMap": {"name": order_name(job)}},
+                {"name": "told", "downwardAPI": {"items": [_told_item()]}},
                 # NCCL and data loading share memory through /dev/shm, of which a container has 64 MiB.
                 {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
                 # Models fetched from a hub or a bucket, and what goes to one (`Order.scratch`). A claim here
@@ -129,7 +144,19 @@ def pod_template(run: BitNetRun, job: str, trainer_image: str) -> dict[str, Any]
     }
     # The labels once more: without them nobody would find the pods again.
     found_by = {"metadata": {"labels": labels(run, job)}}
-    return merge(merge(base, run.spec.workers.template or {}), found_by)
+    for template in (*pods.templates, found_by):
+        base = merge(base, template)
+    return base
+
+
+def as_annotation(words: Told) -> str:
+    """What a pod is told, as its annotation has it."""
+    return words.model_dump_json(by_alias=True, exclude_none=True)
+
+
+def _told_item() -> dict[str, Any]:
+    field = f"metadata.annotations['{TOLD_ANNOTATION}']"
+    return {"path": _TOLD_NAME, "fieldRef": {"fieldPath": field}}
 
 
 def _tracking(spec: BitNetRunSpec) -> Iterable[dict[str, Any]]:

@@ -17,8 +17,8 @@ from prometheus_client import REGISTRY, start_http_server
 
 from bitnet_operator import handlers, health
 from bitnet_operator.api import ApiError, connect
+from bitnet_operator.case import Settings
 from bitnet_operator.cluster import Cluster
-from bitnet_operator.decide import Settings
 from bitnet_operator.leader import Leadership, NotLeadingError, own_identity, pod_namespace
 from bitnet_operator.metrics import LEADER, RunMetrics
 from bitnet_operator.observation import Key

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
 from bitnet_crds import BitNetRunStatus, Progress, TerminationReport
+from bitnet_crds.protocol import Told
 
 
 class Key(NamedTuple):
@@ -26,6 +28,13 @@ class JobState(Enum):
     FAILED = auto()
     SUSPENDED = auto()
     """Held by a queue; has no pods."""
+    ENDING = auto()
+    """Being removed, and with it its pods, which may still write a checkpoint."""
+
+    @property
+    def live(self) -> bool:
+        """Whether it has pods that train, or may get some."""
+        return self in (JobState.ACTIVE, JobState.SUSPENDED)
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,8 @@ class Pod:
     """Its last word, where there was one to read."""
     message: str | None = None
     """What else was found in the termination message or said of the container."""
+    told: Told | None = None
+    """What the operator told it so far, where that can be read."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,18 @@ class Job:
     pods: tuple[Pod, ...] = ()
     progress: Progress | None = None
     """What rank 0 answered, where it could be asked."""
+    made_from: str | None = None
+    """What `Segment.pods` says of the segment that it was made for."""
+
+    @property
+    def by_rank(self) -> tuple[Pod, ...]:
+        """Its pods, the one with rank 0 first."""
+        return tuple(sorted(self.pods, key=lambda pod: (pod.rank, pod.name)))
+
+    @property
+    def first_pod(self) -> Pod | None:
+        """The pod that runs rank 0, if one does."""
+        return next((pod for pod in self.pods if pod.rank == 0 and pod.running), None)
 
 
 @dataclass(frozen=True)
@@ -72,6 +95,10 @@ class Observation:
     jobs: tuple[Job, ...] = ()
     stop_requested: bool = False
     """Whether a person wants the run to stop here and go on another time."""
+    left_over: tuple[str, ...] = ()
+    """Names of the run's pods that still run while their job is gone."""
+    watched_since: datetime | None = None
+    """Since when somebody looks at runs: what nobody could see before is no stall."""
 
     def job(self, name: str) -> Job | None:
         """The child of that name, if it exists."""

@@ -1,6 +1,7 @@
 """observe: reads the cluster into an Observation. Decides nothing."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -8,15 +9,18 @@ import aiohttp
 from pydantic import ValidationError
 
 from bitnet_crds import BitNetRunStatus, TerminationReport
+from bitnet_crds.protocol import TOLD_ANNOTATION, Told
 from bitnet_operator.api import PODS, RUNS, Api, ApiError, Resource, is_owned
 from bitnet_operator.backends.backend import Backend
 from bitnet_operator.backends.kinds import backend_of
-from bitnet_operator.desired import CONTAINER, RUN_LABEL
+from bitnet_operator.desired import CONTAINER, PODS_ANNOTATION, RUN_LABEL
 from bitnet_operator.observation import Job, JobState, Key, Observation, Pod
 from bitnet_operator.progress import ask
 
 
-async def observe(api: Api, http: aiohttp.ClientSession, key: Key) -> Observation | None:
+async def observe(
+    api: Api, http: aiohttp.ClientSession, key: Key, watched_since: datetime | None = None
+) -> Observation | None:
     """The run, its jobs, their pods and what rank 0 says; None where the run is gone or being deleted."""
     try:
         document = await api.get(RUNS.path(*key))
@@ -31,13 +35,24 @@ async def observe(api: Api, http: aiohttp.ClientSession, key: Key) -> Observatio
     backend = backend_of(document)
     jobs = await _list(api, backend.RESOURCE, key.namespace, selector)
     pods = await _list(api, PODS, key.namespace, selector)
+    own = [job for job in jobs if is_owned(job, document["metadata"]["uid"])]
     observed = [
         await _job(http, backend, job, [pod for pod in pods if is_owned(pod, job["metadata"]["uid"])])
-        for job in jobs
-        if is_owned(job, document["metadata"]["uid"]) and not _is_going(job)
+        for job in own
     ]
-    status = BitNetRunStatus.model_validate(document.get("status") or {})
-    return Observation(document=document, status=status, jobs=tuple(observed))
+    left_over = [
+        pod["metadata"]["name"]
+        for pod in pods
+        if not any(is_owned(pod, job["metadata"]["uid"]) for job in own) and _holds_machine(pod)
+    ]
+    return Observation(
+        document=document,
+        status=BitNetRunStatus.model_validate(document.get("status") or {}),
+        jobs=tuple(observed),
+        stop_requested=document.get("spec", {}).get("suspend") is True,
+        left_over=tuple(sorted(left_over)),
+        watched_since=watched_since,
+    )
 
 
 def _is_going(manifest: Mapping[str, Any]) -> bool:
@@ -59,6 +74,8 @@ async def _job(
     http: aiohttp.ClientSession, backend: Backend, job: Mapping[str, Any], pods: list[dict[str, Any]]
 ) -> Job:
     state, message = backend.state(job)
+    if _is_going(job):
+        state = JobState.ENDING
     progress = None
     if state is JobState.ACTIVE:
         for pod in pods:
@@ -69,7 +86,8 @@ async def _job(
     # What a pod says itself is more than what is said of it.
     observed |= {pod["metadata"]["name"]: _pod(pod, backend.pod_rank(pod)) for pod in pods}
     by_rank = tuple(sorted(observed.values(), key=lambda pod: pod.rank))
-    return Job(job["metadata"]["name"], state, message, by_rank, progress)
+    made_from = job["metadata"].get("annotations", {}).get(PODS_ANNOTATION)
+    return Job(job["metadata"]["name"], state, message, by_rank, progress, made_from)
 
 
 def _pod(pod: Mapping[str, Any], rank: int) -> Pod:
@@ -89,7 +107,21 @@ def _pod(pod: Mapping[str, Any], rank: int) -> Pod:
         exit_code=terminated.get("exitCode"),
         report=report,
         message=None if report else message or _evicted(pod) or terminated.get("reason"),
+        told=_told(pod),
     )
+
+
+def _holds_machine(pod: Mapping[str, Any]) -> bool:
+    """Whether a pod has, or may still get, the node that it was given."""
+    return "nodeName" in pod["spec"] and pod["status"].get("phase") not in ("Succeeded", "Failed")
+
+
+def _told(pod: Mapping[str, Any]) -> Told | None:
+    """What the pod was told; None where that is not to be read, so that it is told again."""
+    try:
+        return Told.model_validate_json(pod["metadata"].get("annotations", {}).get(TOLD_ANNOTATION, ""))
+    except ValidationError:
+        return None
 
 
 def _evicted(pod: Mapping[str, Any]) -> str | None:

@@ -4,8 +4,10 @@ from datetime import datetime
 from typing import Protocol
 
 from bitnet_crds import InvalidRun, Plan, parse_run, plan
-from bitnet_operator.decide import Settings, child_refused, decide, reject
+from bitnet_operator.case import Settings
+from bitnet_operator.decide import decide
 from bitnet_operator.decision import ChildRefusedError, Decision, KindMissingError
+from bitnet_operator.failing import child_refused, reject
 from bitnet_operator.observation import Key, Observation
 from bitnet_operator.policies.kind import kind_missing
 
@@ -34,7 +36,7 @@ async def reconcile(world: World, key: Key, now: datetime, settings: Settings) -
     ledger: Plan | None = None
     try:
         run = parse_run(observation.document)
-        ledger = plan(run.spec)
+        ledger = plan(run.spec, observation.status.adjustments)
     except InvalidRun as invalid:
         decision = reject(observation, invalid, now)
     else:

@@ -1,43 +1,19 @@
 """A small run in three phases, the teacher in the last, and the observations that tests make of it."""
 
-import copy
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from bitnet_crds import BitNetRunStatus, Plan, Progress, parse_run, plan
 from bitnet_crds.protocol import Checkpoint
-from bitnet_operator.decide import Settings, decide
+from bitnet_operator.case import Settings
+from bitnet_operator.decide import decide
 from bitnet_operator.decision import Decision
 from bitnet_operator.observation import Job, JobState, Observation, Pod
-
-START = datetime(2026, 1, 1, tzinfo=UTC)
-
-DOCUMENT: dict[str, Any] = {
-    "apiVersion": "bitnet.training/v1alpha1",
-    "kind": "BitNetRun",
-    "metadata": {"name": "small", "namespace": "team", "uid": "u-1", "generation": 1, "resourceVersion": "7"},
-    "spec": {
-        "model": {"from": "file:///models/student"},
-        "data": {"sequenceLength": 16, "sources": [{"name": "text", "uri": "file:///text"}]},
-        "budget": {"tokens": 16 * 8 * 10, "globalBatchSize": 8},
-        "phases": [
-            {"name": "warmup", "until": "20%", "objectives": {"crossEntropy": {"weight": 1}}},
-            {"name": "main", "until": "60%", "objectives": {"crossEntropy": {"weight": 1}}},
-            {
-                "name": "distill",
-                "until": "100%",
-                "objectives": {"crossEntropy": {"weight": 1}, "teacherLogits": {"weight": 1}},
-            },
-        ],
-        "teacher": {"from": "file:///models/teacher"},
-        "workers": {"count": 2, "gpusPerWorker": 0, "microBatchSize": 4},
-        "checkpoint": {"uri": "file:///runs", "everySteps": 2},
-        "retries": 2,
-    },
-}
+from bitnet_operator.segments import told
+from small_run import START, small_document
 
 
 class Scene:
@@ -46,14 +22,25 @@ class Scene:
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = document
         self.run = parse_run(document)
-        self.plan: Plan = plan(self.run.spec)
         self.status = BitNetRunStatus()
         self.now = START
         self.settings = Settings(progress_interval=15, first_retry_delay=10)
+        self.told = told(self.run.spec)
 
-    def decide(self, *jobs: Job, stop: bool = False) -> Decision:
+    @property
+    def plan(self) -> Plan:
+        """The ledger, after what befell the run."""
+        return plan(self.run.spec, self.status.adjustments)
+
+    def change(self, **spec: Any) -> None:
+        """A person edits these fields of the spec."""
+        self.document["spec"] |= spec
+        self.document["metadata"]["generation"] += 1
+        self.run = parse_run(self.document)
+
+    def decide(self, *jobs: Job, stop: bool = False, left_over: tuple[str, ...] = ()) -> Decision:
         """Decides on these jobs and writes the status down."""
-        observation = Observation(self.document, self.status, jobs, stop)
+        observation = Observation(self.document, self.status, jobs, stop, left_over)
         decision = decide(self.run, self.plan, observation, self.now, self.settings)
         self.status = decision.status
         return decision
@@ -79,7 +66,9 @@ class Scene:
     def active(self, step: int | None = None, checkpoint: int | None = None, name: str | None = None) -> Job:
         """The current job at work, or waiting where no step is given."""
         progress = None if step is None else self.progress(step, checkpoint)
-        return Job(name or self.status.segments[-1].job, JobState.ACTIVE, progress=progress)
+        last = self.status.segments[-1]
+        pod = Pod("pod-0", 0, running=True, told=self.told)
+        return Job(name or last.job, JobState.ACTIVE, None, (pod,), progress, last.pods)
 
     def failed(self, *pods: Pod) -> Job:
         """The current job, failed with these pods."""
@@ -93,7 +82,7 @@ class Scene:
 @pytest.fixture
 def document() -> dict[str, Any]:
     """A fresh copy of the run, to change at will."""
-    return copy.deepcopy(DOCUMENT)
+    return small_document()
 
 
 @pytest.fixture
@@ -105,4 +94,4 @@ def scene(document: dict[str, Any]) -> Scene:
 @pytest.fixture
 def make_scene() -> Callable[[], Scene]:
     """As many fresh scenes as a property takes."""
-    return lambda: Scene(copy.deepcopy(DOCUMENT))
+    return lambda: Scene(small_document())

@@ -9,7 +9,7 @@ import pytest
 
 from bitnet_crds import BitNetRunStatus, InvalidRun, parse_run, plan
 from bitnet_operator.admission import Review, review
-from bitnet_operator.decide import reject
+from bitnet_operator.failing import reject
 from bitnet_operator.observation import Observation
 from written_runs import changed
 

@@ -16,6 +16,10 @@ OPERATOR = ROOT / "operator" / "bitnet_operator"
 CRDS = ROOT / "crds" / "bitnet_crds"
 CLOCKS = {"now", "utcnow", "today"}
 FILES = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "print", "input"}
+PURE_MODULES = (
+    *("case", "closing", "conditions", "decide", "decision", "desired", "election", "failing", "life"),
+    *("moments", "observation", "segments", "training", "watch"),
+)
 
 PURE_MODULES = ("admission", "decide", "decision", "desired", "election", "observation", "moments")
 PURE = [

@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import pytest
 
-from bitnet_crds import Order, parse_run, plan
+from bitnet_crds import Order, parse_run
 from bitnet_crds.machines import BackendName
 from bitnet_operator.backends import job, pytorchjob
 from bitnet_operator.backends.backend import Backend
@@ -14,14 +14,22 @@ from bitnet_operator.desired import order_config_map
 from bitnet_operator.observation import Job, JobState, Pod
 from bitnet_operator.policies.failure import first_cause
 from bitnet_trainer.__main__ import find_place
+from small_run import first_order
 
 Manifest = dict[str, Any]
 each_backend = pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
 
 
 def children(scene: Any, backend: Backend, **shape: int) -> list[Manifest]:
-    changed = scene.plan.phases[0].shape.model_copy(update=shape)
-    return [manifest for _, manifest in backend.manifests(scene.run, "small-0", changed, "trainer:1")]
+    made = backend.manifests(scene.run, order_in(scene, **shape), "trainer:1")
+    return [manifest for _, manifest in made]
+
+
+def order_in(scene: Any, **shape: int) -> Order:
+    """The first order, its first phase in another shape."""
+    first, *others = scene.plan.phases
+    changed = first.model_copy(update={"shape": first.shape.model_copy(update=shape)})
+    return first_order(scene.run, scene.plan.model_copy(update={"phases": (changed, *others)}))
 
 
 def templates(child: Manifest) -> list[Manifest]:
@@ -55,8 +63,7 @@ def test_every_backend_of_the_spec_is_there_and_found_by_its_name(document: Mani
 def test_each_child_is_named_as_the_job_owned_by_the_run_and_found_by_its_label(
     scene: Any, backend: Backend
 ) -> None:
-    shape = scene.plan.phases[0].shape
-    made = backend.manifests(scene.run, "small-0", shape, "trainer:1")
+    made = backend.manifests(scene.run, first_order(scene.run), "trainer:1")
     assert [kind for kind, _ in made] == [*backend.BESIDE, backend.RESOURCE]
     for kind, child in made:
         assert child["apiVersion"] == "/".join(filter(None, [kind.group, kind.version]))
@@ -81,12 +88,12 @@ def test_labels_of_a_queue_go_on_to_the_job_and_to_nothing_else(document: Manife
     queue = {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "high"}
     document["metadata"]["labels"] = {**queue, "team": "a"}
     run = parse_run(document)
-    *beside, child = backend.manifests(run, "small-0", plan(run.spec).phases[0].shape, "trainer:1")
+    *beside, child = backend.manifests(run, first_order(run), "trainer:1")
     assert queue.items() <= child[1]["metadata"]["labels"].items()
     assert "team" not in child[1]["metadata"]["labels"]
     others = [manifest["metadata"] for _, manifest in beside]
     others += [template["metadata"] for template in templates(child[1])]
-    others += [order_config_map(run, plan(run.spec), "small-0")["metadata"]]
+    others += [order_config_map(run, first_order(run))["metadata"]]
     assert not any(queue.keys() & metadata["labels"].keys() for metadata in others)
 
 
@@ -122,7 +129,7 @@ def test_the_trainer_finds_its_place_in_a_job(scene: Any, index: int) -> None:
             assert path == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
             environment["PET_NODE_RANK"] = str(index)
     order = Order.model_validate_json(
-        order_config_map(scene.run, scene.plan, "small-0")["data"]["order.json"]
+        order_config_map(scene.run, first_order(scene.run))["data"]["order.json"]
     )
     place = find_place(order, environment)
     assert (place.nodes, place.node_rank, place.processes) == (2, index, 1)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bitnet_crds import InvalidRun, TerminationReport, parse_run
 from bitnet_crds.protocol import Checkpoint, Evaluation, ExitCode
 from bitnet_crds.status import BitNetRunStatus, RunPhase, SegmentOutcome, SegmentReason
-from bitnet_operator.decide import child_refused, reject
+from bitnet_operator.failing import child_refused, reject
 from bitnet_operator.observation import Job, JobState, Observation, Pod
 
 
@@ -45,14 +45,27 @@ def test_a_new_run_begins_with_one_job_in_the_shape_of_its_first_stretch(scene) 
 def test_deciding_again_before_the_status_was_written_names_the_same_child(scene) -> None:
     first = scene.decide()
     scene.status = BitNetRunStatus()
-    again = scene.decide(Job("small-0", JobState.ACTIVE))
-    assert again.ensure == first.ensure
+    made = Job("small-0", JobState.ACTIVE, made_from=first.status.segments[-1].pods)
+    again = scene.decide(made)
+    assert (again.ensure, again.delete) == (first.ensure, ())
+
+
+def test_a_job_that_was_made_before_its_status_was_written_is_made_anew_where_the_spec_has_changed(
+    scene,
+) -> None:
+    made = Job("small-0", JobState.ACTIVE, made_from=scene.decide().status.segments[-1].pods)
+    scene.status = BitNetRunStatus()
+    scene.change(workers={"count": 1, "gpusPerWorker": 0, "microBatchSize": 4})
+    decision = scene.decide(made)
+    assert (decision.ensure, decision.delete, decision.status.segments) == (None, ("small-0",), ())
+    assert scene.decide(replace(made, state=JobState.ENDING)).ensure is None
+    assert scene.decide().ensure == "small-0"
 
 
 def test_a_job_that_trains_changes_nothing_but_progress(scene) -> None:
     scene.decide()
     decision = scene.decide(scene.active(step=1))
-    assert (decision.ensure, decision.stop, decision.delete) == (None, None, ())
+    assert (decision.ensure, decision.tell, decision.delete) == (None, None, ())
     assert (decision.status.step, decision.status.loss, decision.status.training_phase) == (
         1,
         "3.0000",
@@ -198,9 +211,15 @@ def test_a_job_that_somebody_deleted_is_an_attempt_with_a_name(scene) -> None:
 
 def test_a_stop_asks_the_job_to_end_and_a_later_start_resumes(scene) -> None:
     scene.decide()
-    assert scene.decide(scene.active(step=3), stop=True).stop == "small-0"
+    meant = scene.decide(scene.active(step=3), stop=True)
+    # It is written down before the pods are asked, so that an operator that dies in between is understood.
+    assert (meant.tell, meant.wake_after) == (None, 0)
+    assert meant.status.segments[-1].ending.reason == "Suspended"
+    asked = scene.decide(scene.active(step=3), stop=True).tell
+    assert (asked.job, asked.pod, asked.words.stop) == ("small-0", "pod-0", True)
     stopped = scene.decide(scene.failed(pod(ExitCode.PREEMPTED, checkpoint=3, step=3)), stop=True)
-    assert (stopped.status.phase, stopped.wake_after) == (RunPhase.SUSPENDED, None)
+    scene.decide(stop=True)
+    assert stopped.status.phase is RunPhase.SUSPENDED
     resumed = scene.decide()
     segment = resumed.status.segments[-1]
     assert (segment.reason, segment.first_step, resumed.status.attempts) == (SegmentReason.RESUMED, 3, 0)
@@ -208,10 +227,12 @@ def test_a_stop_asks_the_job_to_end_and_a_later_start_resumes(scene) -> None:
 
 def test_only_the_last_ended_job_is_kept_for_its_logs(scene) -> None:
     scene.decide()
+    ended: list[Job] = []
     for _ in range(2):
-        scene.decide(scene.failed(pod(ExitCode.CRASHED)))
+        ended.append(scene.failed(pod(ExitCode.CRASHED)))
+        scene.decide(*ended)
         scene.passes(1000)
-        decision = scene.decide(Job("small-0", JobState.FAILED), Job("small-1", JobState.FAILED))
+        decision = scene.decide(*ended)
     assert decision.ensure == "small-2"
     assert decision.delete == ("small-0",)
 

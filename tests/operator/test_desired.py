@@ -14,14 +14,14 @@ from bitnet_crds import Order, Plan, parse_run, plan
 from bitnet_operator.backends import pytorchjob
 from bitnet_operator.desired import order_config_map, pod_template
 from bitnet_operator.observation import JobState
+from small_run import first_order
 from written_runs import RIGHT, Changes, changed
 
 FULL_RUN = Path(__file__).resolve().parents[2] / "examples/full-run.yaml"
 
 
 def manifest(scene: Any) -> dict[str, Any]:
-    shape = scene.plan.phases[0].shape
-    ((_, child),) = pytorchjob.manifests(scene.run, "small-0", shape, "trainer:1")
+    ((_, child),) = pytorchjob.manifests(scene.run, first_order(scene.run), "trainer:1")
     return child
 
 
@@ -43,20 +43,19 @@ def test_ended_pods_stay_to_be_read_and_running_ones_go(scene) -> None:
 
 def test_a_run_of_one_worker_has_no_worker_replica(make_scene) -> None:
     scene = make_scene()
-    shape = scene.plan.phases[0].shape.model_copy(update={"workers": 1})
-    ((_, job),) = pytorchjob.manifests(scene.run, "small-0", shape, "trainer:1")
+    scene.change(workers={"count": 1, "gpusPerWorker": 0, "microBatchSize": 4})
+    job = manifest(scene)
     assert set(job["spec"]["pytorchReplicaSpecs"]) == {"Master"}
 
 
 def test_gpus_are_asked_for_where_the_run_wants_them_and_not_else(scene) -> None:
     assert "limits" not in container(manifest(scene))["resources"]
-    workers = scene.run.spec.workers.model_copy(update={"gpus_per_worker": 4})
-    scene.run = scene.run.model_copy(update={"spec": scene.run.spec.model_copy(update={"workers": workers})})
+    scene.change(workers={"count": 1, "gpusPerWorker": 4, "microBatchSize": 2})
     assert container(manifest(scene))["resources"]["limits"] == {"nvidia.com/gpu": 4}
 
 
 def test_what_goes_to_a_bucket_is_kept_on_the_volume_for_caches_meanwhile(scene) -> None:
-    order = json.loads(order_config_map(scene.run, scene.plan, "small-0")["data"]["order.json"])
+    order = json.loads(order_config_map(scene.run, first_order(scene.run))["data"]["order.json"])
     mounts = [mount["mountPath"] for mount in container(manifest(scene))["volumeMounts"]]
     assert any(order["scratch"].startswith(f"{mount}/") for mount in mounts)
 
@@ -73,7 +72,7 @@ def test_the_trainer_reads_the_very_order_that_the_operator_wrote(changes: Chang
     """Whatever the run leaves out, such as a teacher."""
     run = parse_run(changed(yaml.safe_load(FULL_RUN.read_text()), changes))
     ledger = plan(run.spec)
-    data = order_config_map(run, ledger, "job-0")["data"]
+    data = order_config_map(run, first_order(run))["data"]
     read = Order.model_validate_json(data["order.json"])
     assert (read.spec, read.plan) == (run.spec, ledger)
     assert read.training_hash == read.model_copy(update={"spec": run.spec, "plan": ledger}).training_hash
@@ -87,7 +86,7 @@ def test_what_is_fetched_needs_no_volume() -> None:
         "spec.teacher.from": "gs://models/teacher.gguf",
     }
     run = parse_run(changed(yaml.safe_load(FULL_RUN.read_text()), addresses))
-    spec = pod_template(run, "job-0", "trainer:1")["spec"]
+    spec = pod_template(run, first_order(run), "trainer:1")["spec"]
     claims = {
         volume["persistentVolumeClaim"]["claimName"]
         for volume in spec["volumes"]
@@ -102,14 +101,14 @@ def test_claims_of_tokenizer_and_teacher_are_mounted() -> None:
         "spec.teacher": {"from": "pvc://tuned/teacher"},
     }
     run = parse_run(changed(yaml.safe_load(FULL_RUN.read_text()), addresses))
-    (trainer,) = pod_template(run, "job-0", "trainer:1")["spec"]["containers"]
+    (trainer,) = pod_template(run, first_order(run), "trainer:1")["spec"]["containers"]
     paths = {mount["mountPath"] for mount in trainer["volumeMounts"]}
     assert paths >= {"/mnt/pvc/words", "/mnt/pvc/tuned"}
 
 
 def test_what_is_fetched_goes_to_a_volume_that_any_user_can_write(scene) -> None:
     """The home of a user that the image does not know is /, which only root may write to."""
-    pod = pod_template(scene.run, "job", "image")["spec"]
+    pod = pod_template(scene.run, first_order(scene.run), "image")["spec"]
     (container,) = pod["containers"]
     (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == "cache")
     assert {"name": "cache", "emptyDir": {}} in pod["volumes"]
@@ -131,7 +130,8 @@ def test_the_key_of_w_and_b_comes_from_a_secret_that_pods_start_without() -> Non
 
 
 def _environment(document: dict[str, Any]) -> list[dict[str, Any]]:
-    (trainer,) = pod_template(parse_run(document), "job-0", "trainer:1")["spec"]["containers"]
+    run = parse_run(document)
+    (trainer,) = pod_template(run, first_order(run), "trainer:1")["spec"]["containers"]
     environment: list[dict[str, Any]] = trainer["env"]
     return environment
 
@@ -149,14 +149,14 @@ def test_every_claim_that_the_run_names_is_mounted_once(scene) -> None:
 
 
 def test_children_are_owned_by_the_run_and_found_by_its_label(scene) -> None:
-    for child in (manifest(scene), order_config_map(scene.run, scene.plan, "small-0")):
+    for child in (manifest(scene), order_config_map(scene.run, first_order(scene.run))):
         (owner,) = child["metadata"]["ownerReferences"]
         assert (owner["kind"], owner["name"], owner["uid"]) == ("BitNetRun", "small", "u-1")
         assert child["metadata"]["labels"]["bitnet.training/run"] == "small"
 
 
 def test_the_order_in_the_config_map_is_the_run_itself(scene) -> None:
-    data = order_config_map(scene.run, scene.plan, "small-0")["data"]
+    data = order_config_map(scene.run, first_order(scene.run))["data"]
     order = Order.model_validate_json(data["order.json"])
     assert (order.spec, order.plan, order.job) == (scene.run.spec, scene.plan, "small-0")
     assert json.loads(data["plan.json"])["totalSteps"] == 10

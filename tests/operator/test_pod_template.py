@@ -11,6 +11,7 @@ from bitnet_crds import parse_run
 from bitnet_operator.decision import ChildRefusedError
 from bitnet_operator.desired import pod_template
 from bitnet_operator.pod_template import merge
+from small_run import first_order
 
 BASE: dict[str, Any] = {
     "metadata": {"labels": {"a": "1"}},
@@ -229,7 +230,7 @@ def test_the_documented_template_is_one(document: dict[str, Any]) -> None:
     written = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
     document["spec"]["workers"] = written["workers"]
     document["spec"]["budget"] |= {"tokens": "1M", "globalBatchSize": 1024}
-    spec = pod_template(parse_run(document), "small-0", "trainer:1")["spec"]
+    spec = pod_template(parse_run(document), first_order(parse_run(document)), "trainer:1")["spec"]
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
     assert volumes["cache"] == {"name": "cache", "persistentVolumeClaim": {"claimName": "model-cache"}}
     assert volumes["shared-memory"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "64Gi"}

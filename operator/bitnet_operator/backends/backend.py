@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from bitnet_crds import BitNetRun, Shape
+from bitnet_crds import BitNetRun, Order
 from bitnet_operator.api import Resource
 from bitnet_operator.observation import JobState, Pod
 
@@ -29,9 +29,9 @@ class Backend(Protocol):
         ...
 
     def manifests(
-        self, run: BitNetRun, job: str, shape: Shape, trainer_image: str
+        self, run: BitNetRun, order: Order, trainer_image: str
     ) -> tuple[tuple[Resource, Manifest], ...]:
-        """All that is to be made for a job, in order, the job last."""
+        """All that is to be made for the order's job, in order, the job last."""
         ...
 
     def state(self, job: Mapping[str, Any]) -> tuple[JobState, str | None]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from bitnet_crds import BitNetRun, Shape
+from bitnet_crds import BitNetRun, Order, Shape
 from bitnet_operator.api import SERVICES, Resource
 from bitnet_operator.backends.backend import Manifest
 from bitnet_operator.desired import CONTAINER, JOB_LABEL, child_metadata, job_metadata, pod_template
@@ -23,11 +23,9 @@ _DISRUPTED = re.compile(r"Pod \S+/(?P<pod>\S+) has condition DisruptionTarget ")
 _EXITED = re.compile(r"Container \S+ for pod \S+/(?P<pod>\S+) failed with exit code (?P<code>\d+) ")
 
 
-def manifests(
-    run: BitNetRun, job: str, shape: Shape, trainer_image: str
-) -> tuple[tuple[Resource, Manifest], ...]:
+def manifests(run: BitNetRun, order: Order, trainer_image: str) -> tuple[tuple[Resource, Manifest], ...]:
     """The headless Service by which the pods find rank 0, and the Job."""
-    return (SERVICES, _service(run, job)), (RESOURCE, _job(run, job, shape, trainer_image))
+    return (SERVICES, _service(run, order.job)), (RESOURCE, _job(run, order, trainer_image))
 
 
 def _service(run: BitNetRun, job: str) -> Manifest:
@@ -45,7 +43,7 @@ def _service(run: BitNetRun, job: str) -> Manifest:
     }
 
 
-def _job(run: BitNetRun, job: str, shape: Shape, trainer_image: str) -> Manifest:
+def _job(run: BitNetRun, order: Order, trainer_image: str) -> Manifest:
     """The Job: one index a worker, of which index 0 holds rank 0 and, when it succeeds, ends the job well.
 
     The first pod that fails ends the job, and the others are removed; those that ended by themselves stay for
@@ -61,15 +59,15 @@ def _job(run: BitNetRun, job: str, shape: Shape, trainer_image: str) -> Manifest
     return {
         "apiVersion": f"{RESOURCE.group}/{RESOURCE.version}",
         "kind": "Job",
-        "metadata": job_metadata(run, job),
+        "metadata": job_metadata(run, order),
         "spec": {
             "completionMode": "Indexed",
-            "completions": shape.workers,
-            "parallelism": shape.workers,
+            "completions": order.shape.workers,
+            "parallelism": order.shape.workers,
             "backoffLimit": 0,
             "podFailurePolicy": {"rules": [disrupted, exited]},
             "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
-            "template": merge(pod_template(run, job, trainer_image), _placement(job, shape)),
+            "template": merge(pod_template(run, order, trainer_image), _placement(order.job, order.shape)),
         },
     }
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,19 @@ from bitnet_crds import (
     Plan,
     Problem,
     Progress,
+    Segment,
     TerminationReport,
     parse_run,
 )
+from bitnet_crds.changes import MUTABLE
+from bitnet_crds.protocol import Told
 from bitnet_crds.status import RunPhase
-from bitnet_operator.decision import Decision
+from bitnet_operator.decision import Decision, Tell
+from bitnet_operator.desired import as_annotation
 from bitnet_operator.local_folder import local_folder, scratch
 from bitnet_operator.observation import Job, JobState, Key, Observation, Pod
 from bitnet_operator.progress import ask
+from bitnet_operator.segments import order_of, pods_of_order, told
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +78,11 @@ class JobFolder:
         return self.path / "termination.json"
 
     @property
+    def told(self) -> Path:
+        """What the job is told while it trains, as JSON."""
+        return self.path / "told.json"
+
+    @property
     def alive(self) -> Path:
         """Locked for as long as the launcher lives, whoever started it; holds its process id and port."""
         return self.path / "alive"
@@ -94,6 +105,20 @@ class JobFolder:
         pid, port = self.alive.read_text().split()
         return int(pid), int(port)
 
+    def words(self) -> Told | None:
+        """What the job was told last."""
+        try:
+            return Told.model_validate_json(self.told.read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def made_from(self) -> str | None:
+        """What its processes were made from, as in `Segment.pods`."""
+        try:
+            return pods_of_order(Order.model_validate_json(self.order.read_bytes()))
+        except (FileNotFoundError, ValidationError):
+            return None
+
     def report(self) -> TerminationReport | None:
         """The job's last word, if it left one."""
         try:
@@ -110,6 +135,8 @@ class LocalMachine:
     http: aiohttp.ClientSession
     stop_requested: bool = False
     """Set where a person wants the run to checkpoint and stop."""
+    since: datetime | None = None
+    """When somebody began to look."""
     progress: Progress | None = None
     """What the trainer answers; None where none is alive to answer."""
     status: BitNetRunStatus = field(default_factory=BitNetRunStatus)
@@ -135,32 +162,41 @@ class LocalMachine:
         unwritten = f"{self.document['metadata']['name']}-{len(begun)}"
         self.progress = None
         jobs = [await self._job(name) for name in (*begun[-1:], unwritten) if self.job_folder(name).exists()]
-        return Observation(self.document, self.status, tuple(jobs), self.stop_requested)
+        return Observation(
+            self.document, self.status, tuple(jobs), self.stop_requested, watched_since=self.since
+        )
 
     async def apply(self, key: Key, observation: Observation, plan: Plan | None, decision: Decision) -> None:
         """Makes the decision true: the process, then the status, then events."""
         if decision.ensure is not None and plan is not None and observation.job(decision.ensure) is None:
-            self._start(key, decision.ensure, plan)
-        if decision.stop is not None:
-            self.interrupt(decision.stop)
+            self._start(decision.status.segments[-1], plan)
+        if decision.tell is not None:
+            self._tell(decision.tell)
+        for job in decision.delete:
+            self._delete(job)
         if decision.status != self.status or not self._status_file.exists():
             self.status = decision.status
             _write(self._status_file, self.status.model_dump_json(by_alias=True, exclude_none=True, indent=2))
         for event in decision.events:
             log.info("%s: %s: %s", key, event.reason, event.message)
 
-    def interrupt(self, job: str) -> None:
-        """Asks the job's launcher to checkpoint and stop. Asking twice is asking once."""
-        folder = self.job_folder(job)
-        if folder.is_alive():
+    def _tell(self, tell: Tell) -> None:
+        """Writes the words down for the trainer. To stop, a signal is heard sooner than a file is read."""
+        folder = self.job_folder(tell.job)
+        if tell.words.stop and folder.is_alive():
             os.kill(folder.process()[0], signal.SIGTERM)
+        _write(folder.told, as_annotation(tell.words))
+
+    def _delete(self, job: str) -> None:
+        """Ends the job's processes at once; its last committed checkpoint and its words stay."""
+        folder = self.job_folder(job)
+        if folder.exists() and folder.is_alive():
+            os.killpg(folder.process()[0], signal.SIGKILL)
 
     def kill(self) -> None:
         """Ends the processes of the current job at once; its last committed checkpoint stays."""
         for segment in self.status.segments[-1:]:
-            folder = self.job_folder(segment.job)
-            if folder.exists() and folder.is_alive():
-                os.killpg(folder.process()[0], signal.SIGKILL)
+            self._delete(segment.job)
 
     async def wait(self, seconds: float) -> None:
         """Sleeps, but no longer than until a process that was started here ends."""
@@ -171,13 +207,12 @@ class LocalMachine:
             if any(child.poll() is not None for child in running):
                 return
 
-    def _start(self, key: Key, job: str, plan: Plan) -> None:
-        folder = self.job_folder(job)
+    def _start(self, segment: Segment, plan: Plan) -> None:
+        folder = self.job_folder(segment.job)
         folder.path.mkdir(parents=True, exist_ok=True)
-        spec = parse_run(self.document).spec
-        order = Order(
-            namespace=key.namespace, name=key.name, job=job, spec=spec, plan=plan, scratch=scratch()
-        )
+        run = parse_run(self.document)
+        order = order_of(run, plan, segment).model_copy(update={"scratch": scratch()})
+        _write(folder.told, as_annotation(told(run.spec)))
         _write(folder.order, order.model_dump_json(by_alias=True, exclude_none=True))
         port = _free_port()
         with folder.alive.open("w") as alive, folder.log.open("ab") as log:
@@ -190,6 +225,7 @@ class LocalMachine:
                     "BITNET_HOST": "127.0.0.1",
                     "BITNET_PORT": str(port),
                     "BITNET_TERMINATION_LOG": str(folder.termination),
+                    "BITNET_TOLD": str(folder.told),
                     "PYTHONUNBUFFERED": "1",
                 },
                 stdin=subprocess.DEVNULL,
@@ -200,17 +236,19 @@ class LocalMachine:
                 start_new_session=True,
             )
             alive.write(f"{child.pid} {port}\n")
-        self._children[job] = child
+        self._children[segment.job] = child
 
     async def _job(self, name: str) -> Job:
         folder = self.job_folder(name)
         if folder.is_alive():
             self.progress = await ask(self.http, "127.0.0.1", folder.process()[1])
-            return Job(name, JobState.ACTIVE, pods=(Pod(name, 0, running=True),), progress=self.progress)
+            pod = Pod(name, 0, running=True, told=folder.words())
+            return Job(name, JobState.ACTIVE, None, (pod,), self.progress, folder.made_from())
         report = folder.report()
         exit_code = self._exit_code(name, report)
         pod = Pod(name, 0, exit_code=exit_code, report=report, message=_last_line(folder.log))
-        return Job(name, JobState.SUCCEEDED if exit_code == 0 else JobState.FAILED, pods=(pod,))
+        state = JobState.SUCCEEDED if exit_code == 0 else JobState.FAILED
+        return Job(name, state, pods=(pod,), made_from=folder.made_from())
 
     def _exit_code(self, job: str, report: TerminationReport | None) -> int:
         child = self._children.get(job)
@@ -241,8 +279,8 @@ def read_status(folder: Path) -> BitNetRunStatus | None:
 def check_unchanged(run: BitNetRun) -> None:
     """Raises InvalidRun where the run began with another spec, whose result would pass for this one's.
 
-    Retries, the pods' template and how checkpoints are kept may change; where they are kept led here. All
-    may, where the run failed before it had a checkpoint: then nothing of it is left to go on from.
+    What may change in a cluster may change here, and where checkpoints are kept led here. All may, where the
+    run failed before it had a checkpoint: then nothing of it is left to go on from.
     """
     folder = local_folder(run.spec, run.metadata.namespace, run.metadata.name)
     status = read_status(folder)
@@ -266,9 +304,14 @@ def check_unchanged(run: BitNetRun) -> None:
 
 def _decisive(spec: BitNetRunSpec) -> dict[str, Any]:
     """What may not change while a run exists, by top-level field as one writes it."""
-    return spec.model_dump(
-        by_alias=True, exclude={"retries": True, "checkpoint": True, "workers": {"template", "backend"}}
-    )
+    decisive = spec.model_dump(by_alias=True, exclude={"checkpoint": True, "workers": {"backend"}})
+    for changeable in MUTABLE:
+        block, _, key = changeable.partition(".")
+        if key and block in decisive:
+            decisive[block].pop(key, None)
+        elif not key:
+            decisive.pop(block, None)
+    return decisive
 
 
 @contextlib.contextmanager

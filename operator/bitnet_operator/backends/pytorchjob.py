@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from bitnet_crds import BitNetRun, Shape
+from bitnet_crds import BitNetRun, Order
 from bitnet_operator.api import Resource
 from bitnet_operator.backends.backend import Manifest
 from bitnet_operator.desired import job_metadata, pod_template
@@ -20,9 +20,7 @@ _REPLICA_TYPE_LABEL = "training.kubeflow.org/replica-type"
 _REPLICA_INDEX_LABEL = "training.kubeflow.org/replica-index"
 
 
-def manifests(
-    run: BitNetRun, job: str, shape: Shape, trainer_image: str
-) -> tuple[tuple[Resource, Manifest], ...]:
+def manifests(run: BitNetRun, order: Order, trainer_image: str) -> tuple[tuple[Resource, Manifest], ...]:
     """The PyTorchJob of one job: one Master, which holds rank 0, and the other workers.
 
     A failed pod ends the job (restartPolicy Never): attempts are counted in the run's status, and a job that
@@ -32,14 +30,14 @@ def manifests(
     A backoffLimit is not set, not even 0: on reaching it the training operator (1.9) removes pods by a phase
     that lags behind their containers, and with them the only word of why the job failed.
     """
-    template = pod_template(run, job, trainer_image)
+    template, shape = pod_template(run, order, trainer_image), order.shape
     replicas = {"Master": _replica(template, 1)}
     if shape.workers > 1:
         replicas["Worker"] = _replica(template, shape.workers - 1)
     manifest = {
         "apiVersion": f"{RESOURCE.group}/{RESOURCE.version}",
         "kind": "PyTorchJob",
-        "metadata": job_metadata(run, job),
+        "metadata": job_metadata(run, order),
         "spec": {
             "nprocPerNode": str(shape.processes_per_worker),
             "runPolicy": {"cleanPodPolicy": "Running"},

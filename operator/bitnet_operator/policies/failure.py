@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bitnet_crds import ExitCode
+from bitnet_crds import ExitCode, TerminationReport
 from bitnet_crds.protocol import exit_code_label
 from bitnet_operator.observation import Job, Pod
 
@@ -19,6 +19,8 @@ class Failure:
     """Whether the pods were stopped from outside, through no fault of the run."""
     retryable: bool = True
     """Whether trying the same again may help."""
+    report: TerminationReport | None = None
+    """What the pod said itself."""
 
 
 def first_cause(job: Job) -> Failure:
@@ -32,7 +34,8 @@ def first_cause(job: Job) -> Failure:
         return Failure("PodsLost", job.message or "the job's pods are gone and left no word")
     cause = min(ended, key=lambda pod: (_rank_of_cause(pod), pod.rank))
     if cause.disruption:
-        return Failure("Preempted", f"{cause.name}: {cause.disruption}", cause.exit_code, preempted=True)
+        disrupted = f"{cause.name}: {cause.disruption}"
+        return Failure("Preempted", disrupted, cause.exit_code, preempted=True, report=cause.report)
     assert cause.exit_code is not None
     said = cause.report.message if cause.report else cause.message
     return Failure(
@@ -40,7 +43,8 @@ def first_cause(job: Job) -> Failure:
         message=f"{cause.name}: {said or 'ended without a word'}",
         exit_code=cause.exit_code,
         preempted=cause.exit_code == ExitCode.PREEMPTED,
-        retryable=_retryable(cause.exit_code),
+        retryable=_retryable(cause.exit_code) or bool(cause.report and cause.report.transient),
+        report=cause.report,
     )
 
 

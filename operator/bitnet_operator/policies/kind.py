@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from bitnet_operator.conditions import set_condition
+from bitnet_operator.conditions import Said, say
 from bitnet_operator.decision import Decision
 from bitnet_operator.moments import timestamp
 from bitnet_operator.observation import Observation
@@ -13,14 +13,6 @@ LOOK_AGAIN_SECONDS = 30.0
 
 def kind_missing(observation: Observation, message: str, now: datetime) -> Decision:
     """The run waits, and its condition Running says for what."""
-    conditions = set_condition(
-        observation.status.conditions,
-        "Running",
-        "False",
-        "KindMissing",
-        message,
-        generation=int(observation.document["metadata"].get("generation", 1)),
-        now=timestamp(now),
-    )
-    status = observation.status.model_copy(update={"conditions": conditions})
+    said = Said("Running", "False", "KindMissing", message)
+    status = say(observation.status, observation.document, timestamp(now), said)
     return Decision(status=status, wake_after=LOOK_AGAIN_SECONDS)

@@ -1,7 +1,10 @@
-"""Retry: whether a failed segment is tried again, and after how long."""
+"""Retry: whether what failed is tried again, and after how long."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bitnet_crds import Segment
+from bitnet_crds.status import SegmentOutcome
 from bitnet_operator.policies.failure import Failure
 
 FIRST_DELAY_SECONDS = 10.0
@@ -28,14 +31,39 @@ class GiveUp:
 def after_failure(failure: Failure, attempts: int, limit: int, first_delay: float) -> TryAgain | GiveUp:
     """What follows a failed segment, when `attempts` failures have counted before it.
 
-    A preemption counts no attempt. A failure that would repeat itself is not tried again. Otherwise the wait
-    doubles with each attempt.
+    A failure that would repeat itself is not tried again. Otherwise the wait doubles with each attempt.
     """
-    if failure.preempted:
-        return TryAgain(first_delay, attempts)
     attempts += 1
     if not failure.retryable:
         return GiveUp(attempts, f"{failure.message} ({failure.reason}: trying again would end the same way)")
     if attempts > limit:
         return GiveUp(attempts, f"{failure.message} ({failure.reason}; all {limit} retries are used up)")
-    return TryAgain(min(first_delay * 2 ** min(attempts - 1, 16), LONGEST_DELAY_SECONDS), attempts)
+    return TryAgain(delay(attempts, first_delay), attempts)
+
+
+def after_preemption(segments: Sequence[Segment], first_delay: float) -> float:
+    """Seconds until a run goes on whose last segment was preempted: none where that one got further, and else
+    longer with each that did not, so that pods which end at once do not begin without end."""
+    return delay(in_vain(segments), first_delay)
+
+
+def in_vain(segments: Sequence[Segment]) -> int:
+    """How many segments in a row, up to the last, were preempted without a checkpoint of their own."""
+    count = 0
+    for segment in reversed(segments):
+        if segment.outcome is not SegmentOutcome.PREEMPTED or got_further(segment):
+            break
+        count += 1
+    return count
+
+
+def got_further(segment: Segment) -> bool:
+    """Whether a checkpoint was committed in it that is newer than where it began."""
+    return segment.checkpoint_step is not None and segment.checkpoint_step > segment.first_step
+
+
+def delay(times: int, first_delay: float) -> float:
+    """Seconds to wait before the `times`-th try in a row: none before the 0th, doubling from the first on."""
+    if times <= 0:
+        return 0.0
+    return min(first_delay * 2.0 ** min(times - 1, 16), LONGEST_DELAY_SECONDS)
