@@ -87,6 +87,13 @@ def operate(
 ) -> None:
     """Watches BitNetRuns and trains them."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    home = own_namespace or pod_namespace()
+    if home is None and (leader_election or webhook_name is not None):
+        raise typer.BadParameter(
+            "outside a pod, name the namespace of the lease and of the webhook's Secret, or write "
+            "--no-leader-election and no --webhook-name",
+            param_hint="--own-namespace",
+        )
     metrics = RunMetrics()
     REGISTRY.register(metrics)
     try:
@@ -95,13 +102,6 @@ def operate(
         raise typer.BadParameter(
             f"port {metrics_port}: {error.strerror}", param_hint="--metrics-port"
         ) from None
-    home = own_namespace or pod_namespace()
-    if home is None and (leader_election or webhook_name is not None):
-        raise typer.BadParameter(
-            "outside a pod, name the namespace of the lease and of the webhook's Secret, or write "
-            "--no-leader-election and no --webhook-name",
-            param_hint="--own-namespace",
-        )
     options = _Options(
         trainer_image=trainer_image,
         namespaces=tuple(namespace or ()),

@@ -27,6 +27,8 @@ class SmallApi:
         self.hangs = False
         self.over = asyncio.Event()
         """What hangs goes on at the end."""
+        self.url = ""
+        """Where it answers, while it is served."""
 
     def put(self, path: str, content: Object) -> None:
         """Has it there, under a version of its own."""
@@ -66,8 +68,8 @@ class SmallApi:
         runner = web.AppRunner(app)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        async with client.ApiClient(client.Configuration(host=host)) as connection:
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        async with client.ApiClient(client.Configuration(host=self.url)) as connection:
             yield Api(connection)
         self.over.set()
         await runner.cleanup()
