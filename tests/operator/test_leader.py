@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -53,6 +53,12 @@ class Clock:
         return self.now
 
 
+async def settle(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
 def replica(api: Api, identity: str, clock: Clock) -> Leadership:
     return Leadership(api, "team", "bitnet", identity, clock=clock)
 
@@ -62,7 +68,7 @@ async def test_the_first_leads_and_the_second_stands_by_until_it_gives_the_lease
 ) -> None:
     clock = Clock()
     first, second = replica(api, "first", clock), replica(api, "second", clock)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await first.gain()
     assert (first.leads, holder_of(server)) == (True, "first")
     assert spec_of(server)["leaseDurationSeconds"] == LEASE_SECONDS
@@ -70,7 +76,7 @@ async def test_the_first_leads_and_the_second_stands_by_until_it_gives_the_lease
     await asyncio.sleep(0.1)
     assert not second.leads
     await first.release()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await waiting
     assert (first.leads, second.leads, holder_of(server)) == (False, True, "second")
     assert spec_of(server)["leaseTransitions"] == 1
@@ -85,13 +91,15 @@ async def test_a_leader_renews_and_its_standby_takes_over_once_it_does_not(
     keeping, waiting = asyncio.create_task(first.keep()), asyncio.create_task(second.gain())
     for _ in range(4):
         clock.now += 5
-        await asyncio.sleep(0.05)
+        # Renewed, and the standby has seen it.
+        await settle(lambda: first.remaining() == HOLD_SECONDS)
+        await settle(lambda: second._candidate.since == clock.now)
     assert (first.leads, second.leads) == (True, False)
     keeping.cancel()
-    await asyncio.sleep(0.05)
-    clock.now += LEASE_SECONDS + 0.1
-    async with asyncio.timeout(5):
-        await waiting
+    async with asyncio.timeout(20):
+        while not waiting.done():  # one renewal more may have been on its way
+            clock.now += LEASE_SECONDS + 0.1
+            await asyncio.sleep(0.05)
     assert (first.leads, second.leads, holder_of(server)) == (False, True, "second")
 
 
@@ -109,7 +117,7 @@ async def test_a_leader_that_cannot_renew_stops_before_another_may_begin(
     assert leadership.leads
     assert not keeping.done()
     clock.now += 0.2
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await keeping
     assert not leadership.leads
 
@@ -121,7 +129,7 @@ async def test_a_leader_that_was_away_for_too_long_ends_though_nobody_took_the_l
     leadership = replica(api, "first", clock)
     await leadership.gain()
     clock.now += HOLD_SECONDS + 1
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await leadership.keep()
     assert not leadership.leads
     server.written.clear()
@@ -133,7 +141,7 @@ async def test_a_leader_whose_lease_another_has_ends(api: Api, server: SmallApi)
     leadership = replica(api, "first", Clock())
     await leadership.gain()
     server.put(LEASE, {"spec": {"holderIdentity": "second"}})
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await leadership.keep()
     assert holder_of(server) == "second"
 
@@ -144,7 +152,7 @@ async def test_a_standby_outlives_a_server_that_is_away(api: Api, server: SmallA
     gaining = asyncio.create_task(leadership.gain())
     await asyncio.sleep(0.1)
     server.down = False
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await gaining
 
 
@@ -160,10 +168,9 @@ async def test_a_standby_is_alive_by_its_looks_and_a_leader_by_its_work(api: Api
     await first.gain()
     second = Leadership(api, "team", "bitnet", "second", looked, clock)
     gaining = asyncio.create_task(second.gain())
-    await asyncio.sleep(0.1)
-    assert looks >= 2
+    await settle(lambda: looks >= 2)
     await first.release()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await gaining
     seen = looks
     keeping = asyncio.create_task(second.keep())
@@ -204,6 +211,6 @@ async def test_a_write_is_given_up_when_the_lease_ends(api: Api, server: SmallAp
     await leadership.gain()
     clock.now += HOLD_SECONDS - 0.3
     server.hangs = True
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         with pytest.raises(ApiError, match="does not answer"):
             await api.fenced(leadership.remaining).delete(LEASE)

@@ -129,7 +129,7 @@ async def pair(server: KopfApi, tmp_path: Path) -> AsyncIterator[tuple[Process, 
                 stderr=log,
             )
         processes.append(Process(process, health, webhook, tmp_path / name))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while {await each.role() for each in processes} != ROLES:
             await asyncio.sleep(0.05)
     by_role = {await each.role(): each for each in processes}
