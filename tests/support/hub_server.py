@@ -25,6 +25,8 @@ class Hub:
     url: str = ""
     gated: set[str] = field(default_factory=set)
     private: set[str] = field(default_factory=set)
+    failing: int | None = None
+    """A status that it gives whatever it is asked, but whether it is there."""
     requests: list[str] = field(default_factory=list)
     """`<method> <path>` of each."""
     content_bytes: int = 0
@@ -88,7 +90,9 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def _respond(self, body: bytes = b"") -> None:
             hub.requests.append(f"{self.command} {self.path}")
             path = unquote(urlsplit(self.path).path)
-            if api := _API.fullmatch(path):
+            if hub.failing is not None and path != "/":
+                self._send(hub.failing)
+            elif api := _API.fullmatch(path):
                 self._api(*api.groups(), body)
             elif resolve := _RESOLVE.fullmatch(path):
                 self._file(*resolve.groups())

@@ -94,12 +94,15 @@ def test_a_place_without_text_is_refused(bucket, read, path, says):
         (403, "may not be read .*roles/storage.objectViewer"),
         (404, "there is no bucket"),
         (503, "cannot be reached, or does not answer .*way to it"),
+        (429, "cannot be reached, or does not answer .*way to it"),
+        (400, "cannot be reached, or does not answer .*way to it"),
     ],
 )
 def test_a_bucket_that_cannot_be_read_is_told(bucket, proxy, read, status, says):
     proxy.faults.append(Fault("GET", "/o", status))
-    with pytest.raises(DataUnavailable, match=f"source 'web': gs://.*{says}"):
+    with pytest.raises(DataUnavailable, match=f"source 'web': gs://.*{says}") as told:
         read(f"gs://{bucket.bucket}/text")
+    assert told.value.transient is (status in (503, 429))
 
 
 def test_a_copy_without_room_is_told_with_where_it_goes(bucket, read, tmp_path):

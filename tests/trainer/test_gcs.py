@@ -10,8 +10,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import google_crc32c
 import pytest
+from google.auth.exceptions import RefreshError, TransportError
+from requests.exceptions import ConnectionError as RequestsConnectionError
 
 from bitnet_trainer import cloud
+from bitnet_trainer.cloud import CloudError
 from bitnet_trainer.errors import ModelUnavailable
 from bitnet_trainer.models.gcs import local_copy
 from gcs_server import gcs_server, upload
@@ -90,8 +93,9 @@ def test_what_a_killed_process_left_behind_is_not_taken_for_a_copy(bucket):
 def test_no_bucket(bucket):
     with pytest.raises(
         ModelUnavailable, match=rf"gs://{bucket}/m: there is no bucket {bucket}.*correct the name"
-    ):
+    ) as told:
         local_copy(bucket, "m")
+    assert not told.value.transient
 
 
 def test_nothing_under_the_prefix(bucket):
@@ -115,8 +119,17 @@ def test_no_credentials(monkeypatch, tmp_path):
     monkeypatch.setenv("NO_GCE_CHECK", "true")
     with pytest.raises(
         ModelUnavailable, match=r"gs://bucket/m: .*no credentials .*GOOGLE_APPLICATION_CREDENTIALS"
-    ):
+    ) as told:
         local_copy("bucket", "m")
+    assert not told.value.transient
+
+
+def test_a_token_that_cannot_be_had_now_may_be_had_later():
+    place = cloud.Place("bucket", "m")
+    for error in (TransportError(RequestsConnectionError()), RefreshError("later", retryable=True)):
+        with pytest.raises(CloudError, match="no credentials") as told, cloud.said_plainly(place):
+            raise error
+        assert told.value.transient
 
 
 def test_a_cache_that_cannot_be_written(bucket, tmp_path, monkeypatch):
@@ -134,8 +147,9 @@ def test_what_is_out_of_reach_is_known_within_a_minute(monkeypatch):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")  # where nobody listens
     with pytest.raises(
         ModelUnavailable, match=r"gs://bucket/m: storage cannot be reached.*Connection refused"
-    ):
+    ) as told:
         local_copy("bucket", "m")
+    assert told.value.transient
 
 
 class Storage(ThreadingHTTPServer):
@@ -252,13 +266,14 @@ def test_who_waited_for_a_fetch_that_failed_fails_with_its_words(storage, monkey
     def said(_):
         with pytest.raises(ModelUnavailable, match="did not arrive") as error:
             local_copy("bucket", "")
-        return str(error.value)
+        return str(error.value), error.value.transient
 
     monkeypatch.setattr(cloud.fcntl, "flock", watched_flock)
     monkeypatch.setattr(cloud, "fetch", fetch_when_someone_waits)
     storage.crc32c = "AAAAAA=="
     with ThreadPoolExecutor(2) as threads:
-        assert len(set(threads.map(said, range(2)))) == 1
+        ((_, transient),) = set(threads.map(said, range(2)))
+    assert transient
     assert len(storage.fetched) == 1
     # It is no grudge: the next one tries.
     monkeypatch.setattr(cloud, "fetch", fetch)

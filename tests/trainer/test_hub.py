@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import time
 from fractions import Fraction
 
 import datasets
@@ -144,6 +145,18 @@ def test_what_is_not_there_is_named_with_what_is(read, dataset, says):
     with pytest.raises(DataUnavailable, match=f"source 'web': .*{says}") as error:
         read(dataset)
     assert "\n" not in str(error.value)
+    assert not error.value.transient
+
+
+@pytest.mark.parametrize("when", ["where it is", "what it holds"])
+def test_a_hub_that_cannot_answer_now_may_later(hub: Hub, read, monkeypatch, when):
+    hub.write("a/b", {"train.jsonl": jsonl_of({"text": "w2"})})
+    dataset = Dataset("a/b") if when == "where it is" else pinned("web", Dataset("a/b"))
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    hub.failing = 503
+    with pytest.raises(DataUnavailable) as error:
+        read(dataset)
+    assert error.value.transient
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
@@ -226,10 +239,15 @@ def test_without_the_hub_the_cache_is_read(hub: Hub, downloaded, read, monkeypat
 def test_without_the_hub_and_not_in_the_cache_it_says_so(downloaded, read, monkeypatch, how):
     go_offline(monkeypatch, how)
     assert downloaded
-    with pytest.raises(DataUnavailable, match=r"a/c.* is out of reach, and it is not in the cache.*way to"):
+    with pytest.raises(
+        DataUnavailable, match=r"a/c.* is out of reach, and it is not in the cache.*way to"
+    ) as one:
         read(Dataset("a/c"))
-    with pytest.raises(DataUnavailable, match=f"cannot be reached .*the cache has commit {downloaded}"):
+    with pytest.raises(
+        DataUnavailable, match=f"cannot be reached .*the cache has commit {downloaded}"
+    ) as two:
         read(Dataset("a/b", revision="v9"))
+    assert one.value.transient is two.value.transient is (how == "out of reach")
 
 
 def test_a_label_is_the_name_of_its_class(hub: Hub, tmp_path, tokenizer):

@@ -1,5 +1,9 @@
 """Loading models: from a folder, a GGUF file or the hub, and what is said when nothing good is there."""
 
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import huggingface_hub.constants
 import pytest
 import torch
@@ -124,8 +128,50 @@ def test_a_bucket_gives_what_was_put_there(bucket, folder, gguf, make_model, seq
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(ModelUnavailable, match=r"there is no model at .*/absent .*; correct the path"):
+    with pytest.raises(
+        ModelUnavailable, match=r"there is no model at .*/absent .*; correct the path"
+    ) as error:
         load_model(f"file://{tmp_path}/absent")
+    assert not error.value.transient
+
+
+@pytest.mark.parametrize(
+    ("status", "transient"),
+    [("404", False), ("401", False), ("429", True), ("503", True), ("broken off", True)],
+)
+def test_a_hub_that_does_not_answer_now_may_answer_later(monkeypatch, tmp_path, status, transient):
+    """It is there when it is looked for, and has no file to give."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            if self.path == "/":
+                self.send_response(200)
+                self.end_headers()
+            elif status.isdigit():
+                self.send_error(int(status))
+            else:
+                self.connection.shutdown(2)
+
+        do_GET = do_HEAD  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+        monkeypatch.setattr(
+            huggingface_hub.constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            url + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        with pytest.raises(ModelUnavailable) as error:
+            load_model("hf://organisation/name")
+        server.shutdown()
+    assert error.value.transient is transient
 
 
 def test_an_absent_claim_names_the_claim():
@@ -140,6 +186,7 @@ def test_the_hub_out_of_reach(monkeypatch):
     assert "no-such-organisation/no-such-model@v1" in str(error.value)
     assert "HF_TOKEN" in str(error.value)
     assert "out of reach" in str(error.value)
+    assert not error.value.transient, "it is not to be asked"
 
 
 def test_a_silent_hub_is_known_in_half_a_minute_and_then_not_asked_for_each_file(monkeypatch):
@@ -158,8 +205,9 @@ def test_a_silent_hub_is_known_in_half_a_minute_and_then_not_asked_for_each_file
     monkeypatch.setattr(hub, "PAUSES", (0, 0))
     monkeypatch.setattr(hub, "get_session", Session)
     monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", from_pretrained)
-    with pytest.raises(ModelUnavailable, match=r"is out of reach.*not in the cache"):
+    with pytest.raises(ModelUnavailable, match=r"is out of reach.*not in the cache") as error:
         load_model("hf://organisation/name")
+    assert error.value.transient
     assert tries == [(load.constants.ENDPOINT, hub.TIMEOUT)] * 3
 
 

@@ -152,6 +152,12 @@ def test_a_line_reads_back_as_it_was(tmp_path):
 def test_each_error_has_its_exit_code(error, code):
     report = outcome.failure_report(error, rank=1, progress=PROGRESS)
     assert (report.exit_code, report.reason, report.rank, report.step) == (code, code.label, 1, 3)
+    assert not report.transient
+
+
+def test_what_may_be_there_another_time_is_reported_so():
+    error = errors.ModelUnavailable("the hub does not answer", transient=True)
+    assert outcome.failure_report(error, 0, PROGRESS).transient
 
 
 def test_every_error_of_the_package_has_an_exit_code():

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +14,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import google_crc32c
-from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound, PreconditionFailed, Unauthorized
+from google.api_core.exceptions import (
+    Forbidden,
+    GoogleAPIError,
+    NotFound,
+    PreconditionFailed,
+    RetryError,
+    Unauthorized,
+)
 from google.api_core.retry import Retry
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import storage  # type: ignore[import-untyped]
 from google.cloud.storage.exceptions import InvalidResponse  # type: ignore[import-untyped]
-from google.cloud.storage.retry import DEFAULT_RETRY  # type: ignore[import-untyped]
+from google.cloud.storage.retry import DEFAULT_RETRY, _should_retry  # type: ignore[import-untyped]
 from requests.exceptions import RequestException
 
 from bitnet_trainer.errors import TrainerError
@@ -170,7 +178,7 @@ def said_plainly(place: Place, access: Access = READING) -> Iterator[None]:
     def problem(what: str, error: Exception, mend: str) -> CloudError:
         # Without the request that follows.
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-        return CloudError(f"{place}: {what} ({reason}); {mend}")
+        return CloudError(f"{place}: {what} ({reason}); {mend}", transient=_is_transient(error))
 
     try:
         yield
@@ -199,6 +207,14 @@ def said_plainly(place: Place, access: Access = READING) -> Iterator[None]:
         ) from error
 
 
+def _is_transient(error: Exception) -> bool:
+    """Whether another try may succeed: the client would make one, or did until its time was over."""
+    if isinstance(error, CloudError):
+        return error.transient
+    passing = isinstance(error, RetryError) or (isinstance(error, GoogleAuthError) and error.retryable)
+    return passing or bool(_should_retry(error))
+
+
 def crc32c_of(file: Path) -> str:
     """A file's CRC32C as storage names it: base64 of its four bytes, the highest first."""
     checksum = _Checksum()
@@ -219,7 +235,8 @@ def fetch(bucket: str, blob: Any, path: Path) -> None:
     if crc32c_of(path) != blob.crc32c:
         raise CloudError(
             f"gs://{bucket}/{blob.name} did not arrive as it is stored: its CRC32C is not the "
-            f"{blob.crc32c} that storage names; check this machine's way to storage, and try again"
+            f"{blob.crc32c} that storage names; check this machine's way to storage, and try again",
+            transient=True,
         )
 
 
@@ -263,7 +280,8 @@ def upload(bucket: Any, name: str, file: Path, writer: str) -> Any:
         delete(blob)
         raise CloudError(
             f"gs://{bucket.name}/{name} did not arrive as it is here: storage names the CRC32C {blob.crc32c} "
-            f"and not {checksum}; check this machine's disk and its way to storage, and try again"
+            f"and not {checksum}; check this machine's disk and its way to storage, and try again",
+            transient=True,
         )
     return blob
 
@@ -334,10 +352,11 @@ def _locked(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             if said := file.read():
-                raise CloudError(said) from None
+                message, transient = json.loads(said)
+                raise CloudError(message, transient=transient) from None
         file.truncate(0)
         try:
             yield
         except Exception as error:
-            file.write(str(error))
+            file.write(json.dumps((str(error), _is_transient(error))))
             raise

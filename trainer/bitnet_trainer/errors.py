@@ -10,6 +10,11 @@ from bitnet_crds.protocol import Fault
 class TrainerError(Exception):
     """Base of every error that the trainer raises on purpose."""
 
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        """`transient`: whether what is missing may be there another time, as where a server is silent."""
+        super().__init__(message)
+        self.transient = transient
+
 
 class BadInput(TrainerError):
     """What a person gave cannot be trained on; trying again changes nothing."""

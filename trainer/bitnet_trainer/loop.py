@@ -69,6 +69,7 @@ class TrainingLoop:
         self.teacher, self.begun_at = teacher, position
         self.step = self.checkpointed = self.committed = position.step
         self.end = order.plan.pods_end(position.step)
+        self.unkept: CheckpointError | None = None
         self.cursor = Cursor(position.consumed, position.origin)
         self.shares, self.ratios, self.rewards = position.mixture, position.balance, position.rewards
         self.prefetch = Prefetch(corpus, order.plan.global_batch_size, ranks.rank, ranks.world)
@@ -155,7 +156,8 @@ class TrainingLoop:
             raise CheckpointError(
                 f"checkpoint.uri: there is no checkpoint of step {self.step}, where phase "
                 f"{plan.phase_at(self.step - 1).name!r} ends: {self.reporter.progress.checkpoint_error} The "
-                "next phase trains in other pods, and they have nothing to go on from."
+                "next phase trains in other pods, and they have nothing to go on from.",
+                transient=self.unkept is not None and self.unkept.transient,
             )
         return True
 
@@ -279,6 +281,7 @@ class TrainingLoop:
             committed = self.saver.outcome()
         except CheckpointError as error:
             # On every rank alike, and at the same step.
+            self.unkept = error
             self._without_checkpoint(error)
             return
         self.committed = committed.step
@@ -293,7 +296,9 @@ class TrainingLoop:
         """Ends the run where its checkpoints are required."""
         if self.order.spec.checkpoint.required:
             back = f"go on from step {self.committed}" if self.committed else "begin again"
-            raise CheckpointError(f"{error} The run ends here, and would {back}.") from error
+            raise CheckpointError(
+                f"{error} The run ends here, and would {back}.", transient=error.transient
+            ) from error
         since = f"since step {self.committed}" if self.committed else "so far"
         message = (
             f"{error} Training goes on, and the next checkpoint tries again: what was trained {since} is "

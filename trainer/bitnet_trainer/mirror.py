@@ -55,7 +55,7 @@ class Mirror:
                     cloud.fetch(self._place.bucket, blob, pending)
                     pending.replace(path)
         except CloudError as error:
-            raise CheckpointError(f"checkpoint.uri: {error}.") from error
+            raise CheckpointError(f"checkpoint.uri: {error}.", transient=error.transient) from error
 
     def after_commit(self) -> None:
         """Uploads the record and the metrics so far. A fault is no reason to stop: the next one mends it."""
@@ -79,7 +79,8 @@ class Mirror:
         except CloudError as error:
             raise CheckpointError(
                 f"checkpoint.uri: {error}. Training has ended, and the exports are not there yet: the run "
-                "goes on from its last checkpoint, and exports again."
+                "goes on from its last checkpoint, and exports again.",
+                transient=error.transient,
             ) from error
         return {
             kind: f"{self._address}/{path.relative_to(self._folder).as_posix()}"

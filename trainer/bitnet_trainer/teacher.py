@@ -84,7 +84,9 @@ class Teacher:
             self._view = LanguageModel(self._loaded())
         except BadInput as error:
             # Whatever is wrong with it, the teacher is what the run is to be told of.
-            raise TeacherUnavailable(f"the teacher cannot be loaded: {error}") from error
+            raise TeacherUnavailable(
+                f"the teacher cannot be loaded: {error}", transient=error.transient
+            ) from error
         finally:
             self._state = TeacherState.READY if self._view is not None else TeacherState.ABSENT
 
@@ -222,21 +224,23 @@ def load_together(teacher: Teacher, ranks: Ranks) -> None:
 
     Raises:
         TeacherUnavailable: some rank could not load it; on every rank, naming the first that could not and
-            what it said.
+            what it said. It is transient where that of each of them is.
     """
-    failure: str | None = None
+    failure: tuple[str, bool] | None = None
     try:
         teacher.load()
     except TeacherUnavailable as error:
-        failure = str(error)
-    failures: list[str | None] = [None] * ranks.world
+        failure = str(error), error.transient
+    failures: list[tuple[str, bool] | None] = [None] * ranks.world
     dist.all_gather_object(failures, failure, group=ranks.control)
-    failed = [rank for rank, said in enumerate(failures) if said is not None]
+    failed = {rank: said for rank, said in enumerate(failures) if said is not None}
     if failed:
         teacher.unload()
+        first = min(failed)
         raise TeacherUnavailable(
             f"{len(failed)} of {ranks.world} ranks could not load it, so none goes on; "
-            f"rank {failed[0]} says: {failures[failed[0]]}"
+            f"rank {first} says: {failed[first][0]}",
+            transient=all(transient for _, transient in failed.values()),
         )
 
 

@@ -60,8 +60,11 @@ def test_each_fault_says_what_where_and_the_mend(proxy, store, what, moment):
         delivered = store.deliver(10) if moment == "commit" else {}
         proxy.faults = [Fault("POST", UPLOADS, what)]
         action = (lambda: store.deliver(10)) if moment == "upload" else lambda: store.commit(10, delivered)
-    with pytest.raises(CheckpointError, match=rf"checkpoint\.uri: gs://.*/checkpoints: {FAULTS[what]}"):
+    with pytest.raises(
+        CheckpointError, match=rf"checkpoint\.uri: gs://.*/checkpoints: {FAULTS[what]}"
+    ) as told:
         action()
+    assert told.value.transient is (what in (503, "drop"))
     proxy.faults = []
     assert newest_sound(store).step == 5
     write(store, 15)

@@ -227,6 +227,7 @@ group = dist.new_group(backend="gloo")
 saver = Saver(store, training, group, lambda folder, weights: inference.update(weights))
 step(training)
 for name, fault in {"foreseen": CheckpointError("the disk is full"),
+                    "passing": CheckpointError("storage is away", transient=True),
                     "bug": ZeroDivisionError("a bug"), "none": None}.items():
     store.fault = fault
     saver.begin(POSITION)
@@ -236,6 +237,8 @@ for name, fault in {"foreseen": CheckpointError("the disk is full"),
         seen[name] = str(saver.outcome().step)
     except Exception as error:
         seen[name] = f"{type(error).__name__}: {error}"
+        if getattr(error, "transient", False):
+            seen[name] += ", for now"
 seen["trained"] = whole(training) != then
 twin = sharded(1)
 committed = store.committed()[0]
@@ -265,6 +268,7 @@ def test_ranks_learn_of_each_outcome_alike_and_sharded_state_is_copied_too(tmp_p
     assert [rank.wait(60) for rank in ranks] == [0, 0]
     first, second = (json.loads((tmp_path / f"seen-{rank}").read_text()) for rank in (0, 1))
     assert first["foreseen"] == second["foreseen"] == "CheckpointError: the disk is full"
+    assert first["passing"] == second["passing"] == "CheckpointError: storage is away, for now"
     assert second["bug"] == "ZeroDivisionError: a bug"
     assert first["bug"].startswith("RuntimeError: rank 1 failed while it wrote a checkpoint")
     assert "ZeroDivisionError: a bug" in first["bug"]

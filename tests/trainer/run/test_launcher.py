@@ -130,8 +130,9 @@ worker.main()
         (None, {"BROKEN_ON": "0"}, "1 of 2 ranks .* rank 0 says: .*disk is broken"),
         (None, {"BROKEN_ON": "1"}, "1 of 2 ranks .* rank 1 says: .*disk is broken"),
         ("hf://nobody/nothing", {}, "2 of 2 ranks .* out of reach"),
+        ("hf://nobody/nothing", {"BROKEN_ON": "1"}, "2 of 2 ranks .* out of reach"),
     ],
-    ids=["the first rank lacks it", "the second rank lacks it", "both lack it"],
+    ids=["the first rank lacks it", "the second rank lacks it", "both lack it", "one of both for good"],
 )
 def test_a_teacher_that_a_rank_lacks_ends_all_of_them_at_its_step(make_run, ended, address, more, says):
     """Trap 7, as the operator starts it: within a minute, and what was trained before is kept."""
@@ -148,6 +149,7 @@ def test_a_teacher_that_a_rank_lacks_ends_all_of_them_at_its_step(make_run, ende
         word = run.last_word(name)
         assert (word.exit_code, word.reason, word.step) == (4, "TeacherUnavailable", 9)
         assert re.search(says, word.message)
+        assert word.transient is (address is not None and not more)
         assert word.checkpoint.step == 9 or name == "report-1"
     assert [record.step for record in run.metrics()] == list(range(1, 10))
     assert not any("teacherLogits" in record.objectives for record in run.metrics())

@@ -113,16 +113,18 @@ def test_pods_of_a_later_phase_do_not_begin_the_run_anew(make_run, train_here):
         train_here(run)
 
 
-def test_a_phase_ends_well_only_with_a_checkpoint(rescaled, train_here, monkeypatch):
+@pytest.mark.parametrize("transient", [False, True])
+def test_a_phase_ends_well_only_with_a_checkpoint(rescaled, train_here, monkeypatch, transient):
     """Even where training would go on without: other pods could not."""
 
     def full(*_):
-        raise CheckpointError("the disk is full.")
+        raise CheckpointError("the disk is full.", transient=transient)
 
     monkeypatch.setattr(LocalStore, "commit", full)
     checkpoint = {"uri": f"file://{rescaled(0).root}/runs", "everySteps": 3, "required": False}
-    with pytest.raises(CheckpointError, match="step 4, where phase 'alone' ends"):
+    with pytest.raises(CheckpointError, match="step 4, where phase 'alone' ends") as error:
         train_here(rescaled(0, checkpoint=checkpoint))
+    assert error.value.transient is transient
 
 
 @pytest.mark.parametrize(("stopped_at", "trained"), [(None, 7), (9, 9)])

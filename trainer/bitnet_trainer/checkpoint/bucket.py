@@ -191,7 +191,7 @@ class BucketStore:
             with cloud.said_plainly(self._place, access):
                 yield
         except CloudError as error:
-            raise CheckpointError(f"checkpoint.uri: {error}.") from error
+            raise CheckpointError(f"checkpoint.uri: {error}.", transient=error.transient) from error
 
     @contextmanager
     def _scratch_said_plainly(self) -> Iterator[None]:

@@ -17,6 +17,7 @@ class _Fault:
     words: str
     foreseen: bool
     """Whether the place of the checkpoints is at fault, and not this program."""
+    transient: bool = False
 
 
 def on_all(group: dist.ProcessGroup, action: Callable[[], T]) -> list[T]:
@@ -30,7 +31,7 @@ def on_all(group: dist.ProcessGroup, action: Callable[[], T]) -> list[T]:
     try:
         told = action(), None
     except CheckpointError as error:
-        mine, told = error, (None, _Fault(str(error), foreseen=True))
+        mine, told = error, (None, _Fault(str(error), foreseen=True, transient=error.transient))
     except Exception as error:  # noqa: BLE001  # raised below, on every rank
         mine, told = error, (None, _Fault("".join(traceback.format_exception(error)), foreseen=False))
     heard: list[Any] = [None] * dist.get_world_size(group)
@@ -42,5 +43,5 @@ def on_all(group: dist.ProcessGroup, action: Callable[[], T]) -> list[T]:
     if mine is not None and rank == dist.get_rank(group):
         raise mine
     if fault.foreseen:
-        raise CheckpointError(fault.words)
+        raise CheckpointError(fault.words, transient=fault.transient)
     raise RuntimeError(f"rank {rank} failed while it wrote a checkpoint:\n{fault.words}")

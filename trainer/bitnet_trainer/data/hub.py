@@ -112,7 +112,11 @@ def _stream(name: str, dataset: Dataset, field: str) -> Any:
 
 
 def _within_reach() -> bool:
-    return not _library().config.HF_HUB_OFFLINE and hub.answers()
+    return _may_be_asked() and hub.answers()
+
+
+def _may_be_asked() -> bool:
+    return not (_library().config.HF_HUB_OFFLINE or constants.HF_HUB_OFFLINE)
 
 
 def _library() -> Any:
@@ -147,7 +151,8 @@ def _commit_of(dataset: Dataset) -> str | None:
 def _other_commit(name: str, dataset: Dataset, found: object) -> DataUnavailable:
     return DataUnavailable(
         f"source {name!r}: {dataset} cannot be reached at {constants.ENDPOINT}, and the cache has commit "
-        f"{found} of it. Check this machine's way to the hub, or load that revision into the cache."
+        f"{found} of it. Check this machine's way to the hub, or load that revision into the cache.",
+        transient=_may_be_asked(),
     )
 
 
@@ -168,6 +173,10 @@ def _said_plainly(name: str, dataset: Dataset) -> Iterator[None]:
             reason = f"it has no revision {dataset.revision!r}"
         else:
             reason = " ".join(str(error).split())[:_LONGEST_REASON].rstrip(".") or type(error).__name__
-        if not isinstance(error, HfHubHTTPError) and not _within_reach():
+        away = not isinstance(error, HfHubHTTPError) and not _within_reach()
+        if away:
             reason = f"{constants.ENDPOINT} is out of reach, and it is not in the cache ({reason})"
-        raise DataUnavailable(f"source {name!r}: {dataset} cannot be read: {reason}. {_MEND}.") from error
+        raise DataUnavailable(
+            f"source {name!r}: {dataset} cannot be read: {reason}. {_MEND}.",
+            transient=hub.is_transient(error, out_of_reach=away and _may_be_asked()),
+        ) from error

@@ -84,7 +84,7 @@ def _files(text: SourceText, own: Path) -> list[TextFile]:
     try:
         copy = cloud.local_copy(text.origin, CACHE, nested=True, wanted=is_text)
     except CloudError as error:
-        raise DataUnavailable(f"source {text.name!r}: {error}.") from error
+        raise DataUnavailable(f"source {text.name!r}: {error}.", transient=error.transient) from error
     if text.origin.is_file:
         return [TextFile(text.name, copy, str(text.origin))]
     return [

@@ -35,4 +35,4 @@ def local_copy(bucket: str, path: str) -> Path:
     try:
         return cloud.local_copy(place, CACHE, check)
     except CloudError as error:
-        raise ModelUnavailable(str(error)) from error
+        raise ModelUnavailable(str(error), transient=error.transient) from error

@@ -211,7 +211,10 @@ def _load(source: _Source, what: str, mend: str, load: Callable[[], Loaded]) -> 
                 "check its name and revision, this machine's way to the hub, and HF_TOKEN for a gated model; "
                 "or put the model in a folder and name it with file:// or pvc://"
             )
-        raise ModelUnavailable(f"the {what} of {source} cannot be loaded: {reason}; {mend}") from error
+        raise ModelUnavailable(
+            f"the {what} of {source} cannot be loaded: {reason}; {mend}",
+            transient=hub.is_transient(error, out_of_reach=source.only_local),
+        ) from error
 
 
 def _forget_gguf(model: PreTrainedModel) -> None:
