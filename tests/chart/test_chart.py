@@ -200,7 +200,7 @@ def test_rights_are_few() -> None:
         "bitnet.training/bitnetruns/finalizers": ["update"],
         "kubeflow.org/pytorchjobs": ["get", "list", "watch", "create", "delete"],
         "batch/jobs": ["get", "list", "watch", "create", "delete"],
-        "core/pods": ["list", "watch"],
+        "core/pods": ["list", "watch", "patch"],
         "core/configmaps": ["get", "create", "delete"],
         "core/services": ["get", "create", "delete"],
         "core/events": ["create"],
