@@ -36,8 +36,8 @@ def judge(
     if len(curve) < STRETCHES:
         return None
     stretch = curve[1].step - curve[0].step
-    since = curve[0].step - stretch
-    if since < _settled(plan, adjustments, since) or curve[-1].step > plan.learning_rate.decay_start:
+    since, last = curve[0].step - stretch, curve[-1].step
+    if since < _settled(plan, adjustments, last - 1) or last > plan.learning_rate.decay_start:
         return None
     level = median(point.loss for point in curve)
     if level <= 0:
@@ -48,7 +48,7 @@ def judge(
 
 def _settled(plan: Plan, adjustments: Adjustments, step: int) -> int:
     """From which step on the loss of step `step`'s phase says something of training alone."""
-    phase = plan.phase_at(max(step, 0))
+    phase = plan.phase_at(step)
     return max(
         phase.first_step + phase.transition_steps,
         plan.learning_rate.warmup_steps,
