@@ -2,7 +2,7 @@
 # `make help` lists it. Commands run in .venv, which is made anew where the lock files or pyproject.toml change.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-cluster lint format verify crds bench lock clean
+.PHONY: help setup quickstart test test-cluster lint format verify crds docs bench lock clean
 SHELL := /bin/bash
 
 BIN := .venv/bin
@@ -48,9 +48,13 @@ format: setup  ## Mend what ruff can mend
 
 verify: setup  ## Generated files are up to date
 	$(BIN)/python -m bitnet_crds.schema --check
+	$(BIN)/python scripts/draw_life.py --check
 
 crds: setup  ## Generate the CRD anew
 	$(BIN)/python -m bitnet_crds.schema
+
+docs: setup  ## Draw the life of a run anew, in docs/runs.md
+	$(BIN)/python scripts/draw_life.py
 
 bench: setup  ## Run every benchmark
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done

@@ -44,6 +44,25 @@ def test_no_room_is_too_large() -> None:
     assert large == {}
 
 
+def anchor(heading: str) -> str:
+    """What GitHub calls a heading in an address."""
+    return re.sub(r"[^\w\- ]", "", heading.strip("# ").lower()).replace(" ", "-")
+
+
+def test_every_link_of_the_documents_leads_somewhere() -> None:
+    broken = []
+    for page in tracked("*.md"):
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            if "://" in target:
+                continue
+            path, _, heading = target.partition("#")
+            found = page.parent / path if path else page
+            headings = re.findall(r"(?m)^#+ .*$", found.read_text()) if heading and found.is_file() else []
+            if not found.exists() or (heading and heading not in map(anchor, headings)):
+                broken.append(f"{page.relative_to(ROOT)}: {target}")
+    assert broken == []
+
+
 @pytest.mark.parametrize("name", ["dev", "operator", "trainer"])
 def test_a_lock_pins_by_hash_and_names_no_index(name: str) -> None:
     lock = (ROOT / "requirements" / f"{name}.lock").read_text()
