@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from bitnet_crds import parse_run
 from bitnet_operator.cli import app
 from bitnet_trainer.report import StepRecord, read_metrics
-from in_process import train_in_process
+from in_process import train_in_process, tune_in_process
 from scaled_down import EXAMPLES, FAMILIES, STEPS, TRAINED, document, order_of, scaled_down, write_scene
 
 ALL = sorted(EXAMPLES.glob("*.yaml"))
@@ -54,6 +54,7 @@ def test_scaled_down_it_trains_and_its_loss_falls(
     for phase, wanted in zip(order.spec.phases, parse_run(original).spec.phases, strict=True):
         assert phase.objectives.named().keys() == wanted.objectives.named().keys()
 
+    tune_in_process(order, monkeypatch)
     result = train_in_process(order, monkeypatch)
     assert not result.stopped
     records = read_metrics(order.folder / "metrics.jsonl")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bitnet_trainer.report import read_metrics
-from in_process import train_in_process
+from in_process import train_in_process, tune_in_process
 from scaled_down import TRAINED, document, order_of, scaled_down, write_scene
 
 pytestmark = pytest.mark.gpu
@@ -17,6 +17,7 @@ def losses(example: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list
     folder.mkdir()
     write_scene(folder)
     order = order_of(scaled_down(document(example), folder))
+    tune_in_process(order, monkeypatch)
     train_in_process(order, monkeypatch)
     return [record.loss for record in read_metrics(order.folder / "metrics.jsonl")]
 

@@ -25,6 +25,12 @@ class StopsAt(Reporter):
         self.stop.requested |= self.progress.step == self._step
 
 
+def tune_in_process(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tunes the teacher of the order's run, where it is to be."""
+    if order.plan.tuning is not None:
+        train_in_process(order.model_copy(update={"purpose": "TuneTeacher"}), monkeypatch)
+
+
 def train_in_process(
     order: Order,
     monkeypatch: pytest.MonkeyPatch,

@@ -20,7 +20,6 @@ LAYERS = 4
 FAMILIES = {
     "hf://Qwen/Qwen3-0.6B": "qwen3",
     "hf://HuggingFaceTB/SmolLM2-135M": "llama",
-    "pvc://training-data/qwen3-06b-tuned": "qwen3",
 }
 """The family of each model that an example names."""
 
@@ -94,6 +93,8 @@ def scaled_down(document: dict[str, Any], scene: Path) -> dict[str, Any]:
     _local_model(spec["model"], scene)
     if "teacher" in spec:
         _local_model(spec["teacher"], scene)
+        if "tune" in spec["teacher"]:
+            spec["teacher"]["tune"] |= {"tokens": STEPS * SEQUENCE * GLOBAL_BATCH, "learningRate": 0.01}
     text = "labelled.jsonl" if "classification" in spec else "text.txt"
     for source in spec["data"]["sources"]:
         source["uri"] = f"file://{scene}/{text}"
