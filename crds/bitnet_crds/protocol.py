@@ -5,7 +5,7 @@ from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, PositiveInt, model_validator
 
 from bitnet_crds.errors import WrongValueError
 from bitnet_crds.locations import parse_location
@@ -285,13 +285,13 @@ class Told(Report):
 
     stop: bool = False
     """Whether they are to write a checkpoint and end."""
-    every_steps: int | None = None
+    every_steps: PositiveInt | None = None
     """checkpoint.everySteps."""
-    keep: int | None = None
+    keep: PositiveInt | None = None
     """checkpoint.keep."""
     required: bool | None = None
     """checkpoint.required."""
-    skip_steps: int | None = None
+    skip_steps: PositiveInt | None = None
     """health.nonFinite.skipSteps."""
 
 

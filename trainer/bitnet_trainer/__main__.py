@@ -22,10 +22,13 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from bitnet_crds.carried_out import carried_out
-from bitnet_crds.protocol import ExitCode, Order, TerminationReport, exit_code_label
+from bitnet_crds.protocol import ExitCode, Order, TerminationReport, Told, exit_code_label
 from bitnet_trainer.errors import BadInput
 from bitnet_trainer.outcome import REPORTS, collect_reports, publish, with_newest_checkpoint
 from bitnet_trainer.stop import SIGNALS, STOP_SECONDS, at_once_on_signal
+from bitnet_trainer.told import listening
+
+_log = logging.getLogger(__name__)
 
 OUTLIVE_SECONDS = 5
 """How long a pod that lost another one outlives it, and one that was asked to stop the others, which stop
@@ -131,9 +134,16 @@ def _launch(path: Path, scratch: Path, worker: Sequence[str]) -> _End:
         signals_to_handle="SIGTERM,SIGINT",
     )
     _stop_while_waiting()
-    report, asked = _run_ranks(config, [*worker, "--order", str(path)], place, scratch)
+    with listening(_stop_if_told, _log.warning):
+        report, asked = _run_ranks(config, [*worker, "--order", str(path)], place, scratch)
     outlives = report.exit_code == ExitCode.PEER_LOST or (asked and report.exit_code == ExitCode.PREEMPTED)
     return _End(with_newest_checkpoint(report, carried_out(order)), outlives and place.nodes > 1)
+
+
+def _stop_if_told(told: Told) -> None:
+    """Stops the ranks as a signal to this pod would, from wherever they and this launcher are."""
+    if told.stop:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _run_ranks(

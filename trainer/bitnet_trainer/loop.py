@@ -2,13 +2,14 @@
 
 import logging
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 
 from bitnet_crds.plan import PlannedPhase
-from bitnet_crds.protocol import Checkpoint, Order, TeacherState, TrainerState
+from bitnet_crds.protocol import Checkpoint, Order, TeacherState, Told, TrainerState
 from bitnet_trainer.checkpoint import Position, Saver
 from bitnet_trainer.data import (
     Corpus,
@@ -40,6 +41,7 @@ from bitnet_trainer.source_losses import measure_losses
 from bitnet_trainer.step import StepInput, Stepper, autocast
 from bitnet_trainer.stop import StopRequest
 from bitnet_trainer.teacher import Teacher, load_together
+from bitnet_trainer.told import Settings
 from bitnet_trainer.tracking import Tracker
 
 _log = logging.getLogger(__name__)
@@ -70,6 +72,9 @@ class TrainingLoop:
         self.step = self.checkpointed = self.committed = position.step
         self.end = order.plan.pods_end(position.step)
         self.unkept: CheckpointError | None = None
+        self.settings = Settings.of(order, Told())
+        self.heard: deque[Told] = deque(maxlen=1)
+        """What the first rank was told and the ranks did not yet take up; another thread may add it."""
         self.cursor = Cursor(position.consumed, position.origin)
         self.shares, self.ratios, self.rewards = position.mixture, position.balance, position.rewards
         self.prefetch = Prefetch(corpus, order.plan.global_batch_size, ranks.rank, ranks.world)
@@ -112,11 +117,13 @@ class TrainingLoop:
                 self.prefetch.ahead(self._wanted(self.step + 1, rows.after))
             objectives, weights = self.objectives[phase.name].manager, plan.weights_at(self.step)
             counts = objectives.count(rows.micro_batches, weights)
-            *totals, settled, stops = self.ranks.total(
-                *counts.values(), int(self.saver.settled), int(stop.requested)
+            *totals, settled, stops, told = self.ranks.total(
+                *counts.values(), int(self.saver.settled), int(stop.requested), len(self.heard)
             )
             if settled == self.ranks.world:
                 self._take_up_checkpoint()
+            if told:
+                self._take_up_told()
             if stops:
                 stop.requested = True
                 self._save(wait=True)
@@ -144,12 +151,13 @@ class TrainingLoop:
                     quantization_lambda=lam,
                     mixture=self._mixture(),
                     tokens_per_second=self.speed.step(),
+                    allowed_skips=self.settings.skip_steps,
                 ),
                 losses.values,
             )
             self.recorder.publish()
             self._mixture_of_next_step()
-            if self.step % self.order.spec.checkpoint.every_steps == 0:
+            if self.step % self.settings.every_steps == 0:
                 self._save()
         self._save(wait=True)
         if self.committed < self.step < plan.end_step:
@@ -176,6 +184,13 @@ class TrainingLoop:
         if committed is not None:
             self.reporter.update(checkpoint=reported(self.order, committed))
         return self.reporter.progress.checkpoint
+
+    def _take_up_told(self) -> None:
+        """What the first rank was told holds from this step on, on every rank."""
+        told = self.ranks.from_first(self.heard.pop() if self.heard else None)
+        self.settings = Settings.of(self.order, told)
+        self.saver.keep(self.settings.keep)
+        _log.info("from step %d on, as told: %s", self.step, self.settings)
 
     def _wanted(self, step: int, cursor: Cursor) -> Wanted:
         plan = self.order.plan
@@ -294,7 +309,7 @@ class TrainingLoop:
 
     def _without_checkpoint(self, error: CheckpointError) -> None:
         """Ends the run where its checkpoints are required."""
-        if self.order.spec.checkpoint.required:
+        if self.settings.required:
             back = f"go on from step {self.committed}" if self.committed else "begin again"
             raise CheckpointError(
                 f"{error} The run ends here, and would {back}.", transient=error.transient

@@ -41,6 +41,8 @@ class StepTaken:
     mixture: Mapping[str, float]
     """Share by source."""
     tokens_per_second: float | None
+    allowed_skips: int
+    """Steps in a row that may be left out, as it holds in this one."""
 
 
 class Recorder:
@@ -74,7 +76,6 @@ class Recorder:
         self.skipped, self.in_row = skipped, in_row
         self._reporter, self._metrics, self._world = reporter, metrics, world
         self._order, self._plan = order, order.plan
-        self._allowed_skips = order.spec.health.non_finite.skip_steps
         self._sources = [source.name for source in order.spec.data.sources]
         self._last_checkpoint, self._machine, self._tracker = last_checkpoint, machine, tracker
         optimizer = order.spec.optimizer
@@ -99,19 +100,19 @@ class Recorder:
             self.skipped, self.in_row = int(skipped), int(in_row)
             record = self._record(taken, loss, norm, values[4:], good=good)
             self._publish(record)
-            self._check_skips(record)
+            self._check_skips(record, taken.allowed_skips)
 
-    def _check_skips(self, record: StepRecord) -> None:
+    def _check_skips(self, record: StepRecord, allowed: int) -> None:
         """Raises NonFinite, and writes down why, where one more step in a row than may be was left out."""
         if record.left_out is None:
             self._left_out.clear()
             return
         self._left_out.append(record.left_out)
-        if self.in_row > self._allowed_skips:
+        if self.in_row > allowed:
             ended = NonFiniteRecord(steps=tuple(self._left_out), checkpoint=self._last_checkpoint())
             if self._metrics is not None:
                 ended.write(self._order.folder)
-            raise ended.error(self.in_row, self._allowed_skips)
+            raise ended.error(self.in_row, allowed)
 
     def close(self) -> None:
         """Closes the metrics' file."""

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import RLock, Thread
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -105,6 +105,8 @@ class Reporter:
     def __init__(self, progress: Progress, phases: Sequence[str] = ()) -> None:
         """Begins with `progress`; `phases` are those of the whole run, by name."""
         self.progress = progress
+        # Some changes come from other threads than the one that trains.
+        self._lock = RLock()
         self._server: ThreadingHTTPServer | None = None
         self._registry = CollectorRegistry()
         self._registry.register(ProgressCollector(lambda: self.progress, phases))
@@ -112,7 +114,14 @@ class Reporter:
 
     def update(self, **changes: object) -> None:
         """Changes fields of the progress; the whole is replaced at once, so that no reader sees a mixture."""
-        self.progress = self.progress.model_copy(update=changes)
+        with self._lock:
+            self.progress = self.progress.model_copy(update=changes)
+
+    def warn(self, sentence: str) -> None:
+        """Adds what a person should know of to the progress' warnings."""
+        _log.warning("%s", sentence)
+        with self._lock:
+            self.update(warnings=(*self.progress.warnings, sentence))
 
     def serve(self) -> None:
         """Answers at BITNET_HOST (default: every address), BITNET_PORT (default 9400) from a thread.

@@ -48,6 +48,7 @@ from bitnet_trainer.setup import (
 )
 from bitnet_trainer.sharding import WholeModel, called_directly, shard
 from bitnet_trainer.stop import StopRequest
+from bitnet_trainer.told import listening
 from bitnet_trainer.tracking import tracked
 
 _log = logging.getLogger(__name__)
@@ -179,6 +180,8 @@ def _train(
         position,
         tracker,
     )
+    if ranks.first:
+        ending.enter_context(listening(loop.heard.append, reporter.warn))
     with stop.deferred(), closing(loop):
         finished = loop.run(stop)
     (stops,) = ranks.total(int(stop.requested))

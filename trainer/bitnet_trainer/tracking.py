@@ -63,8 +63,7 @@ def tracked(order: Order, reporter: Reporter) -> Iterator[Tracker | None]:
     """
 
     def warn(sentence: str) -> None:
-        _log.warning("tracking.wandb: %s", sentence)
-        reporter.update(warnings=(*reporter.progress.warnings, f"tracking.wandb: {sentence}"))
+        reporter.warn(f"tracking.wandb: {sentence}")
 
     if order.spec.tracking is None:
         yield None

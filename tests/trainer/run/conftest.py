@@ -1,13 +1,14 @@
 """Tiny runs, trained whole: in this process, or by the launcher as the operator would start it."""
 
 import json
+import math
 import os
 import random
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from bitnet_crds.protocol import MachineProgress, Order, Progress, TerminationRe
 from bitnet_crds.spec import BitNetRunSpec
 from bitnet_trainer.checkpoint import open_store
 from bitnet_trainer.data import SourceText, open_corpus
+from bitnet_trainer.objectives.cross_entropy import CrossEntropyObjective
+from bitnet_trainer.objectives.token_loss import TokenLoss
 from bitnet_trainer.report import Reporter, StepRecord, read_metrics
 from bitnet_trainer.run import Result, train
 from bitnet_trainer.stop import StopRequest
@@ -274,3 +277,20 @@ def ended() -> Callable[..., int]:
 def weights_of() -> Callable[[TinyRun], dict[str, torch.Tensor]]:
     """Reads a run's newest checkpoint whole."""
     return trained_weights
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[Collection[int]], None]:
+    """Makes the cross-entropy NaN in the steps named; a step has two micro batches, the last phase's four."""
+
+    def at(steps: Collection[int]) -> None:
+        real, calls = CrossEntropyObjective.__call__, iter(range(10**6))
+
+        def poisoned(self: CrossEntropyObjective, batch: Any) -> TokenLoss:
+            loss = real(self, batch)
+            step = next(calls) // 2 + 1
+            return TokenLoss(loss.total * (math.nan if step in steps else 1.0), loss.tokens)
+
+        monkeypatch.setattr(CrossEntropyObjective, "__call__", poisoned)
+
+    return at

@@ -36,7 +36,7 @@ class BucketStore:
             scratch: a folder on this machine.
             rank: of this process.
         """
-        self._place, self._keep, self._scratch, self._rank = Place(bucket, path), keep, scratch, rank
+        self._place, self.keep, self._scratch, self._rank = Place(bucket, path), keep, scratch, rank
         self._writer, self._aside = uuid.uuid4().hex, set[int]()
         self.address = str(self._place)
 
@@ -171,9 +171,7 @@ class BucketStore:
 
     def _prune(self, bucket: Any, newest: int) -> None:
         by_step = self._by_step(bucket)
-        kept = sorted((step for step, blobs in by_step.items() if MARKER in blobs), reverse=True)[
-            : self._keep
-        ]
+        kept = sorted((step for step, blobs in by_step.items() if MARKER in blobs), reverse=True)[: self.keep]
         for step, blobs in by_step.items():
             # What is newer and has no marker may be another process's, which its next start clears.
             if step not in kept and (MARKER in blobs or DAMAGED in blobs or step < newest):

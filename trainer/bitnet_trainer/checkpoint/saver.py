@@ -70,6 +70,10 @@ class Saver:
         """Whether the outcome of the one in flight is known here; a moment later it is on every rank."""
         return self._coming is not None and self._coming.done()
 
+    def keep(self, newest: int) -> None:
+        """From the next commit on, so many of the newest stay."""
+        self._store.keep = newest
+
     def begin(self, position: Position) -> None:
         """Copies the state as it is now, and begins to write it. The one before must have been taken up."""
         assert not self.in_flight

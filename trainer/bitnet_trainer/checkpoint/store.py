@@ -40,6 +40,8 @@ class CheckpointStore(Protocol):
 
     address: str
     """Of the folder of all of them."""
+    keep: int
+    """How many of the newest stay at a commit."""
 
     def prepare(self) -> None:
         """Sees that checkpoints can be written, and clears what a killed process left half-written.
