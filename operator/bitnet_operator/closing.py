@@ -88,7 +88,7 @@ def failed(case: Case, status: BitNetRunStatus, failure: Failure) -> Decision:
             case.plan, known, step, tuning=tuning, message=failure.message
         )
         return _adjusted(case, status, End.OUT_OF_MEMORY, failure, verdict)
-    return _retried(case, status, End.FAILED, failure)
+    return _retried(case, status, End.FAILED if failure.retryable else End.HOPELESS, failure)
 
 
 def _adjusted(

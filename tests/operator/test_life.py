@@ -1,13 +1,22 @@
 """The table of a run's life: every end has a course, and the courses agree with one another."""
 
+import inspect
+import re
+
 import pytest
 
 from bitnet_crds.status import RunPhase, SegmentOutcome, SegmentReason
+from bitnet_operator import closing
 from bitnet_operator.life import LIFE, REASON_OF, End, end_asked_for
 
 
 def test_every_end_has_its_course() -> None:
     assert set(LIFE) == set(End)
+
+
+def test_every_end_is_one_that_a_segment_can_come_to() -> None:
+    named = {End[name] for name in re.findall(r"\bEnd\.([A-Z_]+)", inspect.getsource(closing))}
+    assert named | set(REASON_OF.values()) == set(End)
 
 
 @pytest.mark.parametrize("end", list(End))
