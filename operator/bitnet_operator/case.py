@@ -1,13 +1,15 @@
 """Case: all that one decision is made from, and how it words a status. Pure."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 
-from bitnet_crds import BitNetRun, BitNetRunStatus, Plan
+from bitnet_crds import BitNetRun, BitNetRunStatus, Plan, plan
 from bitnet_operator.conditions import Said, say
 from bitnet_operator.moments import timestamp
 from bitnet_operator.observation import Observation
 from bitnet_operator.policies import retry
+from bitnet_operator.segments import as_planned
 
 
 @dataclass(frozen=True)
@@ -39,3 +41,18 @@ class Case:
     def say(self, status: BitNetRunStatus, *said: Said) -> BitNetRunStatus:
         """The status with these conditions set."""
         return say(status, self.observation.document, self.at, *said)
+
+
+def fitted(
+    case: Case, status: BitNetRunStatus, micro_batches: Mapping[str, int]
+) -> tuple[Case, BitNetRunStatus]:
+    """The case and the status after pods found out which micro batches fit, by phase: the ledger and the open
+    segment have them."""
+    known = status.adjustments
+    if micro_batches.items() <= known.micro_batches.items():
+        return case, status
+    adjustments = known.model_copy(update={"micro_batches": {**known.micro_batches, **micro_batches}})
+    ledger = plan(case.run.spec, adjustments)
+    segments = (*status.segments[:-1], as_planned(ledger, status.segments[-1]))
+    update = {"adjustments": adjustments, "segments": segments}
+    return replace(case, plan=ledger), status.model_copy(update=update)

@@ -8,7 +8,7 @@ from bitnet_crds import BitNetRunStatus, ExitCode, SegmentReason
 from bitnet_crds.protocol import PHASE_BOUNDARY
 from bitnet_crds.status import Ending, RunPhase
 from bitnet_operator import segments
-from bitnet_operator.case import Case
+from bitnet_operator.case import Case, fitted
 from bitnet_operator.conditions import Said
 from bitnet_operator.decision import Decision, Event
 from bitnet_operator.failing import fail
@@ -21,21 +21,19 @@ from bitnet_operator.policies.failure import Failure
 from bitnet_operator.segments import title
 
 
-def reported(status: BitNetRunStatus, job: Job) -> BitNetRunStatus:
-    """The status with what the last words of the open segment's pods add to it."""
+def reported(case: Case, status: BitNetRunStatus, job: Job) -> tuple[Case, BitNetRunStatus]:
+    """The status with what the last words of the open segment's pods add to it, and the case under the ledger
+    that it then has."""
     reports = [pod.report for pod in job.by_rank if pod.report is not None]
     if not reports:
-        return status
+        return case, status
     furthest = max(reports, key=lambda report: report.step)
     kept = max((report.checkpoint.step for report in reports if report.checkpoint), default=None)
-    adjustments = status.adjustments
     for report in reports:
-        found = adjustments.micro_batches | report.micro_batches
-        adjustments = adjustments.model_copy(update={"micro_batches": found})
+        case, status = fitted(case, status, report.micro_batches)
     update: dict[str, Any] = {
         "evaluation": furthest.evaluation or status.evaluation,
         "artifacts": status.artifacts | furthest.artifacts,
-        "adjustments": adjustments,
     }
     current = status.segments[-1]
     if current.purpose == "Train":
@@ -46,7 +44,7 @@ def reported(status: BitNetRunStatus, job: Job) -> BitNetRunStatus:
         kept = current.checkpoint_step if kept is None else kept
         last = {"last_step": reached, "checkpoint_step": kept}
         update["segments"] = (*status.segments[:-1], current.model_copy(update=last))
-    return status.model_copy(update=update)
+    return case, status.model_copy(update=update)
 
 
 def succeeded(case: Case, status: BitNetRunStatus, job: Job) -> Decision:
@@ -59,9 +57,9 @@ def succeeded(case: Case, status: BitNetRunStatus, job: Job) -> Decision:
     report = next((pod.report for pod in job.by_rank if pod.report is not None), None)
     pods_end = plan.pods_end(current.first_step)
     if pods_end < plan.end_step if report is None else report.reason == PHASE_BOUNDARY:
-        kept = pods_end if report is None or report.checkpoint is None else report.checkpoint.step
-        status = status.model_copy(update={"checkpoint_step": kept, "step": kept})
-        message = f"step {kept} is kept, and the next begins in other pods"
+        kept = pods_end if report is None else report.checkpoint.step if report.checkpoint else 0
+        status = status.model_copy(update={"checkpoint_step": kept or None, "step": kept})
+        message = f"the run goes on at step {kept}, in other pods"
         return _closed(case, status, End.BOUNDARY, None, message, then=resize.reason_at(plan, kept))
     status = status.model_copy(update={"step": plan.end_step, "tokens": plan.tokens})
     return _closed(case, status, End.DONE, None, f"{plan.end_step} steps, {plan.tokens} tokens")
@@ -83,7 +81,8 @@ def failed(case: Case, status: BitNetRunStatus, failure: Failure) -> Decision:
         verdict = nonfinite.after_non_finite(case.plan, known, health, failure.report, failure.message)
         return _adjusted(case, status, End.NON_FINITE, failure, verdict)
     if failure.exit_code == ExitCode.OUT_OF_MEMORY:
-        step = status.step if failure.report is None else failure.report.step
+        # Pods that are still loading count no steps yet.
+        step = (failure.report.step if failure.report else status.step) or current.first_step
         verdict = out_of_memory.after_out_of_memory(
             case.plan, known, step, tuning=tuning, message=failure.message
         )

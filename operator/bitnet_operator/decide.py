@@ -56,9 +56,9 @@ def _decide(case: Case, status: BitNetRunStatus) -> Decision:
         case JobState.ACTIVE | JobState.SUSPENDED:
             return training(case, status, job)
         case JobState.SUCCEEDED:
-            return succeeded(case, reported(status, job), job)
+            return succeeded(*reported(case, status, job), job)
         case JobState.FAILED:
-            return failed(case, reported(status, job), first_cause(job))
+            return failed(*reported(case, status, job), first_cause(job))
 
 
 def _between(case: Case, status: BitNetRunStatus) -> Decision:

@@ -35,14 +35,25 @@ def begun(plan: Plan, status: BitNetRunStatus, step: int | None) -> Segment:
     than the operator had heard of, or an older one, being all that was there."""
     last = status.segments[-1]
     alone = all(segment.job != last.job for segment in status.segments[:-1])
-    if step is None or step == last.first_step or last.last_step is not None or not alone:
+    # While they load they count as where they were to begin.
+    moved = last.last_step not in (None, last.first_step)
+    if step is None or step == last.first_step or moved or not alone:
         return last
-    if last.purpose == "TuneTeacher":
-        return last.model_copy(update={"first_step": step})
-    if plan.pods_end(step) != plan.pods_end(last.first_step):
+    if last.purpose == "Train" and plan.pods_end(step) != plan.pods_end(last.first_step):
         return last  # the pods are not made for that phase, and will say so
-    shape = plan.phase_at(step).shape
-    return last.model_copy(update={"first_step": step, "end_step": stretch_end(plan, step), "shape": shape})
+    return as_planned(plan, last.model_copy(update={"first_step": step, "last_step": None}))
+
+
+def as_planned(plan: Plan, segment: Segment) -> Segment:
+    """The segment with the shape and the end that the ledger has for one that begins at its first step."""
+    if segment.purpose == "TuneTeacher":
+        if plan.tuning is None:
+            return segment
+        return segment.model_copy(update={"end_step": plan.tuning.steps, "shape": plan.tuning.shape})
+    first = segment.first_step
+    return segment.model_copy(
+        update={"end_step": stretch_end(plan, first), "shape": plan.phase_at(first).shape}
+    )
 
 
 def next_segment(run: BitNetRun, plan: Plan, status: BitNetRunStatus, now: datetime) -> Segment:
@@ -54,9 +65,8 @@ def next_segment(run: BitNetRun, plan: Plan, status: BitNetRunStatus, now: datet
     last = status.segments[-1] if status.segments else None
     purpose = _purpose(plan, status)
     if purpose == "TuneTeacher" and plan.tuning is not None:
-        tuned = [segment.checkpoint_step for segment in status.segments]
-        first_step, end_step = (tuned[-1] if tuned else None) or 0, plan.tuning.steps
-        shape = plan.tuning.shape
+        first_step = max((segment.checkpoint_step or 0 for segment in status.segments), default=0)
+        end_step, shape = plan.tuning.steps, plan.tuning.shape
     else:
         first_step = status.checkpoint_step or 0
         end_step, shape = stretch_end(plan, first_step), plan.phase_at(first_step).shape

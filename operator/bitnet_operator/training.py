@@ -8,7 +8,7 @@ from bitnet_crds import BitNetRunStatus, Progress, Segment
 from bitnet_crds.protocol import Told
 from bitnet_crds.status import Ending
 from bitnet_operator import segments, watch
-from bitnet_operator.case import Case
+from bitnet_operator.case import Case, fitted
 from bitnet_operator.conditions import Said, condition
 from bitnet_operator.decision import Decision, Event, Tell
 from bitnet_operator.life import End, end_asked_for
@@ -85,7 +85,11 @@ def _heard(case: Case, status: BitNetRunStatus, job: Job) -> BitNetRunStatus:
     age = case.settings.progress_interval
     if status.progress_at is not None:
         age = (case.now - parse_timestamp(status.progress_at)).total_seconds()
-    news = len(seen["segments"]) > len(status.segments) or seen["doing"] != status.doing
+    news = (
+        len(seen["segments"]) > len(status.segments)
+        or seen["doing"] != status.doing
+        or seen["adjustments"] != status.adjustments
+    )
     # Pods' events come in bursts; what they say of progress is not worth a write each. A clock that went back
     # says nothing of age.
     if 0 <= age < case.settings.progress_interval and not news:
@@ -97,16 +101,13 @@ def _heard(case: Case, status: BitNetRunStatus, job: Job) -> BitNetRunStatus:
 
 def _seen(case: Case, status: BitNetRunStatus, progress: Progress) -> dict[str, Any]:
     """What of the status a trainer's words change."""
+    case, status = fitted(case, status, progress.micro_batches)
     current = segments.begun(case.plan, status, progress.begun_step)
     # A trainer that is still loading does not know yet how far its checkpoint is.
     step = max(progress.step, current.first_step)
     advanced = _advanced(case, current, step, progress)
     doing = watch.doing(progress)
     moved = doing != status.doing or advanced[-1].last_step != status.segments[-1].last_step
-    adjustments = status.adjustments
-    if not progress.micro_batches.items() <= adjustments.micro_batches.items():
-        found = adjustments.micro_batches | progress.micro_batches
-        adjustments = adjustments.model_copy(update={"micro_batches": found})
     seen: dict[str, Any] = {
         "training_phase": progress.phase,
         "doing": doing,
@@ -116,7 +117,7 @@ def _seen(case: Case, status: BitNetRunStatus, progress: Progress) -> dict[str, 
         "skipped_steps": progress.skipped_steps,
         "segment": title(advanced[-1]),
         "segments": (*status.segments[:-1], *advanced),
-        "adjustments": adjustments,
+        "adjustments": status.adjustments,
     }
     if current.purpose == "Train":
         seen |= {"step": step, "tokens": progress.tokens}
@@ -168,13 +169,12 @@ def _judged(case: Case, status: BitNetRunStatus, progress: Progress) -> tuple[Bi
     if health is None:
         return status, None
     judgement = plateau.judge(case.plan, status.adjustments, health, progress.loss_curve)
-    about = watch.about_plateau(status.conditions, judgement, health)
-    if about is None:
-        return status, None
-    status = case.say(status, about)
+    if (about := watch.about_plateau(status.conditions, judgement, health)) is not None:
+        status = case.say(status, about)
     last_phase = progress.phase == case.plan.phases[-1].name
     acts = health.action == "Stop" or (health.action == "NextPhase" and not last_phase)
-    if about.status != "True" or not acts:
+    said = condition(status.conditions, "LossPlateau")
+    if said is None or said.status != "True" or not acts:
         return status, None
-    ending = Ending(reason="LossPlateau", message=about.message, at=case.at, phase=progress.phase)
+    ending = Ending(reason="LossPlateau", message=said.message, at=case.at, phase=progress.phase)
     return status, ending

@@ -1,14 +1,26 @@
 """A small run in three phases, the teacher in the last, and the observations that tests make of it."""
 
 from collections.abc import Callable
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
-from bitnet_crds import BitNetRunStatus, Plan, Progress, parse_run, plan
-from bitnet_crds.protocol import Checkpoint
+from bitnet_crds import (
+    BitNetRunStatus,
+    Condition,
+    ExitCode,
+    Plan,
+    Progress,
+    Segment,
+    TerminationReport,
+    parse_run,
+    plan,
+)
+from bitnet_crds.protocol import PHASE_BOUNDARY, Checkpoint
 from bitnet_operator.case import Settings
+from bitnet_operator.conditions import condition
 from bitnet_operator.decide import decide
 from bitnet_operator.decision import Decision
 from bitnet_operator.observation import Job, JobState, Observation, Pod
@@ -38,9 +50,15 @@ class Scene:
         self.document["metadata"]["generation"] += 1
         self.run = parse_run(self.document)
 
-    def decide(self, *jobs: Job, stop: bool = False, left_over: tuple[str, ...] = ()) -> Decision:
+    def decide(
+        self,
+        *jobs: Job,
+        stop: bool = False,
+        left_over: tuple[str, ...] = (),
+        watched_since: datetime | None = None,
+    ) -> Decision:
         """Decides on these jobs and writes the status down."""
-        observation = Observation(self.document, self.status, jobs, stop, left_over)
+        observation = Observation(self.document, self.status, jobs, stop, left_over, watched_since)
         decision = decide(self.run, self.plan, observation, self.now, self.settings)
         self.status = decision.status
         return decision
@@ -70,6 +88,32 @@ class Scene:
         pod = Pod("pod-0", 0, running=True, told=self.told)
         return Job(name or last.job, JobState.ACTIVE, None, (pod,), progress, last.pods)
 
+    def says(self, step: int, checkpoint: int | None = None, **words: Any) -> Job:
+        """The current job at work, whose first rank says these words too."""
+        job = self.active(step, checkpoint)
+        said = self.progress(step, checkpoint).model_dump(exclude_unset=True) | words
+        return replace(job, progress=Progress(**said))
+
+    def ended(self, code: int, checkpoint: int | None = None, rank: int = 0, **report: Any) -> Pod:
+        """A pod that ended by itself, with its last word."""
+        kept = None if checkpoint is None else Checkpoint(step=checkpoint, uri="file:///runs/c")
+        said = {"reason": ExitCode(code).label, "checkpoint": kept, "step": checkpoint or 0} | report
+        words = TerminationReport(exit_code=code, **said)
+        return Pod(f"pod-{rank}", rank, exit_code=code, report=words)
+
+    def boundary(self, checkpoint: int | None) -> Job:
+        """The current job, whose pods ended well where the next phase trains in others."""
+        return self.succeeded(self.ended(0, checkpoint, reason=PHASE_BOUNDARY))
+
+    def condition(self, type_: str) -> Condition | None:
+        """That condition of the status."""
+        return condition(self.status.conditions, type_)
+
+    @property
+    def last(self) -> Segment:
+        """The newest segment."""
+        return self.status.segments[-1]
+
     def failed(self, *pods: Pod) -> Job:
         """The current job, failed with these pods."""
         return Job(self.status.segments[-1].job, JobState.FAILED, "a pod failed", pods)
@@ -92,6 +136,6 @@ def scene(document: dict[str, Any]) -> Scene:
 
 
 @pytest.fixture
-def make_scene() -> Callable[[], Scene]:
-    """As many fresh scenes as a property takes."""
-    return lambda: Scene(small_document())
+def make_scene() -> Callable[..., Scene]:
+    """As many fresh scenes as a test takes, of runs with these fields in their spec."""
+    return lambda **spec: Scene(small_document(**spec))
