@@ -11,6 +11,7 @@ import torch
 from bitnet_crds.plan import PlannedPhase
 from bitnet_crds.protocol import Checkpoint, ObjectiveProgress, Order, TrainerState
 from bitnet_trainer.batch import SequenceId
+from bitnet_trainer.loss_curve import LossCurve, window_of
 from bitnet_trainer.machine import Machine
 from bitnet_trainer.readback import Readback
 from bitnet_trainer.report import MetricsLog, Reporter, StepRecord
@@ -83,10 +84,30 @@ class Recorder:
         self._left_out: list[SkippedStep] = []
         recorded = [] if metrics is None else metrics.recorded()
         self._spikes = SpikeDetector(
-            (record.phase, record.loss) for record in recorded if record.loss is not None
+            (record.step, record.phase, record.loss) for record in recorded if record.loss is not None
         )
+        self._curve = self._watched(recorded)
+        reporter.update(**self._remembered())
         self._readback: Readback[StepTaken] = Readback()
         self._last_logged = 0.0
+
+    def _watched(self, recorded: Sequence[StepRecord]) -> LossCurve | None:
+        """The loss as far as it is recorded; None where nobody watches for a plateau."""
+        plateau = self._order.spec.health.plateau
+        if plateau is None:
+            return None
+        first_steps = {phase.name: phase.first_step for phase in self._plan.phases}
+        curve = LossCurve(window_of(self._plan, plateau.window_tokens), first_steps)
+        return curve.show((record.step, record.phase, record.loss) for record in recorded)
+
+    def _remembered(self) -> Mapping[str, object]:
+        """What of the progress more steps than the last one decide."""
+        curve = () if self._curve is None else self._curve.points
+        return {
+            "loss_spikes": self._spikes.count,
+            "last_loss_spike": self._spikes.last,
+            "loss_curve": curve,
+        }
 
     def push(self, taken: StepTaken, values: torch.Tensor) -> None:
         """Takes a step's figures in, as `StepLosses.values` holds them."""
@@ -135,7 +156,7 @@ class Recorder:
             step=taken.step,
             phase=taken.phase.name,
             loss=loss if good else None,
-            loss_spike=self._spikes.judge(taken.phase.name, loss) if good else None,
+            loss_spike=self._spikes.judge(taken.step, taken.phase.name, loss) if good else None,
             left_out=None if good else self._skipped_step(taken, loss, norm, means),
             objectives=objectives,
             gradient_norm=norm if good else None,
@@ -178,7 +199,9 @@ class Recorder:
         fields = record.model_dump(
             exclude={"teacher", "loss", "loss_spike", "left_out", "objectives", "gradient_norm", "machine"}
         )
-        fields["loss_spikes"] = self._spikes.count
+        if self._curve is not None:
+            self._curve.add(record.step, record.phase, record.loss)
+        fields |= self._remembered()
         if record.loss is not None:
             fields |= {"loss": record.loss, "gradient_norm": record.gradient_norm}
             fields["objectives"] = dict(record.objectives)

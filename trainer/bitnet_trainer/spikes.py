@@ -32,16 +32,18 @@ class SpikeDetector:
     What it remembers is in no checkpoint: a run that goes on shows it the losses again.
     """
 
-    def __init__(self, before: Iterable[tuple[str, float]] = ()) -> None:
-        """`before`: phase and loss of the steps so far, oldest first."""
+    def __init__(self, before: Iterable[tuple[int, str, float]] = ()) -> None:
+        """`before`: number, phase and loss of the steps so far, oldest first."""
         self.count = 0
         """Spikes seen."""
+        self.last: int | None = None
+        """The step with the last of them."""
         self._phase = ""
         self._before: deque[float] = deque(maxlen=WINDOW)
-        for phase, loss in before:
-            self.judge(phase, loss)
+        for step, phase, loss in before:
+            self.judge(step, phase, loss)
 
-    def judge(self, phase: str, loss: float) -> float | None:
+    def judge(self, step: int, phase: str, loss: float) -> float | None:
         """The robust z-score of a spike; None for a loss that is none, or is no finite number."""
         if phase != self._phase:
             self._phase = phase
@@ -53,4 +55,5 @@ class SpikeDetector:
         if score <= THRESHOLD:
             return None
         self.count += 1
+        self.last = step
         return score
