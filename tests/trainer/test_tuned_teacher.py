@@ -183,8 +183,12 @@ def test_a_folder_that_takes_nothing_is_said_plainly(tmp_path, make_model, token
     assert kept.found() is None
 
 
-def test_storage_that_does_not_answer_is_said_plainly(bucket, proxy, tmp_path):
+@pytest.mark.parametrize(
+    ("status", "says"), [(403, "may not be read"), (503, "storage cannot be reached, or does not answer")]
+)
+def test_storage_that_does_not_answer_is_said_plainly(bucket, proxy, tmp_path, status, says):
     kept = TunedTeacher(order_of(f"gs://{bucket.bucket}/runs", tmp_path / "scratch"))
-    proxy.faults = [Fault("GET", "teacher", 403)]
-    with pytest.raises(CheckpointError, match=r"checkpoint.uri: gs://.* may not be read"):
+    proxy.faults = [Fault("GET", "teacher", status)]
+    with pytest.raises(CheckpointError, match=rf"checkpoint\.uri: gs://.* {says}") as told:
         kept.found()
+    assert told.value.transient is (status == 503)

@@ -166,7 +166,9 @@ class TeacherTuning:
         try:
             model = load_weights(asked.from_, asked.revision)
         except BadInput as error:
-            raise TeacherUnavailable(f"the teacher cannot be loaded: {error}") from error
+            raise TeacherUnavailable(
+                f"the teacher cannot be loaded: {error}", transient=error.transient
+            ) from error
         if hasattr(model.config, "quantization_config"):
             raise TeacherUnavailable(
                 f"the teacher {source} is quantised, and one is tuned in full precision. Name the model that "

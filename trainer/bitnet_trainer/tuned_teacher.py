@@ -142,4 +142,4 @@ def _bucket(place: Place, access: cloud.Access) -> Iterator[Any]:
         with cloud.said_plainly(place, access), cloud.connected() as client:
             yield client.bucket(place.bucket)
     except CloudError as error:
-        raise CheckpointError(f"checkpoint.uri: {error}.") from error
+        raise CheckpointError(f"checkpoint.uri: {error}.", transient=error.transient) from error
