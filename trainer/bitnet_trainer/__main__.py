@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -134,16 +135,20 @@ def _launch(path: Path, scratch: Path, worker: Sequence[str]) -> _End:
         signals_to_handle="SIGTERM,SIGINT",
     )
     _stop_while_waiting()
-    with listening(_stop_if_told, _log.warning):
+    told_to_stop = threading.Event()
+
+    def heard(told: Told) -> None:
+        if told.stop:
+            told_to_stop.set()
+            # As a signal to this pod does, from wherever its ranks and this launcher are.
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with listening(heard, _log.warning):
         report, asked = _run_ranks(config, [*worker, "--order", str(path)], place, scratch)
-    outlives = report.exit_code == ExitCode.PEER_LOST or (asked and report.exit_code == ExitCode.PREEMPTED)
+    # A pod that was told to stop is not being removed.
+    removed = asked and not told_to_stop.is_set() and report.exit_code == ExitCode.PREEMPTED
+    outlives = removed or report.exit_code == ExitCode.PEER_LOST
     return _End(with_newest_checkpoint(report, carried_out(order)), outlives and place.nodes > 1)
-
-
-def _stop_if_told(told: Told) -> None:
-    """Stops the ranks as a signal to this pod would, from wherever they and this launcher are."""
-    if told.stop:
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _run_ranks(

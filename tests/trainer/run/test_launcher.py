@@ -17,6 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from bitnet_crds.protocol import ExitCode, Progress
 from bitnet_trainer.__main__ import OUTLIVE_SECONDS, explain_failure, find_place
 from bitnet_trainer.errors import BadInput
+from bitnet_trainer.told import TOLD
 
 
 def stand_in(run, script):
@@ -185,20 +186,26 @@ def test_two_nodes_find_each_other_and_stop_together(make_run, ended):
 @pytest.mark.parametrize(
     ("workers", "asked", "outlives"),
     [
-        pytest.param(2, True, True, id="the others end because it was asked to stop"),
-        pytest.param(2, False, False, id="it ended because another was asked to stop"),
-        pytest.param(1, True, False, id="there is no other"),
+        pytest.param(2, "signal", True, id="the others end because it was asked to stop"),
+        pytest.param(2, None, False, id="it ended because another was asked to stop"),
+        pytest.param(2, "told", False, id="it was told to and is not removed"),
+        pytest.param(1, "signal", False, id="there is no other"),
     ],
 )
-def test_the_pod_that_was_asked_to_stop_outlives_the_others(make_run, ended, workers, asked, outlives):
+def test_the_pod_that_was_asked_to_stop_outlives_the_others(
+    make_run, ended, monkeypatch, workers, asked, outlives
+):
     """A job ends with the first pod that does; so that one had better be no pod that is being removed."""
     run = make_run(workers=workers)
+    monkeypatch.setenv(TOLD, str(run.root / "told.json"))
     script = "print('ready', flush=True)\ntime.sleep(0.5)\nif ASKED: time.sleep(60)\nos._exit(143)"
-    nodes = launch_nodes(run, stand_in(run, script.replace("ASKED", str(asked))), count=workers)
+    nodes = launch_nodes(run, stand_in(run, script.replace("ASKED", repr(asked))), count=workers)
     for node in nodes:
         assert "ready\n" in iter(node.stdout.readline, "")
-    if asked:
+    if asked == "signal":
         nodes[-1].send_signal(signal.SIGTERM)
+    elif asked == "told":
+        (run.root / "told.json").write_text('{"stop": true}')
     assert ended(nodes[-1]) == ExitCode.PREEMPTED
     said = (run.root / f"node-{workers - 1}").stat().st_mtime
     assert (time.time() - said > OUTLIVE_SECONDS) is outlives
