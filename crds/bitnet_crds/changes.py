@@ -13,6 +13,7 @@ LIVE = {
     "checkpoint.everySteps",
     "checkpoint.keep",
     "checkpoint.required",
+    "checkpoint.onDelete",
 }
 """What holds from when it is changed on, below spec. Pods that train are told what of it is for them, but for
 `tracking` and `health.plateau`'s window, which the next segment's pods have."""

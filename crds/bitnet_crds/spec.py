@@ -224,6 +224,10 @@ class CheckpointPolicy(Record):
     required: bool = True
     """Whether the run ends where a checkpoint cannot be written: it would lose what it trains from then on.
     With false training goes on, the next checkpoint tries again, and the condition Checkpointing says why."""
+    on_delete: Literal["Keep", "Remove"] = "Keep"
+    """What becomes of all that the run keeps at `uri` when it is deleted. Keep: it stays, and a run of the
+    same name goes on from it. Remove: once its pods have ended, a pod removes it, and the deleted run stays
+    until that is done."""
     inference_weights: bool = False
     """Puts the weights into each checkpoint once more, as a model to run: ternary matrices packed, 2 bits a
     weight."""

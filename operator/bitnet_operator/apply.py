@@ -20,13 +20,23 @@ from bitnet_operator.api import (
     Resource,
     is_owned,
 )
+from bitnet_operator.backends import job as job_backend
+from bitnet_operator.backends import removal
 from bitnet_operator.backends.backend import Backend
 from bitnet_operator.backends.kinds import backend_of
-from bitnet_operator.decision import ChildRefusedError, Decision, Event, KindMissingError, Tell
-from bitnet_operator.desired import as_annotation, order_config_map, order_name
+from bitnet_operator.decision import (
+    ChildRefusedError,
+    Decision,
+    Event,
+    KindMissingError,
+    NamespaceEndingError,
+    Tell,
+)
+from bitnet_operator.desired import PODS_ANNOTATION, as_annotation, order_config_map, order_name
 from bitnet_operator.moments import timestamp
 from bitnet_operator.observation import Key, Observation
-from bitnet_operator.segments import order_of
+from bitnet_operator.removal import FINALIZER
+from bitnet_operator.segments import order_of, removal_job
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +50,14 @@ async def apply(
     """Makes the decision true, so that doing it twice is doing it once.
 
     Raises ChildRefusedError where the API server finds the child wrong, KindMissingError where it knows no
-    such kind, and ApiError where it refuses anything else: the queue then comes back to it.
+    such kind, NamespaceEndingError where what a deleted run keeps can be removed no more, and ApiError where
+    it refuses anything else: the queue then comes back to it.
     """
     backend = backend_of(observation.document)
+    version = observation.document["metadata"]["resourceVersion"]
+    if decision.held:
+        # Before anything is made that could write what is to be removed.
+        version = await _hold(api, key, observation, version, held=True)
     if decision.ensure is not None and plan is not None and observation.job(decision.ensure) is None:
         run = parse_run(observation.document)
         try:
@@ -59,7 +74,14 @@ async def apply(
         for kind in (backend.RESOURCE, *backend.BESIDE):
             await _delete(api, kind.path(key.namespace, job))
         await _delete(api, CONFIG_MAPS.path(key.namespace, order_name(job)))
-    await _write_status(api, key, observation, decision.status)
+    if decision.removal and plan is not None:
+        await _ensure_removal(api, trainer_image, parse_run(observation.document), plan)
+    elif decision.removal is False:
+        await _delete_removal(api, key)
+    version = await _write_status(api, key, observation, version, decision.status)
+    if decision.held is False:
+        # After the status: the run may be gone with it.
+        await _hold(api, key, observation, version, held=False)
     for event in decision.events:
         await _post(api, key, observation, event)
 
@@ -97,6 +119,44 @@ async def _create(api: Api, kind: Resource, manifest: Mapping[str, Any]) -> None
             raise ApiError(error.status, f"{metadata['name']} exists and is not this run's") from error
 
 
+async def _hold(api: Api, key: Key, observation: Observation, version: str, *, held: bool) -> str:
+    """The run has the finalizer or has it not, as nobody wrote since `version`; its new version."""
+    before = observation.document["metadata"].get("finalizers") or []
+    if (FINALIZER in before) == held:
+        return version
+    after = [*before, FINALIZER] if held else [name for name in before if name != FINALIZER]
+    patch = {"metadata": {"resourceVersion": version, "finalizers": after}}
+    return str((await api.merge_patch(RUNS.path(*key), patch))["metadata"]["resourceVersion"])
+
+
+async def _ensure_removal(api: Api, trainer_image: str, run: BitNetRun, plan: Plan) -> None:
+    """The job that removes what a deleted run keeps exists afterwards, and its order before it."""
+    for kind, manifest in removal.manifests(run, plan, trainer_image):
+        name, namespace = manifest["metadata"]["name"], manifest["metadata"]["namespace"]
+        try:
+            await api.create(kind.path(namespace), manifest)
+        except ApiError as error:
+            if "NamespaceTerminating" in error.causes:
+                raise NamespaceEndingError(f"namespace {namespace} is being deleted") from error
+            if error.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY):
+                raise ChildRefusedError(str(error)) from error
+            if error.status != HTTPStatus.CONFLICT:
+                raise
+            existing = await api.get(kind.path(namespace, name))
+            said = (existing["metadata"].get("annotations") or {}).get(PODS_ANNOTATION)
+            if said != manifest["metadata"]["annotations"][PODS_ANNOTATION]:
+                # An earlier run's of this name, whose order may lead elsewhere.
+                await _delete(api, kind.path(namespace, name))
+                raise ApiError(error.status, f"{name} exists and is not this run's") from error
+    log.info("%s/%s: %s is there", run.metadata.namespace, run.metadata.name, removal_job(run.metadata.name))
+
+
+async def _delete_removal(api: Api, key: Key) -> None:
+    job = removal_job(key.name)
+    await _delete(api, job_backend.RESOURCE.path(key.namespace, job))
+    await _delete(api, CONFIG_MAPS.path(key.namespace, order_name(job)))
+
+
 async def _tell(api: Api, namespace: str, tell: Tell) -> None:
     """The pod has the words as its annotation; one that is gone has nothing more to hear."""
     annotations = {TOLD_ANNOTATION: as_annotation(tell.words)}
@@ -115,17 +175,17 @@ async def _delete(api: Api, path: str) -> None:
             raise
 
 
-async def _write_status(api: Api, key: Key, observation: Observation, status: BitNetRunStatus) -> None:
-    """Writes what changed, and only if nobody else wrote since it was observed."""
+async def _write_status(
+    api: Api, key: Key, observation: Observation, version: str, status: BitNetRunStatus
+) -> str:
+    """Writes what changed, and only if nobody else wrote since `version`; the run's new version."""
     before = observation.document.get("status") or {}
     after = status.model_dump(mode="json", by_alias=True, exclude_none=True)
     patch = _top_level_patch(before, after)
     if not patch:
-        return
-    version = observation.document["metadata"]["resourceVersion"]
-    await api.merge_patch(
-        RUNS.path(*key, "status"), {"metadata": {"resourceVersion": version}, "status": patch}
-    )
+        return version
+    body = {"metadata": {"resourceVersion": version}, "status": patch}
+    return str((await api.merge_patch(RUNS.path(*key, "status"), body))["metadata"]["resourceVersion"])
 
 
 def _top_level_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,4 +215,9 @@ async def _post(api: Api, key: Key, observation: Observation, event: Event) -> N
         "lastTimestamp": now,
         "count": 1,
     }
-    await api.create(EVENTS.path(key.namespace), body)
+    try:
+        await api.create(EVENTS.path(key.namespace), body)
+    except ApiError as error:
+        if "NamespaceTerminating" not in error.causes:
+            raise
+        log.warning("%s: %s: %s", key, event.reason, event.message)

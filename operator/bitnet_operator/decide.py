@@ -28,7 +28,8 @@ def decide(
     decision = _decide(case, _accepted(case, mended(observation)))
     # Whatever else is to happen, no job trains beside the one that the status tells of.
     gone = {*decision.delete, *segments.strays(observation, decision.status)}
-    return replace(decision, delete=tuple(sorted(gone)))
+    held = run.spec.checkpoint.on_delete == "Remove"
+    return replace(decision, delete=tuple(sorted(gone)), held=held)
 
 
 def _accepted(case: Case, status: BitNetRunStatus) -> BitNetRunStatus:

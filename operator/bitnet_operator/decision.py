@@ -11,6 +11,10 @@ class ChildRefusedError(Exception):
     """The API server finds the child that a decision asks for wrong; only a person can mend its template."""
 
 
+class NamespaceEndingError(Exception):
+    """The namespace is being deleted: nothing can be made in it any more."""
+
+
 class KindMissingError(Exception):
     """The cluster does not know the kind of child that a decision asks for; someone has to install it."""
 
@@ -45,6 +49,10 @@ class Decision:
     """What a pod that trains is to be told."""
     delete: tuple[str, ...] = ()
     """Child jobs that are to be gone."""
+    removal: bool | None = None
+    """Of a deleted run: whether the job that removes what it keeps is to exist; None leaves that as it is."""
+    held: bool | None = None
+    """Whether the run, once deleted, is to stay until what it keeps is removed; None leaves that as it is."""
     events: tuple[Event, ...] = ()
     wake_after: float | None = None
     """Seconds until the run is to be looked at again, even when nothing happens."""

@@ -81,16 +81,18 @@ def labels(run: BitNetRun, job: str) -> dict[str, str]:
     }
 
 
-def pod_template(run: BitNetRun, order: Order, trainer_image: str) -> dict[str, Any]:
+def pod_template(
+    run: BitNetRun, order: Order, trainer_image: str, claims: Iterable[str] | None = None
+) -> dict[str, Any]:
     """The template of a job's pods: the operator's own, with those of spec.workers and of the phase that the
-    pods begin with merged over it.
+    pods begin with merged over it. `claims` are mounted, or all that the run's addresses name.
 
     Pods hold no Kubernetes credentials: they are asked, and answer; what they are told is an annotation, and
     a file to them.
     """
     job, pods = order.job, pods_of_first_phase(order)
     gpus = pods.gpus_per_worker
-    claims = {claim: _volume(claim) for claim in sorted(_claims(run.spec))}
+    volumes = {claim: _volume(claim) for claim in sorted(_claims(run.spec) if claims is None else claims)}
     base = {
         "metadata": {
             "labels": labels(run, job),
@@ -122,7 +124,7 @@ def pod_template(run: BitNetRun, order: Order, trainer_image: str) -> dict[str, 
                         {"name": "cache", "mountPath": CACHE_FOLDER},
                         *(
                             {"name": volume, "mountPath": f"{PVC_MOUNT_ROOT}/{claim}"}
-                            for claim, volume in claims.items()
+                            for claim, volume in volumes.items()
                         ),
                     ],
                 }
@@ -137,7 +139,7 @@ def pod_template(run: BitNetRun, order: Order, trainer_image: str) -> dict[str, 
                 {"name": "cache", "emptyDir": {}},
                 *(
                     {"name": volume, "persistentVolumeClaim": {"claimName": claim}}
-                    for claim, volume in claims.items()
+                    for claim, volume in volumes.items()
                 ),
             ],
         },

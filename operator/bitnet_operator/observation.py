@@ -99,6 +99,10 @@ class Observation:
     """Names of the run's pods that still run while their job is gone."""
     watched_since: datetime | None = None
     """Since when somebody looks at runs: what nobody could see before is no stall."""
+    deleting: bool = False
+    """Whether the run was deleted, and stays until what it keeps is removed."""
+    removal: Job | None = None
+    """The job that removes it, where the run was deleted and there is one."""
 
     def job(self, name: str) -> Job | None:
         """The child of that name, if it exists."""

@@ -11,24 +11,29 @@ from pydantic import ValidationError
 from bitnet_crds import BitNetRunStatus, TerminationReport
 from bitnet_crds.protocol import TOLD_ANNOTATION, Told
 from bitnet_operator.api import PODS, RUNS, Api, ApiError, Resource, is_owned
+from bitnet_operator.backends import job as job_backend
 from bitnet_operator.backends.backend import Backend
 from bitnet_operator.backends.kinds import backend_of
 from bitnet_operator.desired import CONTAINER, PODS_ANNOTATION, RUN_LABEL
 from bitnet_operator.observation import Job, JobState, Key, Observation, Pod
 from bitnet_operator.progress import ask
+from bitnet_operator.removal import FINALIZER
+from bitnet_operator.segments import removal_job
 
 
 async def observe(
     api: Api, http: aiohttp.ClientSession, key: Key, watched_since: datetime | None = None
 ) -> Observation | None:
-    """The run, its jobs, their pods and what rank 0 says; None where the run is gone or being deleted."""
+    """The run, its jobs, their pods and what rank 0 says; None where the run is gone, or being deleted with
+    nothing to be removed first."""
     try:
         document = await api.get(RUNS.path(*key))
     except ApiError as error:
         if error.status == HTTPStatus.NOT_FOUND:
             return None
         raise
-    if _is_going(document):
+    deleting = _is_going(document)
+    if deleting and FINALIZER not in document["metadata"].get("finalizers", []):
         return None
     selector = f"{RUN_LABEL}={key.name}"
     # Jobs first: one has failed because a pod has, so the pods that are read after it show which and why.
@@ -40,10 +45,12 @@ async def observe(
         await _job(http, backend, job, [pod for pod in pods if is_owned(pod, job["metadata"]["uid"])])
         for job in own
     ]
+    removal = await _removal(api, key) if deleting else None
+    owners = own if removal is None else [*own, removal]
     left_over = [
         pod["metadata"]["name"]
         for pod in pods
-        if not any(is_owned(pod, job["metadata"]["uid"]) for job in own) and _holds_machine(pod)
+        if not any(is_owned(pod, job["metadata"]["uid"]) for job in owners) and _holds_machine(pod)
     ]
     return Observation(
         document=document,
@@ -52,7 +59,23 @@ async def observe(
         stop_requested=document.get("spec", {}).get("suspend") is True,
         left_over=tuple(sorted(left_over)),
         watched_since=watched_since,
+        deleting=deleting,
+        removal=None
+        if removal is None
+        else await _job(
+            None, job_backend, removal, [pod for pod in pods if is_owned(pod, removal["metadata"]["uid"])]
+        ),
     )
+
+
+async def _removal(api: Api, key: Key) -> dict[str, Any] | None:
+    """The job that removes what a deleted run keeps, of this run or of an earlier one of its name."""
+    try:
+        return await api.get(job_backend.RESOURCE.path(key.namespace, removal_job(key.name)))
+    except ApiError as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        return None
 
 
 def _is_going(manifest: Mapping[str, Any]) -> bool:
@@ -71,13 +94,14 @@ async def _list(api: Api, kind: Resource, namespace: str, selector: str) -> list
 
 
 async def _job(
-    http: aiohttp.ClientSession, backend: Backend, job: Mapping[str, Any], pods: list[dict[str, Any]]
+    http: aiohttp.ClientSession | None, backend: Backend, job: Mapping[str, Any], pods: list[dict[str, Any]]
 ) -> Job:
+    """A job and its pods; without `http` nobody is asked how far it is."""
     state, message = backend.state(job)
     if _is_going(job):
         state = JobState.ENDING
     progress = None
-    if state is JobState.ACTIVE:
+    if http is not None and state is JobState.ACTIVE:
         for pod in pods:
             address = pod["status"].get("podIP")
             if address and pod["status"].get("phase") == "Running" and backend.pod_rank(pod) == 0:

@@ -6,10 +6,11 @@ from typing import Protocol
 from bitnet_crds import InvalidRun, Plan, parse_run, plan
 from bitnet_operator.case import Settings
 from bitnet_operator.decide import decide
-from bitnet_operator.decision import ChildRefusedError, Decision, KindMissingError
+from bitnet_operator.decision import ChildRefusedError, Decision, KindMissingError, NamespaceEndingError
 from bitnet_operator.failing import child_refused, reject
 from bitnet_operator.observation import Key, Observation
 from bitnet_operator.policies.kind import kind_missing
+from bitnet_operator.removal import abandoned, not_removed, removal
 
 
 class World(Protocol):
@@ -23,7 +24,8 @@ class World(Protocol):
         """Makes the decision true: children, then the status in one write, then events.
 
         Raises ChildRefusedError, with nothing written, where the child cannot be made as its template says,
-        and KindMissingError, likewise, where the cluster does not know its kind.
+        KindMissingError, likewise, where the cluster does not know its kind, and NamespaceEndingError where
+        a deleted run's removal cannot be made any more.
         """
         ...
 
@@ -38,15 +40,26 @@ async def reconcile(world: World, key: Key, now: datetime, settings: Settings) -
         run = parse_run(observation.document)
         ledger = plan(run.spec, observation.status.adjustments)
     except InvalidRun as invalid:
-        decision = reject(observation, invalid, now)
+        words = f"its spec cannot be read any more ({invalid})"
+        decision = (
+            abandoned(observation, words) if observation.deleting else reject(observation, invalid, now)
+        )
     else:
-        decision = decide(run, ledger, observation, now, settings)
+        decision = (
+            removal(run, observation, now)
+            if observation.deleting
+            else decide(run, ledger, observation, now, settings)
+        )
     try:
         await world.apply(key, observation, ledger, decision)
     except ChildRefusedError as refusal:
-        decision = child_refused(observation, str(refusal), now)
+        refused = not_removed if observation.deleting else child_refused
+        decision = refused(observation, str(refusal), now)
         await world.apply(key, observation, ledger, decision)
     except KindMissingError as missing:
         decision = kind_missing(observation, str(missing), now)
+        await world.apply(key, observation, ledger, decision)
+    except NamespaceEndingError as ending:
+        decision = abandoned(observation, str(ending))
         await world.apply(key, observation, ledger, decision)
     return decision.wake_after

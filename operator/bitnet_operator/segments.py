@@ -134,6 +134,24 @@ def pods_name(spec: BitNetRunSpec, plan: Plan, first_step: int, purpose: Purpose
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def removal_order(run: BitNetRun, plan: Plan) -> Order:
+    """What the pod is handed that removes what a deleted run keeps: the order of its first pods."""
+    name = run.metadata.name
+    job = removal_job(name)
+    return Order(namespace=run.metadata.namespace, name=name, job=job, spec=run.spec, plan=plan)
+
+
+def removal_job(name: str) -> str:
+    """Name of the job that removes what the run `name` keeps."""
+    return f"{name}-removal"
+
+
+def removal_name(run: BitNetRun) -> str:
+    """Names what a removal's pod is made from: the run itself, not another of its name, and its template."""
+    said = [run.metadata.uid, run.spec.checkpoint.uri, pods_of(run.spec, 0).templates]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def told(spec: BitNetRunSpec) -> Told:
     """What pods are told of a spec that may change while they train."""
     return Told(

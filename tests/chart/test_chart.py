@@ -195,7 +195,7 @@ def test_rights_are_few() -> None:
     assert rights == {
         "apiextensions.k8s.io/customresourcedefinitions": ["list", "watch"],
         "admissionregistration.k8s.io/validatingwebhookconfigurations": ["get", "patch"],
-        "bitnet.training/bitnetruns": ["get", "list", "watch"],
+        "bitnet.training/bitnetruns": ["get", "list", "watch", "patch"],
         "bitnet.training/bitnetruns/status": ["patch"],
         "bitnet.training/bitnetruns/finalizers": ["update"],
         "kubeflow.org/pytorchjobs": ["get", "list", "watch", "create", "delete"],

@@ -171,6 +171,7 @@ def test_what_makes_a_run_cannot_change_and_the_rest_can(
         assert f"{field}: " in refused.value.stderr
         assert "cannot change once it exists: make a new run" in refused.value.stderr
     patch({"retries": 9})
+    patch({"checkpoint": {"onDelete": "Remove"}})
     patch({"workers": {"parallelism": "FSDP", "microBatchSize": 16, "count": 4}})
     patch({"workers": {"template": {"spec": {"nodeSelector": {"any": "thing"}}}}})
 

@@ -176,6 +176,7 @@ IRRELEVANT: dict[str, Any] = {
     "spec.teacher.batchSizeFactor": 1,
     "spec.checkpoint.inferenceWeights": True,
     "spec.checkpoint.everySteps": 7,
+    "spec.checkpoint.onDelete": "Remove",
     "spec.workers.count": 4,
     "spec.workers.parallelism": "FSDP",
     "spec.retries": 1,

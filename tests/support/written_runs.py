@@ -90,6 +90,7 @@ RIGHT: dict[str, Changes] = {
         "spec.data.sources.0.uri": "gs://bucket/text",
         "spec.checkpoint.uri": "gs://bucket/text-runs",
     },
+    "checkpoints that go with the run": {"spec.checkpoint.onDelete": "Remove"},
     "a micro batch found by trying": {
         "spec.workers.microBatchSize": "Auto",
         "spec.teacher.batchSizeFactor": ...,

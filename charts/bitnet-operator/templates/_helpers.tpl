@@ -36,7 +36,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "bitnet-operator.rules" -}}
 - apiGroups: [bitnet.training]
   resources: [bitnetruns]
-  verbs: [get, list, watch]
+  # patch: the finalizer of a run whose checkpoints go with it.
+  verbs: [get, list, watch, patch]
 - apiGroups: [bitnet.training]
   resources: [bitnetruns/status]
   verbs: [patch]
