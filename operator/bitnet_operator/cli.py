@@ -87,7 +87,7 @@ def plan_command(
 @app.command("run")
 def run_command(file: RunFile) -> None:
     """Trains on this machine. Ctrl-C checkpoints and stops; the same command again goes on from there."""
-    document, run, ledger = _read(file)
+    document, run, _ = _read(file)
     _check_trainer()
     _or_exit(lambda: check_local_files(run.spec, run.metadata.namespace, run.metadata.name))
     folder = local_folder(run.spec, run.metadata.namespace, run.metadata.name)
@@ -95,7 +95,7 @@ def run_command(file: RunFile) -> None:
     begun = datetime.now(UTC)
     try:
         with only_driver(folder):
-            machine = asyncio.run(_drive(document, run, ledger))
+            machine = asyncio.run(_drive(document, run))
     except RunInUseError as error:
         _exit_with(str(error))
     out.print(render_outcome(run, machine.status))
@@ -199,11 +199,11 @@ async def _from_cluster(key: Key) -> dict[str, Any]:
         _exit_with(f"{key}: {error}")
 
 
-async def _drive(document: dict[str, Any], run: BitNetRun, ledger: Plan) -> LocalMachine:
+async def _drive(document: dict[str, Any], run: BitNetRun) -> LocalMachine:
     """The control loop of the cluster, on this machine, until the run has ended or was stopped."""
     key = Key(run.metadata.namespace, run.metadata.name)
     async with aiohttp.ClientSession() as http:
-        with LiveView(run, ledger, out) as view:
+        with LiveView(run, out) as view:
             machine = LocalMachine(document, http, since=datetime.now(UTC))
             # Whoever runs a failed run again has mended what was wrong.
             machine.status = reopened(machine.status)

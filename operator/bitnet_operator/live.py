@@ -11,10 +11,19 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from bitnet_crds import BitNetRun, BitNetRunStatus, Plan, Progress, Segment
+from bitnet_crds import BitNetRun, BitNetRunStatus, Plan, Progress, Segment, plan
 from bitnet_crds.protocol import TeacherState, TrainerState
 from bitnet_crds.status import SegmentOutcome
-from bitnet_operator.wording import count, duration, ending, mixture_words, plural, significant, sparkline
+from bitnet_operator.wording import (
+    befell,
+    count,
+    duration,
+    ending,
+    mixture_words,
+    plural,
+    significant,
+    sparkline,
+)
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two lines on progress, where there is no terminal."""
@@ -40,11 +49,8 @@ class LiveView:
     the run is, is a panel below it, or, where `console` is no terminal, a line every ten seconds.
     """
 
-    def __init__(
-        self, run: BitNetRun, plan: Plan, console: Console, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, run: BitNetRun, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._run = run
-        self._plan = plan
         self._console = console
         self._clock = clock
         self._live = Live(console=console, transient=True, auto_refresh=False)
@@ -52,6 +58,7 @@ class LiveView:
         """Loss by completed steps."""
         self._said: tuple[Segment, ...] = ()
         self._warned: set[str] = set()
+        self._befell: set[str] = set()
         self._checkpoint: int | None = None
         self._doing: TrainerState | None = None
         self._line_at = float("-inf")
@@ -69,30 +76,40 @@ class LiveView:
     def update(self, status: BitNetRunStatus, progress: Progress | None) -> None:
         """Shows what is known now. `progress` is missing while no trainer answers."""
         if progress is not None and progress.loss is not None:
-            self._curve[progress.step] = progress.loss
+            # After a roll-back, or with the run after its teacher's tuning, steps begin lower again.
+            known = {step: loss for step, loss in self._curve.items() if step < progress.step}
+            self._curve = known | {progress.step: progress.loss}
         for line in self._news(status, progress):
             self._console.print(line, highlight=False, soft_wrap=not self._console.is_terminal)
         if self._console.is_terminal:
             self._live.update(self.panel(status, progress), refresh=True)
         elif progress is not None:
-            self._plain(progress)
+            self._plain(progress, self._ledger(status))
 
     def panel(self, status: BitNetRunStatus, progress: Progress | None) -> RenderableType:
         """How far the run is, in a few lines."""
-        step = progress.step if progress is not None else status.step
-        share = step / self._plan.total_steps
+        ledger = self._ledger(status)
+        step, total = (status.step, ledger.end_step)
+        if progress is not None:
+            # Of the teacher's tuning, while that lasts.
+            step, total = progress.step, progress.total_steps
+        share = step / total
         bar = Table.grid(padding=(0, 2))
         bar.add_row(
             Text(self._run.metadata.name, style="bold"),
-            ProgressBar(total=self._plan.total_steps, completed=step, width=34),
-            f"{count(step)}/{count(self._plan.total_steps)}",
+            ProgressBar(total=total, completed=step, width=34),
+            f"{count(step)}/{count(total)}",
             f"{share:.0%}",
-            Text(self._left(progress), style="dim"),
+            Text(_left(progress, ledger), style="dim"),
         )
         doing = _DOING[progress.state] if progress is not None else _waiting(status)
         return Group(
             bar, Text(f"{_segment_title(status)}{doing}", style="dim"), self._figures(status, progress)
         )
+
+    def _ledger(self, status: BitNetRunStatus) -> Plan:
+        """The run's ledger, after what befell it."""
+        return plan(self._run.spec, status.adjustments)
 
     def _figures(self, status: BitNetRunStatus, progress: Progress | None) -> RenderableType:
         if progress is None:
@@ -106,7 +123,7 @@ class LiveView:
         for (left, left_value), (right, right_value) in (
             (("phase", progress.phase), ("lambda", f"{progress.quantization_lambda:.3f}")),
             (("tokens/s", _rate(progress)), ("learning rate", significant(progress.learning_rate))),
-            (("tokens", count(progress.tokens)), ("teacher", _teacher(progress, self._plan))),
+            (("tokens", count(progress.tokens)), ("teacher", _teacher(progress, self._ledger(status)))),
             (("checkpoint", _checkpoint(status, progress)), ("batch", _batch(progress))),
         ):
             table.add_row(
@@ -127,7 +144,7 @@ class LiveView:
         )
         return Group(loss, *_objectives(progress), table, *mixture, *skipped)
 
-    def _plain(self, progress: Progress) -> None:
+    def _plain(self, progress: Progress, ledger: Plan) -> None:
         """One line where the trainer does something else now; while it trains, one every ten seconds."""
         now, changed = self._clock(), progress.state is not self._doing
         training = progress.state is TrainerState.TRAINING
@@ -138,16 +155,16 @@ class LiveView:
             self._console.print(_DOING[progress.state], highlight=False)
             return
         words = [
-            f"step {count(progress.step)}/{count(self._plan.total_steps)}",
+            f"step {count(progress.step)}/{count(progress.total_steps)}",
             f"phase {progress.phase}",
             f"loss {_loss(progress)}",
             *(f"{name} {figures}" for name, figures in _parts(progress)),
             f"{_rate(progress)} tokens/s",
             f"lambda {progress.quantization_lambda:.3f}",
             f"learning rate {significant(progress.learning_rate)}",
-            f"teacher {_teacher(progress, self._plan)}",
+            f"teacher {_teacher(progress, ledger)}",
             f"mixture {mixture_words(progress.mixture)}" if len(progress.mixture) > 1 else "",
-            self._left(progress),
+            _left(progress, ledger),
         ]
         self._console.print(", ".join(filter(None, words)), highlight=False, soft_wrap=True)
 
@@ -164,6 +181,10 @@ class LiveView:
                     style="yellow",
                 )
         self._said = status.segments
+        for line in befell(status.adjustments):
+            if line not in self._befell:
+                yield Text(line, style="yellow")
+        self._befell = {*self._befell, *befell(status.adjustments)}
         warnings = progress.warnings if progress is not None else ()
         yield from (Text(warning, style="yellow") for warning in warnings if warning not in self._warned)
         self._warned = {*self._warned, *warnings}
@@ -172,23 +193,30 @@ class LiveView:
             self._checkpoint = checkpoint.step
             yield Text(f"checkpoint at step {count(checkpoint.step)}", style="dim")
 
-    def _left(self, progress: Progress | None) -> str:
-        """How long training will take still, going by the present speed."""
-        if progress is None or not progress.tokens_per_second:
-            return ""
-        tokens = (self._plan.total_steps - progress.step) * self._plan.tokens_per_step
-        return f"about {duration(tokens / progress.tokens_per_second)} left" if tokens else ""
+
+_BAD_ENDS = (
+    SegmentOutcome.FAILED,
+    SegmentOutcome.PREEMPTED,
+    SegmentOutcome.SUSPENDED,
+    SegmentOutcome.ENDED,
+)
 
 
-_BAD_ENDS = (SegmentOutcome.FAILED, SegmentOutcome.PREEMPTED, SegmentOutcome.SUSPENDED)
+def _left(progress: Progress | None, ledger: Plan) -> str:
+    """How long training will take still, going by the present speed."""
+    if progress is None or not progress.tokens_per_second:
+        return ""
+    tokens = (progress.total_steps - progress.step) * ledger.tokens_per_step
+    return f"about {duration(tokens / progress.tokens_per_second)} left" if tokens else ""
 
 
 def _work(segment: Segment) -> str:
     """What a segment is to do. One after the last step's checkpoint has no step left."""
     if segment.first_step >= segment.end_step:
         return "evaluation and export alone"
+    tunes = "the teacher is tuned, " if segment.purpose == "TuneTeacher" else ""
     return (
-        f"steps {count(segment.first_step)} to {count(segment.end_step - 1)}, micro batch "
+        f"{tunes}steps {count(segment.first_step)} to {count(segment.end_step - 1)}, micro batch "
         f"{segment.shape.micro_batch_size} x accumulation {segment.shape.accumulation}"
     )
 
@@ -234,10 +262,12 @@ def _rate(progress: Progress) -> str:
     return "-" if progress.tokens_per_second is None else count(round(progress.tokens_per_second))
 
 
-def _teacher(progress: Progress, plan: Plan) -> str:
-    if progress.teacher is TeacherState.ABSENT and plan.teacher_start is not None:
-        ahead = plan.teacher_start > progress.step
-        return f"from step {count(plan.teacher_start)}" if ahead else "not in use"
+def _teacher(progress: Progress, ledger: Plan) -> str:
+    if progress.phase not in {phase.name for phase in ledger.phases}:
+        return "being tuned"
+    if progress.teacher is TeacherState.ABSENT and ledger.teacher_start is not None:
+        ahead = ledger.teacher_start > progress.step
+        return f"from step {count(ledger.teacher_start)}" if ahead else "not in use"
     return "none" if progress.teacher is TeacherState.ABSENT else progress.teacher.value.lower()
 
 

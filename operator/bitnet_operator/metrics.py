@@ -49,6 +49,17 @@ class RunMetrics(Collector):
         )
         yield _gauge("attempts", "Failed segments that count", statuses, lambda s: s.attempts)
         yield _gauge("segments", "Segments begun", statuses, lambda s: len(s.segments))
+        yield _gauge(
+            "rollbacks",
+            "Times it went back to before a fault",
+            statuses,
+            lambda s: len(s.adjustments.rollbacks),
+        )
+        halvings = GaugeMetricFamily(
+            "bitnetrun_halvings",
+            "Times a phase's micro batch was halved because memory ran out",
+            labels=(*_LABELS, "phase"),
+        )
         skipped = CounterMetricFamily(
             "bitnetrun_nonfinite_steps",
             "Steps left out because loss or gradient was not finite",
@@ -69,13 +80,15 @@ class RunMetrics(Collector):
         )
         for key, status in statuses:
             skipped.add_metric(key, status.skipped_steps)
+            for name, times in status.adjustments.halvings.items():
+                halvings.add_metric((*key, name), times)
             for life in RunPhase:
                 phase.add_metric((*key, life), float(status.phase is life))
             if status.training_phase is not None:
                 training.add_metric((*key, status.training_phase), 1)
             for each in status.conditions:
                 condition.add_metric((*key, each.type, each.status), 1)
-        yield from (skipped, phase, training, condition)
+        yield from (skipped, halvings, phase, training, condition)
         yield _evaluated("perplexity", "Perplexity on held-out text at the end", statuses)
         yield _evaluated("accuracy", "Share of right labels on held-out rows at the end", statuses)
 

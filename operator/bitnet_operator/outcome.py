@@ -12,6 +12,7 @@ from bitnet_crds import BitNetRun, BitNetRunStatus
 from bitnet_crds.protocol import Evaluation, run_address
 from bitnet_crds.status import RunPhase
 from bitnet_operator.wording import (
+    befell,
     count,
     decimal_words,
     duration,
@@ -31,6 +32,7 @@ _ARTIFACTS = {
     "GGUF-TQ1_0": "model (GGUF, 1.69 bits a weight)",
     "GGUF-F16": "model (GGUF, 16 bits a weight)",
     "LossPlot": "loss plot",
+    "Teacher": "tuned teacher, in full precision",
 }
 _MODELS = (
     ("the original, in full precision", ""),
@@ -49,6 +51,8 @@ def render_outcome(run: BitNetRun, status: BitNetRunStatus) -> RenderableType:
     if status.evaluation is not None:
         parts += _qualities(status.evaluation)
     parts.append(_places(run, status))
+    if lines := list(befell(status.adjustments)):
+        parts.append(_adjustments(lines))
     if status.segments:
         parts.append(_history(status))
     return Group(*chain.from_iterable((part, Text()) for part in parts))
@@ -68,11 +72,14 @@ def _title(run: BitNetRun, status: BitNetRunStatus) -> Text:
 
 
 def _reason(status: BitNetRunStatus) -> str:
-    """Why it failed, or how it goes on."""
+    """Why it failed, or how it goes on; while it runs, what it does and what is the matter with it."""
     if status.phase is RunPhase.FAILED:
         return next((c.message for c in status.conditions if c.type == "Failed" and c.status == "True"), "")
     if status.phase is RunPhase.SUSPENDED:
         return f"The same command goes on from step {count(status.checkpoint_step or 0)}."
+    if status.phase is RunPhase.RUNNING:
+        said = {c.type: c.message for c in status.conditions if c.type == "Running" or c.status == "True"}
+        return ". ".join(said[of] for of in ("Running", "Stalled", "LossPlateau") if of in said)
     return ""
 
 
@@ -116,6 +123,14 @@ def _places(run: BitNetRun, status: BitNetRunStatus) -> Table:
         table.add_row(f"checkpoint of step {count(status.checkpoint_step)}", Text(folder))
     if not table.row_count:
         table.add_row("nothing yet", "-")
+    return table
+
+
+def _adjustments(lines: Sequence[str]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    table.add_column("what befell it", overflow="fold")
+    for line in lines:
+        table.add_row(Text(line))
     return table
 
 

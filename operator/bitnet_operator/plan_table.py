@@ -74,6 +74,9 @@ def _ledger(run: BitNetRun, plan: Plan) -> Table:
         f"= {plural(plan.tokens_per_step, 'token')}",
     )
     table.add_row("global batch", _global_batch(plan.phases[0]))
+    for phase in plan.phases:
+        if phase.new_pods:
+            table.add_row("", f"{_global_batch(phase)}, in other pods from step {count(phase.first_step)}")
     if (ranks := plan.phases[0].shape.world_size) > 1:
         table.add_row("held by a process", _held(spec.workers.parallelism, ranks))
     table.add_row("model", Text(_model(spec.model)))

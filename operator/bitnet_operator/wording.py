@@ -1,11 +1,12 @@
 """Numbers, times and addresses as people read them in a terminal. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from itertools import pairwise
 
 from bitnet_crds import Segment
+from bitnet_crds.adjustments import Adjustments
 from bitnet_crds.status import SegmentOutcome
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -98,6 +99,30 @@ def sparkline(values: Sequence[float], width: int, *, ascii_only: bool = False) 
 
 
 def ending(segment: Segment) -> str:
-    """How a segment ended, in a word: a failed one by its exit code's name, `TeacherUnavailable`."""
-    failed = segment.outcome is SegmentOutcome.FAILED
-    return segment.exit_reason if failed and segment.exit_reason else segment.outcome.value
+    """How a segment ended, in a word: a failed one by its exit code's name, `TeacherUnavailable`; one that
+    the operator ended by why, `SpecChanged`; one whose pods are asked to end as `to end: NoStep`."""
+    if segment.outcome is SegmentOutcome.FAILED and segment.exit_reason:
+        return segment.exit_reason
+    if segment.ending is not None and segment.outcome is SegmentOutcome.ENDED:
+        return segment.ending.reason
+    if segment.ending is not None and segment.outcome is SegmentOutcome.RUNNING:
+        return f"to end: {segment.ending.reason}"
+    return segment.outcome.value
+
+
+def befell(adjustments: Adjustments) -> Iterator[str]:
+    """What befell a run and changed its ledger, a sentence each, oldest roll-back first."""
+    for name, size in adjustments.micro_batches.items():
+        yield f"{name}: micro batches of {plural(size, 'sequence')} were found to fit"
+    for name, times in adjustments.halvings.items():
+        yield f"{name}: memory ran out, and the micro batch was halved {plural(times, 'time')}"
+    for rollback in adjustments.rollbacks:
+        batches = plural(rollback.batches, "batch")
+        yield (
+            f"back to step {count(rollback.checkpoint_step)}: losses were not finite; {batches} from "
+            f"{count(rollback.first_batch)} on passed over, learning rates lowered"
+        )
+    for name, step in adjustments.phase_ends.items():
+        yield f"{name}: ended before step {count(step)}, for the loss had stopped falling"
+    if adjustments.end_step is not None:
+        yield f"training ended before step {count(adjustments.end_step)}, for the loss had stopped falling"

@@ -100,10 +100,10 @@ def shown(renderable: RenderableType, width: int = 80) -> str:
 class Screen:
     """A LiveView on a console that keeps what it is given, with a clock that the test moves."""
 
-    def __init__(self, run: BitNetRun, ledger: Plan, *, terminal: bool) -> None:
+    def __init__(self, run: BitNetRun, *, terminal: bool) -> None:
         self.now = 0.0
         self.console = Console(file=io.StringIO(), force_terminal=terminal, width=80, color_system=None)
-        self.view = LiveView(run, ledger, self.console, lambda: self.now)
+        self.view = LiveView(run, self.console, lambda: self.now)
 
     @property
     def text(self) -> str:
@@ -113,14 +113,14 @@ class Screen:
 
 
 @pytest.fixture
-def lines(run: BitNetRun, ledger: Plan) -> Iterator[Screen]:
-    screen = Screen(run, ledger, terminal=False)
+def lines(run: BitNetRun) -> Iterator[Screen]:
+    screen = Screen(run, terminal=False)
     with screen.view:
         yield screen
 
 
 def test_the_panel_holds_the_figures(run: BitNetRun, ledger: Plan) -> None:
-    view = Screen(run, ledger, terminal=True).view
+    view = Screen(run, terminal=True).view
     text = shown(view.panel(status(segment(ledger)), progress(15)))
     for word in ("15/60", "25%", "main", "102", "7,680", "0.500", "0.001", "from step 42", "4.7500"):
         assert word in text
@@ -129,7 +129,7 @@ def test_the_panel_holds_the_figures(run: BitNetRun, ledger: Plan) -> None:
 
 
 def test_the_panel_shows_the_mixture_where_there_is_one(run: BitNetRun, ledger: Plan) -> None:
-    view = Screen(run, ledger, terminal=True).view
+    view = Screen(run, terminal=True).view
     mixed = progress(15, mixture={"web": 0.625, "code": 0.375})
     assert "mixture     web 62.5%, code 37.5%" in shown(view.panel(status(segment(ledger)), mixed))
     alone = progress(15, mixture={"web": 1.0})
@@ -143,7 +143,7 @@ PARTS = {
 
 
 def test_the_panel_shows_what_the_loss_is_made_of(run: BitNetRun, ledger: Plan) -> None:
-    view = Screen(run, ledger, terminal=True).view
+    view = Screen(run, terminal=True).view
     text = shown(view.panel(status(segment(ledger)), progress(15, objectives=PARTS)))
     rows = [line.rstrip() for line in text.splitlines() if " x " in line and "." in line]
     assert rows == [
@@ -162,7 +162,7 @@ def test_a_line_holds_what_the_panel_does(lines: Screen, ledger: Plan) -> None:
 
 
 def test_the_panel_shows_the_loss_curve(run: BitNetRun, ledger: Plan) -> None:
-    screen = Screen(run, ledger, terminal=True)
+    screen = Screen(run, terminal=True)
     with screen.view as view:
         for step in (1, 20, 40):
             view.update(status(segment(ledger)), progress(step))
@@ -170,7 +170,7 @@ def test_the_panel_shows_the_loss_curve(run: BitNetRun, ledger: Plan) -> None:
 
 
 def test_the_panel_says_where_the_teacher_stands(run: BitNetRun, ledger: Plan) -> None:
-    view = Screen(run, ledger, terminal=True).view
+    view = Screen(run, terminal=True).view
     loading = progress(42, teacher=TeacherState.LOADING)
     assert "loading" in shown(view.panel(status(segment(ledger)), loading))
     ready = progress(45, teacher=TeacherState.READY)
@@ -178,7 +178,7 @@ def test_the_panel_says_where_the_teacher_stands(run: BitNetRun, ledger: Plan) -
 
 
 def test_the_panel_without_a_trainer_says_what_is_waited_for(run: BitNetRun, ledger: Plan) -> None:
-    view = Screen(run, ledger, terminal=True).view
+    view = Screen(run, terminal=True).view
     assert "waiting for the trainer" in shown(view.panel(status(segment(ledger)), None))
     waiting = status(segment(ledger), retry_at="2026-01-01T00:01:00Z", step=20)
     text = shown(view.panel(waiting, None))
@@ -187,7 +187,7 @@ def test_the_panel_without_a_trainer_says_what_is_waited_for(run: BitNetRun, led
 
 
 def test_a_terminal_gets_the_panel_and_the_news(run: BitNetRun, ledger: Plan) -> None:
-    screen = Screen(run, ledger, terminal=True)
+    screen = Screen(run, terminal=True)
     with screen.view as view:
         view.update(status(segment(ledger)), progress(15))
     assert "segment 0 (Start): steps 0 to 41" in screen.text
@@ -255,7 +255,7 @@ async def test_a_dead_trainers_last_answer_is_not_shown(run: BitNetRun, ledger: 
         machine.status = status(segment(ledger), retry_at="2026-01-01T00:01:00Z", step=15)
         machine.progress = progress(15)
         await machine.observe(Key("default", "small"))
-    text = shown(LiveView(run, ledger, Console()).panel(machine.status, machine.progress))
+    text = shown(LiveView(run, Console()).panel(machine.status, machine.progress))
     assert "waiting until 2026-01-01T00:01:00Z" in text
     assert "left" not in text
 
@@ -278,7 +278,7 @@ def test_brackets_in_a_path_stay(run: BitNetRun, ledger: Plan) -> None:
 
 
 def test_skipped_steps_are_not_hidden(run: BitNetRun, ledger: Plan) -> None:
-    view = Screen(run, ledger, terminal=True).view
+    view = Screen(run, terminal=True).view
     assert "skipped" not in shown(view.panel(status(segment(ledger)), progress(15)))
     text = shown(view.panel(status(segment(ledger)), progress(15, skipped_steps=2)))
     assert "2 steps skipped: not finite" in text

@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry, generate_latest
 
+from bitnet_crds.adjustments import Adjustments, Rollback
 from bitnet_crds.status import BitNetRunStatus, RunPhase
 from bitnet_operator.metrics import RunMetrics
 from bitnet_operator.observation import Key
@@ -27,6 +28,10 @@ def test_a_run_has_its_series_labelled_by_namespace_and_name() -> None:
             loss="2.5000",
             tokens_per_second=130,
             skipped_steps=3,
+            adjustments=Adjustments(
+                halvings={"distill": 2},
+                rollbacks=(Rollback(checkpoint_step=4, first_batch=5, batches=1),),
+            ),
         ),
     )
     text = scrape(metrics)
@@ -36,6 +41,8 @@ def test_a_run_has_its_series_labelled_by_namespace_and_name() -> None:
         'bitnetrun_steps{name="small",namespace="team"} 10.0',
         'bitnetrun_tokens_per_second{name="small",namespace="team"} 130.0',
         'bitnetrun_nonfinite_steps_total{name="small",namespace="team"} 3.0',
+        'bitnetrun_rollbacks{name="small",namespace="team"} 1.0',
+        'bitnetrun_halvings{name="small",namespace="team",phase="distill"} 2.0',
         'bitnetrun_phase{name="small",namespace="team",phase="Running"} 1.0',
         'bitnetrun_phase{name="small",namespace="team",phase="Failed"} 0.0',
         'bitnetrun_training_phase{name="small",namespace="team",phase="distill"} 1.0',
