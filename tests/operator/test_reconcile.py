@@ -203,6 +203,26 @@ async def test_what_an_earlier_run_of_the_name_left_is_never_taken_for_its_own(s
     assert "order.json" in scene.server.objects[ORDER]["data"]
 
 
+async def test_a_removals_pod_is_its_own_and_the_next_run_of_the_name_waits_for_it(scene: Scene) -> None:
+    await removing(scene)
+    pod = scene.pod(REMOVAL)
+    seen = await scene.cluster.observe(KEY)
+    assert seen is not None
+    assert seen.removal is not None
+    assert (len(seen.removal.pods), seen.left_over) == (1, ())
+    # A person takes the finalizer off, and applies the run again.
+    document = scene.run
+    document["metadata"]["finalizers"] = []
+    scene.server.delete(RUN)
+    metadata = {"name": "small", "namespace": "team", "uid": "u-2", "generation": 1}
+    scene.server.put(RUN, {**document, "metadata": metadata, "status": {}})
+    await scene.look()
+    assert f"{JOBS}/small-0" not in scene.server.objects
+    scene.server.delete(pod)
+    await scene.look()
+    assert f"{JOBS}/small-0" in scene.server.objects
+
+
 @pytest.mark.parametrize("why", ["namespace", "spec"])
 async def test_a_run_that_nothing_can_be_removed_for_goes(
     scene: Scene, why: str, caplog: pytest.LogCaptureFixture
