@@ -29,6 +29,8 @@ from small_run import START
 
 Trained = tuple[int, ...]
 """Global batches, in the order of the steps."""
+NONE_OF_THE_RUNS = -1
+"""The batch of a step of the teacher's tuning."""
 
 
 @dataclass
@@ -55,6 +57,11 @@ class SimulatedJob:
         return len(self.trained or ())
 
     @property
+    def tunes(self) -> bool:
+        """Whether it tunes the teacher."""
+        return self.order.purpose == "TuneTeacher"
+
+    @property
     def trains(self) -> bool:
         """Whether its pods can take a step."""
         return self.pods and self.state is JobState.ACTIVE
@@ -69,7 +76,11 @@ class SimulatedCluster:
         self.bad_batches, self.fitting = bad_batches, fitting
         self.status = BitNetRunStatus()
         self.jobs: dict[str, SimulatedJob] = {}
+        self.orphans: dict[str, SimulatedJob] = {}
+        """Jobs that are gone while their pods are still on their way out."""
         self.disk: list[Trained] = []
+        self.tuned = 0
+        """Steps in the newest checkpoint of the teacher's tuning."""
         self.now: datetime = START
         self.settings = Settings(progress_interval=15, first_retry_delay=10)
 
@@ -96,10 +107,13 @@ class SimulatedCluster:
         ledger = job.order.plan
         if job.trained is None:
             self._begin(job)
+        end = ledger.pods_end(job.order.first_step)
+        if job.tunes and ledger.tuning is not None:
+            end = ledger.tuning.steps
         for _ in range(steps):
             if not job.trains or job.trained is None:
                 return None
-            if job.step == ledger.pods_end(job.order.first_step):
+            if job.step == end:
                 return self._end_well(job)
             self._step(job)
         return None
@@ -107,6 +121,10 @@ class SimulatedCluster:
     def _begin(self, job: SimulatedJob) -> None:
         """Resumes from the newest checkpoint that the ledger knows, as the trainer does."""
         ledger = job.order.plan
+        if job.tunes:
+            job.trained = (NONE_OF_THE_RUNS,) * self.tuned
+            job.begun, job.checkpoint = self.tuned, self.tuned or None
+            return
         known = [kept for kept in self.disk if kept == _batches(ledger, len(kept))]
         job.trained = max(known, key=len, default=())
         job.begun, job.checkpoint = job.step, job.step if known else None
@@ -118,6 +136,9 @@ class SimulatedCluster:
 
     def _step(self, job: SimulatedJob) -> None:
         assert job.trained is not None
+        if job.tunes:
+            job.trained = (*job.trained, NONE_OF_THE_RUNS)
+            return self.commit(job) if job.step % 2 == 0 else None
         phase = job.order.plan.phase_at(job.step)
         if phase.teacher and phase.shape.micro_batch_size > self.fitting:
             return self._exit(job, ExitCode.OUT_OF_MEMORY)
@@ -126,17 +147,21 @@ class SimulatedCluster:
             return self._exit(job, ExitCode.NON_FINITE, fault=Fault(first_step=job.step, steps=1))
         job.trained = (*job.trained, batch)
         if job.step % job.order.spec.checkpoint.every_steps == 0:
-            self._commit(job)
+            self.commit(job)
         return None
 
-    def _commit(self, job: SimulatedJob) -> None:
+    def commit(self, job: SimulatedJob) -> None:
+        """The job's pods, which have begun, write a checkpoint."""
         assert job.trained is not None
-        self.disk.append(job.trained)
+        if job.tunes:
+            self.tuned = job.step
+        else:
+            self.disk.append(job.trained)
         job.checkpoint = job.step
 
     def _end_well(self, job: SimulatedJob) -> None:
-        self._commit(job)
-        last = job.step == job.order.plan.end_step
+        self.commit(job)
+        last = job.tunes or job.step == job.order.plan.end_step
         self._exit(job, ExitCode.SUCCEEDED, reason="Succeeded" if last else PHASE_BOUNDARY)
 
     def stop(self, job: SimulatedJob) -> None:
@@ -144,7 +169,7 @@ class SimulatedCluster:
         if not job.pods:
             return
         if job.trained is not None:
-            self._commit(job)
+            self.commit(job)
         self._exit(job, ExitCode.PREEMPTED)
 
     def kill(self, job: SimulatedJob, *, evicted: bool = False) -> None:
@@ -189,12 +214,23 @@ class SimulatedCluster:
         if name in self.jobs:
             self.jobs[name].state = JobState.ENDING
 
-    def finish_removal(self, name: str) -> None:
-        """The pods of a job that is being deleted end, and with them the job and their words."""
+    def finish_removal(self, name: str, *, orphans: bool = False) -> None:
+        """The pods of a job that is being deleted end, and with them the job and their words; or it goes, and
+        leaves its pods behind for a while."""
         job = self.jobs[name]
-        if job.state is JobState.ENDING:
+        if job.state is not JobState.ENDING:
+            return
+        del self.jobs[name]
+        if orphans and job.pods:
+            self.orphans[name] = job
+        else:
             self.stop(job)
-            del self.jobs[name]
+
+    def end_orphans(self) -> None:
+        """The pods that were left behind end."""
+        for job in self.orphans.values():
+            self.stop(job)
+        self.orphans = {}
 
     def hear(self, job: SimulatedJob) -> None:
         """The pods act on what they were told."""
@@ -207,7 +243,9 @@ class SimulatedCluster:
         """What the operator sees. Shuffled, the same in another order."""
         jobs = [self._seen(name, job, shuffled) for name, job in self.jobs.items()]
         suspend = self.document["spec"].get("suspend", False)
-        return Observation(self.document, self.status, tuple(jobs[::-1] if shuffled else jobs), suspend)
+        ordered = tuple(jobs[::-1] if shuffled else jobs)
+        left_over = tuple(sorted(f"{name}-0" for name in self.orphans))
+        return Observation(self.document, self.status, ordered, suspend, left_over)
 
     def _seen(self, name: str, job: SimulatedJob, shuffled: bool) -> Job:
         pods = [
@@ -235,7 +273,7 @@ class SimulatedCluster:
             begun_step=job.begun,
             step=job.step,
             total_steps=job.order.plan.end_step,
-            phase=job.order.plan.phase_at(job.step).name,
+            phase="tuning" if job.tunes else job.order.plan.phase_at(job.step).name,
             checkpoint=kept,
         )
 
@@ -245,11 +283,17 @@ class SimulatedCluster:
         observation = self.observe()
         decision = decide(run, ledger, observation, self.now, self.settings)
         assert decision == decide(run, ledger, self.observe(shuffled=True), self.now, self.settings)
-        if decision.ensure is not None and decision.ensure not in self.jobs:
-            assert not any(job.pods for job in self.jobs.values()), "two jobs would train at once"
+        if decision.ensure is not None:
             segment = decision.status.segments[-1]
             order = order_of(run, ledger, segment)
-            self.jobs[segment.job] = SimulatedJob(order, told(run.spec))
+            others = [job for name, job in self.jobs.items() if name != decision.ensure]
+            assert not any(job.pods for job in (*others, *self.orphans.values())), "two jobs would train"
+            if segment.purpose == "Train":
+                assert segment.first_step == (self.status.checkpoint_step or 0), (
+                    "it goes on where it is known"
+                )
+            there = self.jobs.setdefault(segment.job, SimulatedJob(order, told(run.spec)))
+            assert pods_of_order(there.order) == segment.pods, "made as another spec had it"
         if decision.tell is not None and decision.tell.job in self.jobs:
             self.jobs[decision.tell.job].told = decision.tell.words
         for name in decision.delete:
