@@ -75,9 +75,9 @@ class Life(RuleBasedStateMachine):
     def all_goes_on(self, steps: int) -> None:
         for _ in range(2):
             self.cluster.look()
-            if self.job is not None and self.job.state.live:
-                self.cluster.hear(self.job)
-                self.cluster.train(self.job, steps)
+            if (job := self.job) is not None:
+                self.cluster.hear(job)
+                self.cluster.train(job, steps)
             self.cluster.passes(30)
             self.cluster.look()
 
@@ -256,7 +256,7 @@ class Life(RuleBasedStateMachine):
 
 
 Life.TestCase.settings = settings(
-    max_examples=100,
+    max_examples=80,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

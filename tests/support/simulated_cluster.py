@@ -289,9 +289,9 @@ class SimulatedCluster:
             others = [job for name, job in self.jobs.items() if name != decision.ensure]
             assert not any(job.pods for job in (*others, *self.orphans.values())), "two jobs would train"
             if segment.purpose == "Train":
-                assert segment.first_step == (self.status.checkpoint_step or 0), (
-                    "it goes on where it is known"
-                )
+                first = segment.first_step
+                assert first == (self.status.checkpoint_step or 0), "it goes on where it is known"
+                assert not first or _batches(ledger, first) in self.disk, "and where the ledger's own is kept"
             there = self.jobs.setdefault(segment.job, SimulatedJob(order, told(run.spec)))
             assert pods_of_order(there.order) == segment.pods, "made as another spec had it"
         if decision.tell is not None and decision.tell.job in self.jobs:
