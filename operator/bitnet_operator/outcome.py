@@ -46,7 +46,7 @@ _MODELS = (
 def render_outcome(run: BitNetRun, status: BitNetRunStatus) -> RenderableType:
     """Perplexities, places, and the history of a run that has ended or was stopped."""
     parts: list[RenderableType] = [_title(run, status)]
-    if reason := _reason(status):
+    if reason := _reason(run, status):
         parts.append(Text(reason))
     if status.evaluation is not None:
         parts += _qualities(status.evaluation)
@@ -71,12 +71,15 @@ def _title(run: BitNetRun, status: BitNetRunStatus) -> Text:
     )
 
 
-def _reason(status: BitNetRunStatus) -> str:
+def _reason(run: BitNetRun, status: BitNetRunStatus) -> str:
     """Why it failed, or how it goes on; while it runs, what it does and what is the matter with it."""
     if status.phase is RunPhase.FAILED:
         return next((c.message for c in status.conditions if c.type == "Failed" and c.status == "True"), "")
     if status.phase is RunPhase.SUSPENDED:
-        return f"The same command goes on from step {count(status.checkpoint_step or 0)}."
+        step = count(status.checkpoint_step or 0)
+        if run.spec.suspend:
+            return f"With `suspend: false` it goes on from step {step}."
+        return f"The same command goes on from step {step}."
     if status.phase is RunPhase.RUNNING:
         said = {c.type: c.message for c in status.conditions if c.type == "Running" or c.status == "True"}
         return ". ".join(said[of] for of in ("Running", "Stalled", "LossPlateau") if of in said)

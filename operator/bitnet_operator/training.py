@@ -120,7 +120,7 @@ def _seen(case: Case, status: BitNetRunStatus, progress: Progress) -> dict[str, 
         "adjustments": status.adjustments,
     }
     if current.purpose == "Train":
-        seen |= {"step": step, "tokens": progress.tokens}
+        seen |= {"step": step, "tokens": step * case.plan.tokens_per_step}
         seen["checkpoint_step"] = progress.checkpoint.step if progress.checkpoint else status.checkpoint_step
     if progress.checkpoint is not None and progress.checkpoint.step > segments.job_began(status):
         seen["attempts"] = 0

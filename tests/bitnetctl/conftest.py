@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import yaml
 from tiny import run_document, write_inputs
 
 Document = dict[str, Any]
+FAULTS = Path(__file__).parents[1] / "support/faults"
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +34,8 @@ class Bitnetctl:
 
     folder: Path
     document: Document
+    faults: dict[str, str] = field(default_factory=dict)
+    """Those of faults/sitecustomize.py."""
 
     @property
     def file(self) -> Path:
@@ -54,8 +57,12 @@ class Bitnetctl:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "NO_COLOR": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "NO_COLOR": "1"} | self._faults(),
         )
+
+    def _faults(self) -> dict[str, str]:
+        path = os.pathsep.join(filter(None, [str(FAULTS), os.environ.get("PYTHONPATH")]))
+        return {"PYTHONPATH": path, **self.faults} if self.faults else {}
 
     def __call__(self, *arguments: str) -> tuple[int, str]:
         """Exit code and all output of `bitnetctl ARGUMENTS`."""

@@ -87,6 +87,21 @@ def test_ctrl_c_checkpoints_and_a_second_run_goes_on_from_there(make_bitnetctl: 
     assert status["attempts"] == 0
 
 
+def test_a_run_that_is_to_wait_begins_nothing_until_it_may(make_bitnetctl: MakeBitnetctl) -> None:
+    bitnetctl = make_bitnetctl(steps=4)
+    bitnetctl.document["spec"]["suspend"] = True
+    code, output = bitnetctl("run", str(bitnetctl.file))
+    assert code == 130, output
+    assert "With `suspend: false` it goes on from step 0." in output
+    assert bitnetctl.status()["phase"] == "Suspended"
+    assert not (bitnetctl.run_folder / "jobs").exists()
+
+    bitnetctl.document["spec"]["suspend"] = False
+    code, output = bitnetctl("run", str(bitnetctl.file))
+    assert code == 0, output
+    assert said_of(bitnetctl.status())[0] == ("Start", "Completed")
+
+
 def test_a_trainer_that_outlived_bitnetctl_is_found_again(make_bitnetctl: MakeBitnetctl) -> None:
     bitnetctl = make_bitnetctl(steps=400)
     process = bitnetctl.start("run", str(bitnetctl.file))

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -106,13 +106,20 @@ def start(
     assert operator
 
     def apply(
-        name: str, *, steps: int, model: str = TINY_MODEL, backend: str = "PyTorchJob", **changes: object
+        name: str,
+        *,
+        steps: int,
+        model: str = TINY_MODEL,
+        backend: str = "PyTorchJob",
+        faults: Mapping[str, str] | None = None,
+        every_steps: int = 10,
+        **changes: object,
     ) -> WatchedRun:
         # A folder of its own for each test, since two of them may name a run alike.
-        changes.setdefault(
-            "checkpoint", {"uri": f"file:///data/runs-{namespace}", "everySteps": 10, "keep": 2}
-        )
-        document = run_document(name, pod_template(checkout, data), steps=steps, model=model, **changes)
+        kept = {"uri": f"file:///data/runs-{namespace}", "everySteps": every_steps, "keep": 2}
+        changes.setdefault("checkpoint", kept)
+        template = pod_template(checkout, data, faults)
+        document = run_document(name, template, steps=steps, model=model, **changes)
         document["spec"]["workers"].setdefault("backend", backend)
         kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(document))
         return WatchedRun(kubectl, namespace, name, backend)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -19,7 +19,8 @@ _KINDS = {"PyTorchJob": "pytorchjobs.kubeflow.org", "Job": "jobs.batch"}
 
 
 def run_document(name: str, template: Document, *, steps: int, model: str, **changes: Any) -> Document:
-    """A run of two workers in three phases, the teacher in the last; `changes` replace parts of its spec.
+    """A run of two workers in three phases, the teacher in the last; `changes` replace parts of its spec, and
+    of its workers.
 
     A step is 4 sequences of 32 tokens, so that a rank has two in a pass, and one with the teacher.
     """
@@ -51,17 +52,22 @@ def run_document(name: str, template: Document, *, steps: int, model: str, **cha
                 },
             ],
             "teacher": {"from": model},
-            "workers": {"count": 2, "gpusPerWorker": 0, "microBatchSize": 2, "template": template},
             "checkpoint": {"uri": "file:///data/runs", "everySteps": 10, "keep": 2},
             **changes,
+            "workers": {
+                **{"count": 2, "gpusPerWorker": 0, "microBatchSize": 2, "template": template},
+                **changes.get("workers", {}),
+            },
         },
     }
 
 
-def pod_template(checkout: Path, data: Path) -> Document:
-    """Pods that run this checkout's own trainer, `data` of the host being their /data."""
+def pod_template(checkout: Path, data: Path, faults: Mapping[str, str] | None = None) -> Document:
+    """Pods that run this checkout's own trainer, `data` of the host being their /data; `faults` are those of
+    faults/sitecustomize.py."""
     # The environment may be another checkout's.
-    env = {"PYTHONPATH": f"{checkout}/crds:{checkout}/trainer"}
+    env = {"PYTHONPATH": f"{checkout}/crds:{checkout}/trainer:{checkout}/tests/support/faults"}
+    env |= faults or {}
     return host_pod_template(checkout, Path(sys.prefix), data, grace_seconds=30, env=env)
 
 
@@ -128,6 +134,11 @@ class WatchedRun:
             assert time.monotonic() < deadline, f"no failure in {seconds} s\n{json.dumps(status, indent=1)}"
             time.sleep(0.5)
         return status
+
+    def change(self, **spec: Any) -> None:
+        """Edits its spec, as `kubectl patch` does."""
+        patch = json.dumps({"spec": spec})
+        self.kubectl("patch", "bnr", self.name, "-n", self.namespace, "--type=merge", "-p", patch)
 
     def jobs(self) -> list[str]:
         """Names of its jobs."""

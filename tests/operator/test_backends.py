@@ -221,6 +221,21 @@ def test_a_pod_that_failed_is_known_by_its_exit_code(said: Callable[..., Manifes
     assert job.lost_pods(said()) == ()
 
 
+def test_a_pod_that_was_asked_to_end_fails_no_job_by_a_rule_and_is_known_all_the_same(
+    scene: Any, said: Callable[..., Manifest]
+) -> None:
+    """By a rule of exit codes a Job would fail whose pods a queue takes: they end with 143."""
+    rules = children(scene, job)[-1]["spec"]["podFailurePolicy"]["rules"]
+    assert [rule["onExitCodes"]["values"] for rule in rules if "onExitCodes" in rule] == [[0, 143]]
+    over = said(("Failed", "Job has reached the specified backoff limit"), completions=2)
+    over["status"]["conditions"][0]["reason"] = "BackoffLimitExceeded"
+    (asked,) = job.lost_pods(over)
+    lonely = Pod("small-0-0-aaaaa", 0, exit_code=200)
+    assert first_cause(Job("small-0", JobState.FAILED, pods=(lonely, asked))).preempted
+    crashed = Pod("small-0-1-bbbbb", 1, exit_code=1)
+    assert not first_cause(Job("small-0", JobState.FAILED, pods=(lonely, crashed, asked))).preempted
+
+
 def test_a_pods_index_is_its_rank() -> None:
     annotations = {"batch.kubernetes.io/job-completion-index": "7"}
     assert job.pod_rank({"metadata": {"annotations": annotations}}) == 7

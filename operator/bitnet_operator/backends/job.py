@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from bitnet_crds import BitNetRun, Order, Shape
+from bitnet_crds import BitNetRun, ExitCode, Order, Shape
 from bitnet_operator.api import SERVICES, Resource
 from bitnet_operator.backends.backend import Manifest
 from bitnet_operator.desired import CONTAINER, JOB_LABEL, child_metadata, job_metadata, pod_template
@@ -18,6 +18,7 @@ MISSING = "the cluster has no batch/v1 Jobs: it is no Kubernetes that this opera
 RENDEZVOUS_PORT = 23456
 """Rank 0 listens there; the same as PyTorchJob's."""
 
+_ASKED = int(ExitCode.PREEMPTED)
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _DISRUPTED = re.compile(r"Pod \S+/(?P<pod>\S+) has condition DisruptionTarget ")
 _EXITED = re.compile(r"Container \S+ for pod \S+/(?P<pod>\S+) failed with exit code (?P<code>\d+) ")
@@ -49,12 +50,13 @@ def _job(run: BitNetRun, order: Order, trainer_image: str) -> Manifest:
     The first pod that fails ends the job, and the others are removed; those that ended by themselves stay for
     their words. A pod that Kubernetes stopped is removed, words and all; so the podFailurePolicy has the job
     itself say that, and of any other pod the exit code. Under one, a pod counts as failed once it has ended,
-    not when it is asked to: it may write its checkpoint first.
+    not when it is asked to: it may write its checkpoint first. Of a pod that ends because it was asked to
+    (143) the policy says nothing: else a Job whose pods a queue takes would fail with the first that ended.
     """
     disrupted = {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     exited = {
         "action": "FailJob",
-        "onExitCodes": {"containerName": CONTAINER, "operator": "NotIn", "values": [0]},
+        "onExitCodes": {"containerName": CONTAINER, "operator": "NotIn", "values": [0, _ASKED]},
     }
     return {
         "apiVersion": f"{RESOURCE.group}/{RESOURCE.version}",
@@ -104,12 +106,17 @@ def state(job: Mapping[str, Any]) -> tuple[JobState, str | None]:
 
 
 def lost_pods(job: Mapping[str, Any]) -> tuple[Pod, ...]:
-    """The pod that the podFailurePolicy found, by the message of the job's condition."""
-    message = _true_conditions(job).get("Failed", {}).get("message", "")
+    """The pod that the podFailurePolicy found, by the message of the job's condition; one that nobody names
+    where it found none, since that one was asked to end."""
+    condition = _true_conditions(job).get("Failed", {})
+    message = condition.get("message", "")
     if found := _DISRUPTED.match(message):
         return (Pod(found["pod"], _rank(found["pod"]), disruption=message),)
     if found := _EXITED.match(message):
         return (Pod(found["pod"], _rank(found["pod"]), exit_code=int(found["code"])),)
+    if condition.get("reason") == "BackoffLimitExceeded":
+        # After all those that are there, which say more.
+        return (Pod(job["metadata"]["name"], job["spec"]["completions"], exit_code=_ASKED),)
     return ()
 
 

@@ -162,9 +162,8 @@ class LocalMachine:
         unwritten = f"{self.document['metadata']['name']}-{len(begun)}"
         self.progress = None
         jobs = [await self._job(name) for name in (*begun[-1:], unwritten) if self.job_folder(name).exists()]
-        return Observation(
-            self.document, self.status, tuple(jobs), self.stop_requested, watched_since=self.since
-        )
+        stop = self.stop_requested or self.document["spec"].get("suspend") is True
+        return Observation(self.document, self.status, tuple(jobs), stop, watched_since=self.since)
 
     async def apply(self, key: Key, observation: Observation, plan: Plan | None, decision: Decision) -> None:
         """Makes the decision true: the process, then the status, then events."""

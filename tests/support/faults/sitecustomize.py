@@ -1,0 +1,79 @@
+"""Faults of a pod, by its environment: Python imports this as it starts, wherever the folder is on its path.
+
+NOT_FINITE: numbers of global batches, with commas, whose loss is not a number. FITTING: the most sequences of
+a pass that fit into memory with the teacher there; more end in the error that an allocator raises.
+"""
+
+import importlib.abc
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+NOT_FINITE = {int(batch) for batch in os.environ.get("NOT_FINITE", "").split(",") if batch}
+FITTING = int(os.environ.get("FITTING", "0"))
+
+
+def into_step(module: ModuleType) -> None:
+    """Puts the faults into the trainer's steps."""
+    stepper: Any = module.Stepper
+    over_ranks, call = stepper._over_ranks, stepper.__call__
+
+    def faulty_over_ranks(self: Any, parts: Any) -> Any:
+        measured = over_ranks(self, parts)
+        if stepper.batch in NOT_FINITE:
+            measured.values[0] = float("nan")
+        return measured
+
+    def faulty_call(self: Any, step: Any, weights: Any) -> Any:
+        import torch
+
+        largest = max(rows.input_ids.shape[0] for rows in step.micro_batches)
+        if FITTING and step.teacher is not None and largest > FITTING:
+            raise torch.OutOfMemoryError(f"CUDA out of memory: {largest} sequences, and {FITTING} fit")
+        return call(self, step, weights)
+
+    stepper._over_ranks, stepper.__call__, stepper.batch = faulty_over_ranks, faulty_call, None
+
+
+def into_loop(module: ModuleType) -> None:
+    """Tells the steps which global batch they are at."""
+    loop: Any = module.TrainingLoop
+    set_lambda = loop._set_lambda
+
+    def telling(self: Any) -> Any:
+        module.Stepper.batch = self.order.plan.batch_at(self.step)  # type: ignore[attr-defined]
+        return set_lambda(self)
+
+    loop._set_lambda = telling
+
+
+class Faults(importlib.abc.MetaPathFinder):
+    """Changes a module as it is imported."""
+
+    changes: dict[str, Callable[[ModuleType], None]] = {
+        "bitnet_trainer.step": into_step,
+        "bitnet_trainer.loop": into_loop,
+    }
+
+    def find_spec(self, fullname: str, _path: Any, _target: Any = None) -> Any:
+        """The module as it is found without this, with its change made after it was run."""
+        change = self.changes.pop(fullname, None)
+        if change is None:
+            return None
+        spec = importlib.util.find_spec(fullname)
+        loader: Any = spec.loader if spec is not None else None
+        run = loader.exec_module
+
+        def changed(module: ModuleType) -> None:
+            run(module)
+            change(module)
+
+        loader.exec_module = changed
+        return spec
+
+
+if NOT_FINITE or FITTING:
+    sys.meta_path.insert(0, Faults())
