@@ -82,8 +82,8 @@ def failure_report(error: BaseException, rank: int, progress: Progress) -> Termi
     elif code == ExitCode.OUT_OF_MEMORY:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         message = (
-            f"out of memory at step {progress.step}, with a micro batch of {progress.micro_batch_size} "
-            f"sequences: {said} Lower workers.microBatchSize."
+            f"out of memory at step {progress.step}{_with(progress.micro_batch_size)}: {said} Lower "
+            "workers.microBatchSize."
         )
     else:
         message = str(error)
@@ -97,6 +97,11 @@ def failure_report(error: BaseException, rank: int, progress: Progress) -> Termi
         fault=error.fault if isinstance(error, errors.NonFinite) else None,
         transient=isinstance(error, errors.TrainerError) and error.transient,
     )
+
+
+def _with(micro_batch_size: int) -> str:
+    """Before the first step nothing is known of it."""
+    return f", with a micro batch of {micro_batch_size} sequences" if micro_batch_size else ""
 
 
 def leave_report(report: TerminationReport) -> None:
