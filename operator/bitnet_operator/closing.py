@@ -110,20 +110,22 @@ def _ended_as_asked(case: Case, status: BitNetRunStatus, ending: Ending, failure
         stalled = replace(failure, reason=ending.reason, message=ending.message, retryable=helps)
         return _retried(case, status, end, stalled)
     if end is End.PLATEAU:
-        status, then = _cut_short(case, status, ending)
+        status, then = _cut_short(case, status, ending, failure)
     return _closed(case, status, end, failure, ending.message, then=then)
 
 
 def _cut_short(
-    case: Case, status: BitNetRunStatus, ending: Ending
+    case: Case, status: BitNetRunStatus, ending: Ending, failure: Failure
 ) -> tuple[BitNetRunStatus, SegmentReason | None]:
     """The status with the ledger in which the phase, or training, ends at the checkpoint that was written.
 
-    Where the phase was over before the pods had ended, nothing is cut short.
+    Where the phase was over before the pods had ended, or they left no word of a checkpoint, nothing is cut
+    short: the loss is judged again.
     """
     kept, known = status.checkpoint_step or 0, status.adjustments
     phase, health = case.plan.phase_at(kept), case.run.spec.health.plateau
-    if health is None or phase.name != ending.phase or kept <= phase.first_step:
+    in_phase = phase.name == ending.phase and kept > phase.first_step
+    if health is None or failure.report is None or not in_phase:
         return status, SegmentReason.RETRY
     update: dict[str, Any] = (
         {"end_step": kept}

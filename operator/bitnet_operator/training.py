@@ -57,9 +57,10 @@ def _ending(case: Case, status: BitNetRunStatus, ending: Ending, job: Job) -> De
     """Asks the pods to write a checkpoint and end; removes those that cannot hear it, or take too long."""
     left = STOP_SECONDS - (case.now - parse_timestamp(ending.at)).total_seconds()
     first = job.first_pod
-    asked = first is not None and first.told is not None and first.told.stop
+    # Pods end before their job's controller has seen it, and what they said goes with the job.
+    ends = any(pod.exit_code is not None or (pod.told is not None and pod.told.stop) for pod in job.pods)
     hears = first is not None and job.progress is not None
-    if left <= 0 or not (asked or hears):
+    if left <= 0 or not (ends or hears):
         return Decision(status=status, delete=(job.name,), wake_after=PODS_LOOK_SECONDS)
     words = segments.told(case.run.spec).model_copy(update={"stop": True})
     wake_after = min(max(left, 1.0), case.settings.progress_interval)
@@ -166,8 +167,8 @@ def _still_since(case: Case, status: BitNetRunStatus) -> datetime:
 
 def _judged(case: Case, status: BitNetRunStatus, progress: Progress) -> tuple[BitNetRunStatus, Ending | None]:
     health = case.run.spec.health.plateau
-    if health is None:
-        return status, None
+    if health is None or status.adjustments.end_step is not None:
+        return status, None  # training is over, and the pods evaluate and export
     judgement = plateau.judge(case.plan, status.adjustments, health, progress.loss_curve)
     if (about := watch.about_plateau(status.conditions, judgement, health)) is not None:
         status = case.say(status, about)

@@ -197,3 +197,14 @@ def test_a_job_that_turns_up_after_the_end_is_removed(scene, code: int) -> None:
 def test_a_job_of_none_of_its_segments_is_removed_beside_the_one_that_trains(scene) -> None:
     scene.decide()
     assert scene.decide(scene.says(3), Job("small-7", JobState.ACTIVE)).delete == ("small-7",)
+
+
+def test_pods_that_ended_as_asked_are_not_removed_before_their_job_has_seen_it(scene) -> None:
+    """Their words tell of the checkpoint, and would go with it."""
+    scene.decide()
+    scene.decide(scene.active(step=3), stop=True)
+    scene.decide(scene.active(step=3), stop=True)
+    ended = replace(scene.active(), pods=(scene.ended(ExitCode.PREEMPTED, 3),))
+    assert scene.decide(ended, stop=True).delete == ()
+    scene.passes(61)
+    assert scene.decide(ended, stop=True).delete == ("small-0",), "a controller that never sees it"

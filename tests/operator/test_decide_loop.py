@@ -38,9 +38,11 @@ class Life(RuleBasedStateMachine):
         fitting=st.sampled_from([1, 2]),
         resize=st.sampled_from(["InPlace", "Rescale"]),
         tunes=st.sampled_from([False, False, True]),
+        slow=st.booleans(),
     )
-    def begins(self, bad_batches: set[int], fitting: int, resize: str, tunes: bool) -> None:
+    def begins(self, bad_batches: set[int], fitting: int, resize: str, tunes: bool, slow: bool) -> None:
         self.cluster = SimulatedCluster(document(resize, 3, tunes=tunes), bad_batches, fitting)
+        self.cluster.slow = slow
         self.cluster.look()
 
     @property
@@ -78,6 +80,7 @@ class Life(RuleBasedStateMachine):
             if (job := self.job) is not None:
                 self.cluster.hear(job)
                 self.cluster.train(job, steps)
+                self.cluster.catch_up(job)
             self.cluster.passes(30)
             self.cluster.look()
 
@@ -88,6 +91,11 @@ class Life(RuleBasedStateMachine):
     def pods_train(self, steps: int) -> None:
         assert self.job is not None
         self.cluster.train(self.job, steps)
+
+    @rule()
+    def controllers_catch_up(self) -> None:
+        for job in self.cluster.jobs.values():
+            self.cluster.catch_up(job)
 
     @precondition(lambda self: self.job is not None)
     @rule()
@@ -232,6 +240,8 @@ class Life(RuleBasedStateMachine):
             return
         cluster = self.cluster
         cluster.edit(suspend=False)
+        cluster.slow = False
+        self.controllers_catch_up()
         for _ in range(400):
             if cluster.status.phase.ended:
                 break

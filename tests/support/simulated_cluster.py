@@ -50,6 +50,8 @@ class SimulatedJob:
     words: dict[int, tuple[int, TerminationReport | None]] = field(default_factory=dict)
     """Exit code and report by rank, of pods that ended."""
     evicted: bool = False
+    becomes: JobState | None = None
+    """What it is once its controller has seen that its pods have ended."""
 
     @property
     def step(self) -> int:
@@ -74,6 +76,8 @@ class SimulatedCluster:
     def __init__(self, document: dict[str, Any], bad_batches: set[int], fitting: int) -> None:
         self.document = document
         self.bad_batches, self.fitting = bad_batches, fitting
+        self.slow = False
+        """Whether controllers of jobs lag behind their pods."""
         self.status = BitNetRunStatus()
         self.jobs: dict[str, SimulatedJob] = {}
         self.orphans: dict[str, SimulatedJob] = {}
@@ -206,8 +210,14 @@ class SimulatedCluster:
             {0: (int(ExitCode.PEER_LOST), lost), 1: (int(code), None)} if silent else {0: (code, report)}
         )
         job.pods = False
-        if job.state is not JobState.ENDING:
-            job.state = JobState.SUCCEEDED if code == ExitCode.SUCCEEDED else JobState.FAILED
+        job.becomes = JobState.SUCCEEDED if code == ExitCode.SUCCEEDED else JobState.FAILED
+        if not self.slow:
+            self.catch_up(job)
+
+    def catch_up(self, job: SimulatedJob) -> None:
+        """The job's controller sees that its pods have ended."""
+        if job.becomes is not None and job.state is not JobState.ENDING:
+            job.state, job.becomes = job.becomes, None
 
     def remove(self, name: str) -> None:
         """Somebody deletes a job: it is gone once its pods are."""
