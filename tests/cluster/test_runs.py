@@ -59,11 +59,10 @@ def test_a_rank_killed_with_sigkill_is_retried_from_the_checkpoint(start: Callab
     first, second = retried["segments"][0], retried["segments"][-1]
     assert (first["outcome"], first["exitCode"]) == ("Failed", 137)
     assert "SIGKILL" in first["message"]
-    assert (second["reason"], second["job"]) == ("Retry", "killed-1")
+    assert (second["reason"], second["job"], retried["attempts"]) == ("Retry", "killed-1", 1)
     assert second["firstStep"] >= 20
-    resumed = run.wait_until(lambda status: status["step"] > first["lastStep"], "going on")
+    run.wait_until(lambda status: status["step"] > first["lastStep"], "going on")
     print(f"\nfrom the kill to a new step: {time.monotonic() - began:.0f} s")
-    assert resumed["attempts"] == 1
     status = run.succeeded()
     assert status["segments"][-1]["outcome"] == "Completed"
 
