@@ -97,64 +97,6 @@ def test_what_belongs_to_a_deleted_run_goes_with_it(
     assert f'name="deleted",namespace="{namespace}"' not in operator.metrics()
 
 
-@pytest.mark.parametrize(
-    ("policy", "backend"), [("Remove", "PyTorchJob"), ("Remove", "Job"), ("Keep", "PyTorchJob")]
-)
-def test_what_a_deleted_run_keeps_goes_with_it_or_stays(
-    start: Callable[..., WatchedRun],
-    kubectl: Kubectl,
-    data: Path,
-    namespace: str,
-    policy: str,
-    backend: str,
-) -> None:
-    checkpoint = {"uri": f"file:///data/runs-{namespace}", "everySteps": 10, "onDelete": policy}
-    run = start("tidy", steps=2000, backend=backend, checkpoint=checkpoint)
-    run.wait_until(lambda status: status.get("checkpointStep", 0) >= 10, "first checkpoint")
-    folder = data / f"runs-{namespace}" / namespace / "tidy"
-    beside = folder.with_name("tidy2")
-    beside.mkdir()
-    assert (folder / "run.json").is_file()
-    began = time.monotonic()
-    # In the foreground: all that the run owns goes before it does.
-    kubectl("delete", "bnr", "tidy", "-n", namespace, "--cascade=foreground", timeout=240)
-    print(f"\ndeleted with {policy} and {backend}: {time.monotonic() - began:.0f} s")
-    assert run.gone()
-    assert folder.exists() == (policy == "Keep")
-    assert beside.exists()
-    deadline = time.monotonic() + 60
-    while run.children():
-        assert time.monotonic() < deadline, run.children()
-        time.sleep(0.5)
-    reasons = [event["reason"] for event in run.events()]
-    assert ("CheckpointsRemoved" in reasons) == (policy == "Remove")
-
-
-def test_a_removal_that_cannot_be_is_told_and_a_person_gives_it_up(
-    start: Callable[..., WatchedRun], kubectl: Kubectl, data: Path, namespace: str
-) -> None:
-    checkpoint = {"uri": f"file:///data/runs-{namespace}", "everySteps": 10, "onDelete": "Remove"}
-    run = start("bound", steps=2000, checkpoint=checkpoint)
-    run.wait_until(lambda status: status.get("checkpointStep", 0) >= 10, "first checkpoint")
-    folder = data / f"runs-{namespace}" / namespace / "bound"
-    moved = folder.with_name("moved")
-    folder.rename(moved)
-    folder.symlink_to(moved.name)
-    kubectl("delete", "bnr", "bound", "-n", namespace, "--wait=false")
-    deadline = time.monotonic() + 240
-    while not (failed := [event for event in run.events() if event["reason"] == "RemovalFailed"]):
-        assert time.monotonic() < deadline, run.events()
-        time.sleep(0.5)
-    assert "it is a link" in failed[0]["message"]
-    assert not run.gone()
-    keep = json.dumps({"spec": {"checkpoint": {"onDelete": "Keep"}}})
-    kubectl("patch", "bnr", "bound", "-n", namespace, "--type=merge", "-p", keep)
-    while run.children() or not run.gone():
-        assert time.monotonic() < deadline, run.children()
-        time.sleep(0.5)
-    assert (moved / "run.json").is_file()
-
-
 def test_a_failed_pods_own_words_end_in_the_status(start: Callable[..., WatchedRun]) -> None:
     run = start("teacherless", steps=20, teacher={"from": "file:///data/nowhere"})
     status = run.failed()
