@@ -4,12 +4,12 @@ import hashlib
 import json
 from datetime import datetime
 
-from bitnet_crds import BitNetRun, BitNetRunSpec, BitNetRunStatus, Order, Plan, Segment, SegmentReason
+from bitnet_crds import BitNetRun, BitNetRunSpec, BitNetRunStatus, Order, Plan, Segment, SegmentReason, Shape
 from bitnet_crds.machines import Pods, micro_batch_of, pods_of
 from bitnet_crds.protocol import Purpose, Told
 from bitnet_crds.status import SegmentOutcome
 from bitnet_operator.moments import timestamp
-from bitnet_operator.observation import Observation
+from bitnet_operator.observation import JobState, Observation
 from bitnet_operator.policies.resize import stretch_end
 
 
@@ -46,14 +46,15 @@ def begun(plan: Plan, status: BitNetRunStatus, step: int | None) -> Segment:
 
 def as_planned(plan: Plan, segment: Segment) -> Segment:
     """The segment with the shape and the end that the ledger has for one that begins at its first step."""
-    if segment.purpose == "TuneTeacher":
-        if plan.tuning is None:
-            return segment
-        return segment.model_copy(update={"end_step": plan.tuning.steps, "shape": plan.tuning.shape})
-    first = segment.first_step
-    return segment.model_copy(
-        update={"end_step": stretch_end(plan, first), "shape": plan.phase_at(first).shape}
-    )
+    end_step, shape = _stretch(plan, segment.first_step, segment.purpose)
+    return segment.model_copy(update={"end_step": end_step, "shape": shape})
+
+
+def _stretch(plan: Plan, first_step: int, purpose: Purpose) -> tuple[int, Shape]:
+    """Where what begins at a step is to end, and its shape."""
+    if purpose == "TuneTeacher" and plan.tuning is not None:
+        return plan.tuning.steps, plan.tuning.shape
+    return stretch_end(plan, first_step), plan.phase_at(first_step).shape
 
 
 def next_segment(run: BitNetRun, plan: Plan, status: BitNetRunStatus, now: datetime) -> Segment:
@@ -64,12 +65,11 @@ def next_segment(run: BitNetRun, plan: Plan, status: BitNetRunStatus, now: datet
     """
     last = status.segments[-1] if status.segments else None
     purpose = _purpose(plan, status)
-    if purpose == "TuneTeacher" and plan.tuning is not None:
+    if purpose == "TuneTeacher":
         first_step = max((segment.checkpoint_step or 0 for segment in status.segments), default=0)
-        end_step, shape = plan.tuning.steps, plan.tuning.shape
     else:
         first_step = status.checkpoint_step or 0
-        end_step, shape = stretch_end(plan, first_step), plan.phase_at(first_step).shape
+    end_step, shape = _stretch(plan, first_step, purpose)
     begins = SegmentReason.TEACHER_TUNING if purpose == "TuneTeacher" else SegmentReason.START
     return Segment(
         index=len(status.segments),
@@ -184,6 +184,6 @@ def still_running(observation: Observation, but: str | None) -> tuple[str, ...]:
         if job.name == but:
             continue
         names |= {pod.name for pod in job.pods if pod.running}
-        if job.state.live or job.state is job.state.ENDING:
+        if job.state.live or job.state is JobState.ENDING:
             names.add(job.name)
     return tuple(sorted(names))
