@@ -205,9 +205,9 @@ def test_a_pipe_is_read_once(make_bitnetctl: MakeBitnetctl, tmp_path: Path, comm
 def test_a_port_of_the_operator_that_is_taken(option: str) -> None:
     other = "--health-port" if option == "--metrics-port" else "--metrics-port"
     with socket.create_server(("0.0.0.0", 0)) as taken:
-        ports = [other, "0", option, str(taken.getsockname()[1])]
+        options = ["--no-leader-election", other, "0", option, str(taken.getsockname()[1])]
         process = subprocess.run(
-            [Path(sys.prefix) / "bin/bitnet-operator", "--trainer-image", "x", *ports],
+            [Path(sys.prefix) / "bin/bitnet-operator", "--trainer-image", "x", *options],
             capture_output=True,
             text=True,
             timeout=60,

@@ -70,6 +70,7 @@ def test_every_series_is_in_the_list_with_its_labels_and_nothing_else_is():
 def _operators() -> str:
     from prometheus_client import CollectorRegistry, generate_latest
 
+    from bitnet_crds.adjustments import Adjustments
     from bitnet_crds.protocol import Evaluation
     from bitnet_crds.status import BitNetRunStatus, Condition
     from bitnet_operator.observation import Key
@@ -86,6 +87,7 @@ def _operators() -> str:
         checkpoint_step=2,
         training_phase="main",
         conditions=(condition,),
+        adjustments=Adjustments(halvings={"main": 1}),
         evaluation=Evaluation(tokens=10, perplexity_after="7.5", accuracy_after="0.5"),
     )
     metrics.saw(Key("team", "small"), status)

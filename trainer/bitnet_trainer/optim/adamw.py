@@ -7,6 +7,9 @@ from torch import nn
 
 from bitnet_trainer.optim.roles import parameter_group, parameters_by_role
 
+EPSILON = 1e-8
+"""Added to the root of the second moment, before the first is divided by it."""
+
 
 def build_adamw(model: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW over everything in `model` that is trained.
@@ -27,4 +30,4 @@ def fused_adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
     The fused implementation is asked for because it alone can leave a step out on the device: where its
     `found_inf` is 1, neither weights nor moments nor step counts change.
     """
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), eps=EPSILON, fused=True)
