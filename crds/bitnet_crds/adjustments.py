@@ -12,6 +12,8 @@ class Rollback(Report):
     """The first of the run's global batches (from 0) that is passed over: the one that was not finite."""
     batches: int
     """So many of them are passed over."""
+    learning_rate_factor: float
+    """From the checkpoint on, every learning rate is so much of what it was: `learningRateFactor` then."""
 
 
 class Adjustments(Report):

@@ -202,7 +202,7 @@ def plan(spec: BitNetRunSpec, adjustments: Adjustments = NO_ADJUSTMENTS) -> Plan
         ),
         tuning=plan_tuning(spec, phases[0].shape, auto=phases[0].auto),
     )
-    return _adjusted(planned, spec, adjustments).model_copy(update={"ledger_hash": ledger_hash(planned)})
+    return _adjusted(planned, adjustments).model_copy(update={"ledger_hash": ledger_hash(planned)})
 
 
 def ledger_hash(planned: Plan) -> str:
@@ -215,7 +215,7 @@ def ledger_hash(planned: Plan) -> str:
     return hashlib.sha256(ledger.encode()).hexdigest()[:16]
 
 
-def _adjusted(planned: Plan, spec: BitNetRunSpec, adjustments: Adjustments) -> Plan:
+def _adjusted(planned: Plan, adjustments: Adjustments) -> Plan:
     """The ledger after what befell the run."""
     planned = planned.fitted(adjustments.micro_batches)
     phases, first_step = [], 0
@@ -234,8 +234,9 @@ def _adjusted(planned: Plan, spec: BitNetRunSpec, adjustments: Adjustments) -> P
         shape = _halved(tuning.shape, adjustments.halvings.get(TUNING, 0))
         tuning = tuning.model_copy(update={"shape": shape})
     end_step = planned.total_steps if adjustments.end_step is None else adjustments.end_step
-    factor = spec.health.non_finite.learning_rate_factor
-    reductions = tuple((rollback.checkpoint_step, factor) for rollback in adjustments.rollbacks)
+    reductions = tuple(
+        (rollback.checkpoint_step, rollback.learning_rate_factor) for rollback in adjustments.rollbacks
+    )
     return planned.model_copy(
         update={
             "phases": tuple(phases),

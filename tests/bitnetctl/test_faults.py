@@ -29,7 +29,9 @@ def test_losses_that_are_not_finite_are_rolled_back_and_their_batches_passed_ove
     first, second = status["segments"][:2]
     assert (first["outcome"], first["exitReason"]) == ("Failed", "NonFinite")
     assert (second["reason"], second["firstStep"]) == ("Rollback", 5)
-    assert status["adjustments"]["rollbacks"] == [{"checkpointStep": 5, "firstBatch": 6, "batches": 2}]
+    assert status["adjustments"]["rollbacks"] == [
+        {"checkpointStep": 5, "firstBatch": 6, "batches": 2, "learningRateFactor": 0.5}
+    ]
     lines = lines_of(bitnetctl)
     assert [line["step"] for line in lines] == list(range(1, 17))
     assert all(line["loss"] is not None for line in lines)

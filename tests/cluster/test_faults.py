@@ -90,7 +90,9 @@ def test_losses_that_are_not_finite_are_rolled_back_and_their_batches_passed_ove
     first, second = status["segments"][:2]
     assert (first["outcome"], first["exitReason"], second["reason"]) == ("Failed", "NonFinite", "Rollback")
     assert second["firstStep"] == 10
-    assert status["adjustments"]["rollbacks"] == [{"checkpointStep": 10, "firstBatch": 12, "batches": 2}]
+    assert status["adjustments"]["rollbacks"] == [
+        {"checkpointStep": 10, "firstBatch": 12, "batches": 2, "learningRateFactor": 0.5}
+    ]
     assert (status["step"], status["attempts"]) == (30, 0)
     lines = steps_of(steps.file)
     assert [step["step"] for step in lines] == list(range(1, 31))

@@ -30,7 +30,7 @@ def test_a_run_has_its_series_labelled_by_namespace_and_name() -> None:
             skipped_steps=3,
             adjustments=Adjustments(
                 halvings={"distill": 2},
-                rollbacks=(Rollback(checkpoint_step=4, first_batch=5, batches=1),),
+                rollbacks=(Rollback(checkpoint_step=4, first_batch=5, batches=1, learning_rate_factor=0.5),),
             ),
         ),
     )

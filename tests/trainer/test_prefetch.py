@@ -68,7 +68,9 @@ def test_a_run_that_goes_on_takes_the_rows_that_were_made_ahead_and_lost(corpus,
 )
 def test_each_step_trains_on_the_batch_that_the_ledger_gives_it(windows, stops):
     """Whatever roll-backs pass over, and wherever the run was stopped, none of it is met."""
-    rollbacks = tuple(Rollback(checkpoint_step=a, first_batch=b, batches=n) for a, b, n in windows)
+    rollbacks = tuple(
+        Rollback(checkpoint_step=a, first_batch=b, batches=n, learning_rate_factor=0.5) for a, b, n in windows
+    )
     ledger = plan(spec_of(budget={"tokens": 15 * 64, "globalBatchSize": 8}), Adjustments(rollbacks=rollbacks))
     made, shares = made_corpus(), (2.0, 1.0)
     all_batches, cursor = [], Cursor.at_start(2)

@@ -23,7 +23,12 @@ def after_non_finite(
     checkpoint_step = max((step for step in report.checkpoints if step <= fault.first_step), default=0)
     first_batch = plan.batch_at(fault.first_step)
     batches = plan.batch_at(fault.first_step + fault.steps - 1) - first_batch + 1
-    rollback = Rollback(checkpoint_step=checkpoint_step, first_batch=first_batch, batches=batches)
+    rollback = Rollback(
+        checkpoint_step=checkpoint_step,
+        first_batch=first_batch,
+        batches=batches,
+        learning_rate_factor=health.learning_rate_factor,
+    )
     return Adjusted(
         adjustments.model_copy(update={"rollbacks": (*adjustments.rollbacks, rollback)}),
         f"{message} Back to step {checkpoint_step}; {batches} batches from {first_batch} on are passed over, "

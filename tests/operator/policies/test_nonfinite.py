@@ -53,7 +53,9 @@ def test_it_goes_back_to_before_the_fault_and_passes_its_batches_over(
 
 def rolled_back(rollback: tuple[int, int, int]) -> Rollback:
     checkpoint_step, first_batch, batches = rollback
-    return Rollback(checkpoint_step=checkpoint_step, first_batch=first_batch, batches=batches)
+    return Rollback(
+        checkpoint_step=checkpoint_step, first_batch=first_batch, batches=batches, learning_rate_factor=0.5
+    )
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,9 @@ TRANSITION = DOCUMENT["spec"]["phases"][1] | {"transition": {"steps": 50}}
 WITH_TRANSITION = {"phases": [DOCUMENT["spec"]["phases"][0], TRANSITION, DOCUMENT["spec"]["phases"][2]]}
 LAMBDA = {"quantization": {"lambdaWarmup": {"steps": 300}}}
 COSINE = {"schedule": {"name": "Cosine", "warmupSteps": 20}}
-ROLLED_BACK = {"rollbacks": [{"checkpointStep": 310, "firstBatch": 315, "batches": 1}]}
+ROLLED_BACK = {
+    "rollbacks": [{"checkpointStep": 310, "firstBatch": 315, "batches": 1, "learningRateFactor": 0.5}]
+}
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,10 @@ def knowing(store, step, rollbacks):
 
 
 def went_back(*checkpoint_steps):
-    return [Rollback(checkpoint_step=step, first_batch=step, batches=1) for step in checkpoint_steps]
+    return [
+        Rollback(checkpoint_step=step, first_batch=step, batches=1, learning_rate_factor=0.5)
+        for step in checkpoint_steps
+    ]
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,9 @@ def test_steps_trained_once_more_after_a_roll_back_count_once(make_run, train_he
     run = make_run(**CHANGES)
     train_here(run, stop_at=17)
     once = {record.step: record.loss for record in run.metrics()}
-    back = Adjustments(rollbacks=(Rollback(checkpoint_step=15, first_batch=16, batches=2),))
+    back = Adjustments(
+        rollbacks=(Rollback(checkpoint_step=15, first_batch=16, batches=2, learning_rate_factor=0.5),)
+    )
     run = replace(run, order=run.order.model_copy(update={"plan": plan(run.order.spec, back)}))
     _, reporter = train_here(run)
     assert any(record.loss != once[record.step] for record in run.metrics()[15:17])

@@ -86,8 +86,8 @@ def position(run, step):
     return json.loads(path.read_text())
 
 
-FIRST = Rollback(checkpoint_step=6, first_batch=6, batches=2)
-SECOND = Rollback(checkpoint_step=7, first_batch=9, batches=2)
+FIRST = Rollback(checkpoint_step=6, first_batch=6, batches=2, learning_rate_factor=0.5)
+SECOND = Rollback(checkpoint_step=7, first_batch=9, batches=2, learning_rate_factor=0.5)
 
 
 def test_bad_batches_are_not_met_again_after_one_rollback_and_after_two(
@@ -134,7 +134,7 @@ def test_bad_batches_are_not_met_again_after_one_rollback_and_after_two(
 
 def test_a_checkpoint_before_what_is_passed_over_holds_the_cursor_before_it(tainted, poison, train_here):
     """It is passed over when the step is taken, however often the run is stopped just before."""
-    back = Rollback(checkpoint_step=2, first_batch=5, batches=3)
+    back = Rollback(checkpoint_step=2, first_batch=5, batches=3, learning_rate_factor=0.5)
     train_here(tainted(), stop_at=2)
     run = tainted(back)
     for _ in range(2):
@@ -150,7 +150,9 @@ def test_a_run_without_an_older_checkpoint_begins_again(tainted, poison, train_h
     poison.taint(0, 1)
     run = tainted(every_steps=5)
     assert fault_of(run, train_here) == Fault(first_step=0, steps=2)
-    run = tainted(Rollback(checkpoint_step=0, first_batch=0, batches=2), every_steps=5)
+    run = tainted(
+        Rollback(checkpoint_step=0, first_batch=0, batches=2, learning_rate_factor=0.5), every_steps=5
+    )
     _, reporter = train_here(run)
     assert reporter.progress.begun_step == 0
     assert [record.step for record in run.metrics()] == list(range(1, STEPS + 1))
