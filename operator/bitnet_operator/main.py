@@ -134,7 +134,7 @@ class _Options:
 
 
 async def _operate(options: _Options, metrics: RunMetrics) -> None:
-    liveness, lost = health.Liveness(limit_seconds=3 * RESYNC_SECONDS), asyncio.Event()
+    liveness, over = health.Liveness(limit_seconds=3 * RESYNC_SECONDS), asyncio.Event()
     async with (
         _healthz(liveness, options.health_port),
         connect() as api,
@@ -153,13 +153,15 @@ async def _operate(options: _Options, metrics: RunMetrics) -> None:
             await stack.enter_async_context(serving(options.webhook, api, registry, settings))
         async with asyncio.TaskGroup() as group:
             resync = partial(_resync, cluster, options.namespaces, queue, liveness)
-            leading = group.create_task(_lead(leadership, liveness, lost, queue.run, resync))
+            leading = group.create_task(_lead(leadership, liveness, over, queue.run, resync))
 
-            # Before kopf ends: it would wait for tasks of ours that go on.
+            # Before kopf ends: it would wait five seconds for tasks that go on, of ours and of its own that
+            # waits for the flag.
             @kopf.on.cleanup(registry=registry)
             async def stop(**_: Any) -> None:
                 leading.cancel()
                 await asyncio.wait([leading])
+                over.set()
                 if leadership is not None:
                     await leadership.release()
 
@@ -170,9 +172,9 @@ async def _operate(options: _Options, metrics: RunMetrics) -> None:
                 standalone=True,
                 clusterwide=not options.namespaces,
                 namespaces=options.namespaces,
-                stop_flag=lost,
+                stop_flag=over,
             )
-    if lost.is_set():
+    if not leading.cancelled():
         # A new process begins from what the cluster says, and stands by.
         raise NotLeadingError("the lease was lost: this replica ends, another leads")
 
@@ -180,10 +182,10 @@ async def _operate(options: _Options, metrics: RunMetrics) -> None:
 async def _lead(
     leadership: Leadership | None,
     liveness: health.Liveness,
-    lost: asyncio.Event,
+    over: asyncio.Event,
     *work: Callable[[], Coroutine[None, None, None]],
 ) -> None:
-    """Does the work for as long as this replica leads. Sets `lost` once it leads no more."""
+    """Does the work for as long as this replica leads. Sets `over` once it leads no more."""
     if leadership is not None:
         liveness.role = "standby"
         await leadership.gain()
@@ -199,7 +201,7 @@ async def _lead(
     finally:
         liveness.role = "ending"
         LEADER.set(0)
-    lost.set()
+    over.set()
 
 
 async def _work(cluster: Cluster, settings: Settings, key: Key) -> float | None:
