@@ -145,3 +145,27 @@ def test_a_wrong_change_is_refused_and_a_label_is_none(kubectl: Kubectl, namespa
         kubectl, namespace, _document("changing", workers=template)
     )
     kubectl("label", "bnr", "changing", "-n", namespace, "team=a")
+
+
+def test_a_standby_answers_too(admitting: list[OperatorProcess]) -> None:
+    """It was the one asked in all tests above."""
+    deadline = time.monotonic() + 30
+    while (roles := [replica.role() for replica in admitting]) != ["leader", "standby"]:
+        assert time.monotonic() < deadline, roles
+        time.sleep(0.5)
+    assert "Webhook 'validate'" in admitting[1].log()
+
+
+def test_while_nobody_answers_a_wrong_run_is_taken_and_its_condition_says_the_same(
+    kubectl: Kubectl, namespace: str, admitting: list[OperatorProcess]
+) -> None:
+    wrong = _document("unasked", phases=_with_an_empty_phase())
+    refused = _refusal(kubectl, namespace, wrong).partition("denied the request: ")[2].strip()
+    for replica in admitting:
+        replica.stop()
+    assert "created" in kubectl("apply", "-n", namespace, "--filename", "-", stdin=json.dumps(wrong))
+    for replica in admitting:
+        replica.start()
+    status = WatchedRun(kubectl, namespace, "unasked").failed()
+    (accepted,) = [each for each in status["conditions"] if each["type"] == "Accepted"]
+    assert (accepted["status"], accepted["message"]) == ("False", refused)
