@@ -90,6 +90,17 @@ def test_rows_are_whole_and_say_which_sequences_they_are(corpus):
             assert row.tolist() == made.sources[id_.source].training(id_.index).tolist()
 
 
+def test_made_up_rows_are_as_long_as_any_and_each_is_another_sequence(corpus):
+    made = corpus()
+    before = made.fingerprint()
+    rows = made.made_up(5)
+    assert rows.input_ids.shape == (5, 10)
+    assert len(set(rows.ids)) == 5
+    assert rows.attention_mask is rows.position_ids is None
+    assert rows.input_ids.max() <= made.largest_token()
+    assert made.fingerprint() == before
+
+
 @pytest.mark.parametrize(("world", "sizes"), [(1, [8, 8, 4, 4, 1]), (2, [4, 4, 2, 2, 1]), (4, [2, 2, 1])])
 def test_a_smaller_micro_batch_trains_on_the_same_sequences_a_step(corpus, world, sizes):
     """Trap 8: as a teacher comes in, the micro batch halves, and the global batch must not with it."""

@@ -185,3 +185,13 @@ def test_a_corpus_of_separate_documents_says_where_they_begin_and_is_another():
         assert torch.equal(rows.labels, expected.labels)
     assert joined.rows(batch).position_ids is None
     assert joined.fingerprint() != separate.fingerprint()
+
+
+@pytest.mark.parametrize("length", [2, 7, 8])
+def test_made_up_rows_have_two_documents_so_that_attention_is_masked(length):
+    """Of a row with one, no mask is made, and it takes less memory."""
+    source = pack("books", np.full(80, 5, np.uint32), length, Fraction(1, 5))
+    rows = Corpus((source,), (1.0,), 0, end_of_text=EOS).made_up(3)
+    assert rows.input_ids.shape == (3, length)
+    assert [(row == 0).sum().item() for row in rows.position_ids] == [2] * 3
+    assert source.training(0).tolist() == [5] * length

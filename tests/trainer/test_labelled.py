@@ -112,6 +112,16 @@ def test_ranks_share_a_batch_of_rows_with_their_classes(open_, reviews):
         assert corpus.sources[0].training(id_.index)[-1] == class_
 
 
+def test_made_up_rows_are_as_long_as_any_that_has_padding(open_, reviews):
+    """Of rows without padding no mask is made, and they take less memory."""
+    corpus = open_(reviews)
+    rows = corpus.made_up(3)
+    assert rows.input_ids.shape == (3, S)
+    assert rows.attention_mask.tolist() == [[*[1] * (S - 1), 0]] * 3
+    assert len(set(rows.ids)) == 3
+    assert rows.classes.tolist() == [corpus.sources[0].training(0)[-1]] * 3
+
+
 def test_the_first_held_out_rows_have_every_label_in_text_sorted_by_label(open_, reviews):
     corpus = open_(reviews)
     held_out = corpus.held_out()

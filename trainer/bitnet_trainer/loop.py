@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from bitnet_crds.plan import PlannedPhase
 from bitnet_crds.protocol import Checkpoint, Order, TeacherState, Told, TrainerState
@@ -22,6 +23,7 @@ from bitnet_trainer.data import (
     rewarded,
 )
 from bitnet_trainer.errors import CheckpointError, TeacherUnavailable
+from bitnet_trainer.fitting import Fitting
 from bitnet_trainer.guards import NonFiniteGuard
 from bitnet_trainer.influence import measure_alignments
 from bitnet_trainer.machine import Machine
@@ -109,8 +111,10 @@ class TrainingLoop:
         self.student.train()
         self.speed.restart()
         while self.step < self.end:
-            phase = plan.phase_at(self.step)
+            phase = self.order.plan.phase_at(self.step)
             self._teacher_as_planned(phase)
+            if phase.auto:
+                phase = self._fitted(phase, stop)
             rows = self.prefetch.take(self._wanted(self.step, self.cursor))
             if self.step + 1 < self.end:
                 # Most likely: shares that change in between make these rows useless, and nothing worse.
@@ -222,6 +226,45 @@ class TrainingLoop:
                 raise
             self.speed.restart()
         self.reporter.update(teacher=self.teacher.state)
+
+    def _fitted(self, phase: PlannedPhase, stop: StopRequest) -> PlannedPhase:
+        """The phase, its teacher being there, with the largest micro batch that fits; as it was where a rank
+        was asked to stop before that was found."""
+        # An error then says the step that it happened in.
+        self.recorder.publish(wait=True)
+        _log.info("trying how large a micro batch of phase %s fits", phase.name)
+        fitting = Fitting(
+            replace(self.stepper, model=self.student),
+            phase,
+            self.order.plan.weights_at(phase.first_step),
+            self.objectives[phase.name].manager,
+            self.teacher if phase.teacher else None,
+            self.corpus.made_up,
+            stop,
+            sharded=isinstance(self.student, FSDPModule),
+        )
+        try:
+            if not fitting.search():
+                return phase
+        except torch.OutOfMemoryError:
+            # It was foreseen otherwise, and would be again.
+            self._take_up_micro_batch(phase, fitting.found)
+            raise
+        self.speed.restart()
+        return self._take_up_micro_batch(phase, fitting.found)
+
+    def _take_up_micro_batch(self, phase: PlannedPhase, size: int) -> PlannedPhase:
+        """The ledger has it from here on, and so has whoever plans the next segment."""
+        _log.info("phase %s has micro batches of %d", phase.name, size)
+        found = {phase.name: size}
+        self.order = self.order.model_copy(update={"plan": self.order.plan.fitted(found)})
+        fitted = self.order.plan.phase_at(self.step)
+        self.reporter.update(
+            micro_batches={**self.reporter.progress.micro_batches, **found},
+            micro_batch_size=fitted.shape.micro_batch_size,
+            accumulation=fitted.shape.accumulation,
+        )
+        return fitted
 
     def _mixture_of_next_step(self) -> None:
         """Takes up the shares of a phase that begins, or those that a policy measures.

@@ -95,6 +95,7 @@ def failure_report(error: BaseException, rank: int, progress: Progress) -> Termi
         step=progress.step,
         checkpoint=progress.checkpoint,
         fault=error.fault if isinstance(error, errors.NonFinite) else None,
+        micro_batches=progress.micro_batches,
         transient=isinstance(error, errors.TrainerError) and error.transient,
     )
 

@@ -133,7 +133,8 @@ def _train(
     if position.step < plan.end_step and plan.phase_at(position.step).shape.world_size != ranks.world:
         return _for_other_pods(order, position.step, ranks.world)
     phases = phases_from(plan, position.step)
-    evaluation_batch = min(phase.shape.micro_batch_size for phase in phases)
+    # What is only the most that a micro batch may be says nothing of what fits.
+    evaluation_batch = min(1 if phase.auto else phase.shape.micro_batch_size for phase in phases)
 
     reporter.update(state=TrainerState.EVALUATING)
     baseline = known_baseline(order, fingerprint, ranks)

@@ -84,6 +84,23 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
+    def rehearse(self, step: StepInput, weights: Mapping[str, float]) -> None:
+        """Forward and backward passes of a step, for the memory that they take; nothing of them stays."""
+        try:
+            self._backward(step, weights)
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def rehearse_update(self) -> None:
+        """The optimiser's step as the guard leaves one out: moments that are not there yet are made, with
+        nothing in them, and nothing else changes. Every rank calls it."""
+        for parameter in self.model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        left_out = torch.ones((), device=self.ranks.device)
+        self.optimizer.found_inf = left_out  # type: ignore[attr-defined]  # until the guard judges a step
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
     def _backward(self, step: StepInput, weights: Mapping[str, float]) -> tuple[ObjectiveLoss, ...]:
         """Gradients of the whole step. They are averaged over the ranks, hence the world in normalisers."""
         self.optimizer.zero_grad(set_to_none=True)

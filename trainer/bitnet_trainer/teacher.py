@@ -3,6 +3,7 @@
 A teacher that cannot be loaded raises; there is no path on which training goes on without it.
 """
 
+import copy
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -94,6 +95,12 @@ class Teacher:
         """Frees the teacher's memory, for phases that do not need it."""
         self._view = None
         self._state = TeacherState.ABSENT
+
+    def without_cache(self) -> "Teacher":
+        """The same model, loaded as it is now, that keeps and replays nothing: for rows that are no text."""
+        twin = copy.copy(self)
+        twin._cache = None
+        return twin
 
     @property
     def model(self) -> PreTrainedModel:

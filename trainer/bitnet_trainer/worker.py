@@ -73,6 +73,7 @@ def _report(path: Path, rank: int, stop: StopRequest) -> TerminationReport:
         rank=rank,
         step=reporter.progress.step,
         checkpoint=reporter.progress.checkpoint,
+        micro_batches=reporter.progress.micro_batches,
         evaluation=result.evaluation,
         artifacts=dict(result.artifacts),
     )

@@ -144,6 +144,8 @@ def make_run(tmp_path: Path, make_model: Callable[..., Any], tokenizer: PreTrain
         workers: int = 1,
         every_steps: int = 5,
         gpus: int = 0,
+        micro: int | str = 4,
+        parallelism: str = "DDP",
         name: str = "tiny",
         **changes: Any,
     ) -> TinyRun:
@@ -174,7 +176,12 @@ def make_run(tmp_path: Path, make_model: Callable[..., Any], tokenizer: PreTrain
                     },
                 ],
                 "teacher": {"from": f"file://{tmp_path}/teacher"},
-                "workers": {"count": workers, "gpusPerWorker": gpus, "microBatchSize": 4},
+                "workers": {
+                    "count": workers,
+                    "gpusPerWorker": gpus,
+                    "microBatchSize": micro,
+                    "parallelism": parallelism,
+                },
                 "checkpoint": {"uri": f"file://{tmp_path}/runs", "everySteps": every_steps, "keep": 2},
                 **changes,
             }

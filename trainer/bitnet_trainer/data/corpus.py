@@ -85,6 +85,12 @@ class MixedSources(ABC):
         """These training sequences, on the CPU."""
         return self._rows(np.stack([self.sources[id_.source].training(id_.index) for id_ in ids]), ids)
 
+    def made_up(self, count: int) -> Rows:
+        """`count` rows that take as much memory as any, on the CPU: none has more tokens, and attention is
+        masked in them if it is in any. They are no text, whatever their ids say."""
+        row = self._fullest(self.sources[0].training(0).copy())
+        return self._rows(np.repeat(row[None], count, axis=0), [SequenceId(0, 0, n) for n in range(count)])
+
     def held_out_rows(self, ids: Sequence[SequenceId]) -> Rows:
         """These held-out sequences, on the CPU, without ids: they would be taken for training sequences'."""
         return self._rows(np.stack([self.sources[id_.source].held_out(id_.index) for id_ in ids]), ())
@@ -115,6 +121,10 @@ class MixedSources(ABC):
         return tuple(islice(turns, limit))
 
     @abstractmethod
+    def _fullest(self, sequence: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """A sequence, as a source gave it, made one of those that take the most memory; it may be changed."""
+
+    @abstractmethod
     def _rows(self, sequences: npt.NDArray[np.int64], ids: Sequence[SequenceId]) -> Rows:
         """Rows of sequences that are stacked as their sources gave them."""
 
@@ -132,6 +142,12 @@ class Corpus(MixedSources):
         if self.end_of_text is None:
             return whole
         return hashlib.sha256(f"{whole} documents end in {self.end_of_text}".encode()).hexdigest()
+
+    def _fullest(self, sequence: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        if self.end_of_text is not None:
+            # Of a row with one document no mask would be made.
+            sequence[(len(sequence) - 1) // 2] = self.end_of_text
+        return sequence
 
     def _rows(self, sequences: npt.NDArray[np.int64], ids: Sequence[SequenceId]) -> Rows:
         tokens = torch.from_numpy(sequences)

@@ -82,6 +82,11 @@ class LabelledSource:
 class LabelledCorpus(MixedSources):
     """Text with a label a row, padded on the right."""
 
+    def _fullest(self, sequence: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        # Of rows without padding no mask would be made.
+        sequence[-2] = max(1, len(sequence) - 3)
+        return sequence
+
     def _rows(self, sequences: npt.NDArray[np.int64], ids: Sequence[SequenceId]) -> Rows:
         table = torch.from_numpy(sequences)
         tokens, lengths, classes = table[:, :-2], table[:, -2], table[:, -1]
