@@ -83,7 +83,7 @@ def operator(
         assert process.tracebacks() == []
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def data(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What pods see as /data: SmolLM2-135M, two plays, and a small random model with SmolLM2's tokenizer."""
     folder = tmp_path_factory.mktemp("data")
@@ -112,13 +112,14 @@ def start(
         model: str = TINY_MODEL,
         backend: str = "PyTorchJob",
         faults: Mapping[str, str] | None = None,
+        step_seconds: float = 0.0,
         every_steps: int = 10,
         **changes: object,
     ) -> WatchedRun:
         # A folder of its own for each test, since two of them may name a run alike.
         kept = {"uri": f"file:///data/runs-{namespace}", "everySteps": every_steps, "keep": 2}
         changes.setdefault("checkpoint", kept)
-        template = pod_template(checkout, data, faults)
+        template = pod_template(checkout, data, {**(faults or {}), "STEP_SECONDS": str(step_seconds)})
         document = run_document(name, template, steps=steps, model=model, **changes)
         document["spec"]["workers"].setdefault("backend", backend)
         kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(document))

@@ -113,7 +113,7 @@ class WatchedRun:
         status: Document = self._get().get("status", {})
         return status
 
-    def wait_until(self, condition: Callable[[Document], bool], what: str, seconds: float = 180) -> Document:
+    def wait_until(self, condition: Callable[[Document], bool], what: str, seconds: float = 300) -> Document:
         """Waits for its status to be so, and returns it. Fails at once where the run has failed meanwhile."""
         deadline = time.monotonic() + seconds
         while True:
@@ -128,7 +128,7 @@ class WatchedRun:
         """Waits for its end."""
         return self.wait_until(lambda status: status.get("phase") == "Succeeded", "success", seconds)
 
-    def failed(self, seconds: float = 180) -> Document:
+    def failed(self, seconds: float = 300) -> Document:
         """Waits for its failure."""
         deadline = time.monotonic() + seconds
         while (status := self.status()).get("phase") != "Failed":

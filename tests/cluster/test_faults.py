@@ -81,6 +81,7 @@ def test_losses_that_are_not_finite_are_rolled_back_and_their_batches_passed_ove
         steps=30,
         backend="Job",
         every_steps=5,
+        workers={"count": 1},
         health={"nonFinite": {"skipSteps": 1, "learningRateFactor": 0.5}},
         schedule={"decayFraction": 0},
         faults={"NOT_FINITE": "12,13"},
@@ -128,6 +129,7 @@ def test_a_loss_that_stopped_falling_ends_training_and_the_model_is_exported(
     run = start(
         "flat",
         steps=400,
+        workers={"count": 1},
         quantization={"lambdaWarmup": {"steps": 10}},
         optimizer={"adamLearningRate": 1e-9},
         health={"plateau": {"windowTokens": window * 128, "minImprovement": "5%", "action": "Stop"}},
@@ -145,14 +147,10 @@ def test_a_loss_that_stopped_falling_ends_training_and_the_model_is_exported(
     assert (exported / "config.json").is_file()
 
 
-@pytest.mark.parametrize("backend", ["PyTorchJob", "Job"])
 def test_a_drained_node_costs_no_attempt_and_no_step(
-    start: Callable[..., WatchedRun],
-    watched: Callable[[WatchedRun], Any],
-    kubectl: Kubectl,
-    backend: str,
+    start: Callable[..., WatchedRun], watched: Callable[[WatchedRun], Any], kubectl: Kubectl
 ) -> None:
-    run = start("drained", steps=200, backend=backend)
+    run = start("drained", steps=60, step_seconds=0.3)
     with watched(run) as steps:
         run.wait_until(lambda status: status.get("step", 0) >= 5, "first steps")
         (node,) = (item["metadata"]["name"] for item in kubectl.get("nodes")["items"])
@@ -168,13 +166,15 @@ def test_a_drained_node_costs_no_attempt_and_no_step(
     assert steps.repeated == 0
 
 
+@pytest.mark.parametrize("backend", ["PyTorchJob", "Job"])
 def test_a_suspended_run_gives_its_machines_back_and_goes_on_where_it_was(
     start: Callable[..., WatchedRun],
     watched: Callable[[WatchedRun], Any],
     kubectl: Kubectl,
     namespace: str,
+    backend: str,
 ) -> None:
-    run = start("paused", steps=200)
+    run = start("paused", steps=60, step_seconds=0.3, backend=backend)
     with watched(run) as steps:
         run.wait_until(lambda status: status.get("step", 0) >= 5, "first steps")
         run.change(suspend=True)
@@ -188,6 +188,56 @@ def test_a_suspended_run_gives_its_machines_back_and_goes_on_where_it_was(
     assert first["ending"]["reason"] == "Suspended"
     assert second["firstStep"] == first["lastStep"]
     assert steps.repeated == 0
+
+
+def test_what_may_change_changes_in_the_pods_that_train_or_in_others(
+    start: Callable[..., WatchedRun], watched: Callable[[WatchedRun], Any]
+) -> None:
+    phases = [{"name": "all", "until": "100%", "objectives": CROSS_ENTROPY}]
+    run = start("changed", steps=100, step_seconds=0.3, every_steps=1000, phases=phases, teacher=None)
+    with watched(run) as steps:
+        run.wait_until(lambda status: status.get("step", 0) >= 5, "first steps")
+        run.change(checkpoint={"everySteps": 7})
+        status = run.wait_until(lambda status: status.get("checkpointStep", 0) > 0, "a checkpoint")
+        assert status["checkpointStep"] % 7 == 0
+        assert len(status["segments"]) == 1
+        run.change(workers={"count": 1})
+        status = run.succeeded()
+    first, second = status["segments"][0], _next_job(status)
+    assert (first["outcome"], second["reason"]) == ("Ended", "SpecChange")
+    assert (first["shape"]["workers"], second["shape"]["workers"]) == (2, 1)
+    assert second["firstStep"] == first["lastStep"]
+    assert steps.repeated == 0
+
+
+def test_pods_that_cannot_come_up_fail_the_run_with_the_kubelets_words(
+    start: Callable[..., WatchedRun],
+) -> None:
+    """Where trying again cannot help; the machines are given back."""
+    image = {"spec": {"containers": [{"name": "pytorch", "image": "nowhere.example/none:1"}]}}
+    run = start("imageless", steps=10, phases=_in_pods_of(image), health={"stallSeconds": 10})
+    status = run.failed()
+    (failed,) = [each for each in status["conditions"] if each["type"] == "Failed"]
+    assert failed["reason"] == "ErrImageNeverPull"
+    assert len(status["segments"]) == 1
+
+
+def test_a_run_that_waits_for_machines_says_so_and_waits_on(start: Callable[..., WatchedRun]) -> None:
+    nowhere = {"spec": {"nodeSelector": {"bitnet.training/no-such": "node"}}}
+    run = start("waiting", steps=10, phases=_in_pods_of(nowhere), health={"stallSeconds": 10})
+
+    def stalled(status: Document) -> bool:
+        conditions = {each["type"]: each for each in status.get("conditions", [])}
+        return "Stalled" in conditions and conditions["Stalled"]["reason"] == "Unschedulable"
+
+    status = run.wait_until(stalled, "the condition Stalled")
+    assert status["phase"] == "Running"
+    assert len(status["segments"]) == 1
+
+
+def _in_pods_of(template: Document) -> list[Document]:
+    """One phase whose pods have this beside what all pods of the run have."""
+    return [{"name": "all", "until": "100%", "objectives": DISTILLED, "workers": {"template": template}}]
 
 
 def _next_job(status: Document) -> Document:

@@ -2,18 +2,21 @@
 
 NOT_FINITE: numbers of global batches, with commas, whose loss is not a number. FITTING: the most sequences of
 a pass that fit into memory with the teacher there; more end in the error that an allocator raises.
+STEP_SECONDS: how long a step takes at least, where a tiny model's would be over before anybody interrupts.
 """
 
 import importlib.abc
 import importlib.util
 import os
 import sys
+import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 NOT_FINITE = {int(batch) for batch in os.environ.get("NOT_FINITE", "").split(",") if batch}
 FITTING = int(os.environ.get("FITTING", "0"))
+STEP_SECONDS = float(os.environ.get("STEP_SECONDS", "0"))
 
 
 def into_step(module: ModuleType) -> None:
@@ -30,10 +33,13 @@ def into_step(module: ModuleType) -> None:
     def faulty_call(self: Any, step: Any, weights: Any) -> Any:
         import torch
 
+        began = time.monotonic()
         largest = max(rows.input_ids.shape[0] for rows in step.micro_batches)
         if FITTING and step.teacher is not None and largest > FITTING:
             raise torch.OutOfMemoryError(f"CUDA out of memory: {largest} sequences, and {FITTING} fit")
-        return call(self, step, weights)
+        losses = call(self, step, weights)
+        time.sleep(max(0.0, began + STEP_SECONDS - time.monotonic()))
+        return losses
 
     stepper._over_ranks, stepper.__call__, stepper.batch = faulty_over_ranks, faulty_call, None
 
@@ -75,5 +81,5 @@ class Faults(importlib.abc.MetaPathFinder):
         return spec
 
 
-if NOT_FINITE or FITTING:
+if NOT_FINITE or FITTING or STEP_SECONDS:
     sys.meta_path.insert(0, Faults())
