@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 
 from local_cluster import Kubectl, service_account_kubeconfig
 from local_cluster.settings import without_proxy
 from local_cluster.shell import find_program, run
+from ports import free_ports
 
 NAMESPACE = "bitnet-system"
 RELEASE = "bitnet-operator"
@@ -137,12 +137,3 @@ def operating(kubectl: Kubectl, folder: Path) -> Iterator[OperatorProcess]:
         yield operator
     finally:
         operator.stop()
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of this host that nobody listens on."""
-    with ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]

@@ -12,7 +12,8 @@ import pytest
 
 from local_cluster import CommandFailed, Kubectl
 from local_cluster.training_operator import service_to_host
-from operator_under_test import NAMESPACE, RELEASE, OperatorProcess, free_ports, install_chart
+from operator_under_test import NAMESPACE, RELEASE, OperatorProcess, install_chart
+from ports import free_ports
 from runs import Document, WatchedRun, run_document
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("admitting")]

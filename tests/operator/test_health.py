@@ -1,18 +1,11 @@
 """Liveness: green while the runs can be listed, and red once they cannot."""
 
 import asyncio
-import socket
 import urllib.error
 import urllib.request
 
 from bitnet_operator import health
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+from ports import free_port
 
 
 def read(port: int) -> str:

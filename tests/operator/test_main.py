@@ -6,12 +6,10 @@ import asyncio
 import base64
 import os
 import signal
-import socket
 import ssl
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from bitnet_operator import leader
 from bitnet_operator.election import LEASE_SECONDS
 from bitnet_operator.main import app
 from kopf_api import KopfApi
+from ports import free_ports
 from written_runs import changed
 
 LEASE = "/apis/coordination.k8s.io/v1/namespaces/team/leases/bitnet-operator"
@@ -138,14 +137,6 @@ async def pair(server: KopfApi, tmp_path: Path) -> AsyncIterator[tuple[Process, 
         if each.process.returncode is None:
             each.process.send_signal(signal.SIGKILL)
             await each.process.wait()
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def test_outside_a_pod_the_namespace_of_the_lease_has_to_be_named(

@@ -1,6 +1,5 @@
 """A server on this machine that speaks Google Cloud Storage, for tests."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -11,13 +10,13 @@ from urllib.request import urlopen
 
 from google.cloud import storage
 
+from ports import free_port
+
 
 @contextmanager
 def gcs_server() -> Iterator[str]:
     """Runs one inside; gives what STORAGE_EMULATOR_HOST is to name."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--in-memory", "--quiet"]
     server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)])
     try:

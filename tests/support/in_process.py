@@ -1,7 +1,5 @@
 """Training an order in this process, as its only rank."""
 
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,6 +9,7 @@ from bitnet_crds.protocol import Progress
 from bitnet_trainer.report import Reporter
 from bitnet_trainer.run import Result, train
 from bitnet_trainer.stop import StopRequest
+from ports import free_port
 
 
 class StopsAt(Reporter):
@@ -38,10 +37,7 @@ def train_in_process(
     stop: StopRequest | None = None,
 ) -> Result:
     """Trains to the end or until asked to stop, on a GPU where there is one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = {"RANK": 0, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "WORLD_SIZE": 1, "MASTER_PORT": port}
+    ranks = {"RANK": 0, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "WORLD_SIZE": 1, "MASTER_PORT": free_port()}
     for name, value in {**ranks, "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, str(value))
     torch.set_num_threads(1)

@@ -3,12 +3,12 @@
 import multiprocessing
 import os
 import signal
-import socket
 import threading
 from dataclasses import dataclass
 
 from bitnet_crds import Order
 from bitnet_crds.protocol import Progress
+from ports import free_port
 
 _forked = multiprocessing.get_context("forkserver")
 # What takes seconds is imported once, and every life is a fork of the process that did. It computes nothing.
@@ -48,10 +48,7 @@ def _train(order_json: str, kill: Kill | None) -> None:
                     os.kill(os.getpid(), signal.SIGKILL)
                 threading.Timer(kill.later, os.kill, (os.getpid(), signal.SIGKILL)).start()
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = {"RANK": 0, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "WORLD_SIZE": 1, "MASTER_PORT": port}
+    ranks = {"RANK": 0, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "WORLD_SIZE": 1, "MASTER_PORT": free_port()}
     os.environ.update({name: str(value) for name, value in ranks.items()}, MASTER_ADDR="127.0.0.1")
     torch.set_num_threads(1)
     order = Order.model_validate_json(order_json)

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from bitnet_trainer.objectives.token_loss import TokenLoss
 from bitnet_trainer.report import Reporter, StepRecord, read_metrics
 from bitnet_trainer.run import Result, train
 from bitnet_trainer.stop import StopRequest
+from ports import free_port
 
 SEQUENCE, GLOBAL_BATCH = 16, 8
 
@@ -42,14 +42,6 @@ class TinyRun:
 
     root: Path
     order: Order
-
-    @staticmethod
-    def free_port() -> int:
-        """A port that nobody listens on."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-            return port
 
     @property
     def folder(self) -> Path:
@@ -91,7 +83,7 @@ class TinyRun:
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "BITNET_HOST": "127.0.0.1",
-            "BITNET_PORT": str(self.free_port()),
+            "BITNET_PORT": str(free_port()),
             "BITNET_TERMINATION_LOG": str(self.root / "termination-log"),
             **more,
         }
@@ -230,7 +222,7 @@ def train_here(monkeypatch: pytest.MonkeyPatch) -> TrainHere:
             "LOCAL_WORLD_SIZE": "1",
             "WORLD_SIZE": "1",
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(tiny.free_port()),
+            "MASTER_PORT": str(free_port()),
         }.items():
             monkeypatch.setenv(name, value)
         stop = StopRequest()

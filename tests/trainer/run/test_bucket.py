@@ -12,6 +12,7 @@ from bitnet_trainer.errors import CheckpointError
 from bitnet_trainer.finish import write_artifacts
 from bitnet_trainer.outcome import exit_code_of
 from gcs_faults import Fault
+from ports import free_port
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_machines_without_a_shared_disk_write_one_checkpoint_and_another_number_
     """Trap 9 over a bucket: 2 pods, each with a disk of its own, then 1."""
     one = in_bucket(steps=12, every_steps=4)
     run = in_bucket(steps=12, every_steps=4, workers=2)
-    port = run.free_port()
+    port = free_port()
     nodes = []
     for rank in (0, 1):
         run.order = run.order.model_copy(update={"scratch": f"{run.root}/pod-{rank}", "name": "tiny"})

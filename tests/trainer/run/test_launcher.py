@@ -18,6 +18,7 @@ from bitnet_crds.protocol import ExitCode, Progress
 from bitnet_trainer.__main__ import OUTLIVE_SECONDS, explain_failure, find_place
 from bitnet_trainer.errors import BadInput
 from bitnet_trainer.told import TOLD
+from ports import free_port
 
 
 def stand_in(run, script):
@@ -34,7 +35,7 @@ def launch_stand_in(run, script):
 
 def launch_nodes(run, worker=None, count=2, port=0):
     """Launchers that find each other as PyTorchJob's pods do; each leaves its last word in `node-<rank>`."""
-    rendezvous = run.free_port()
+    rendezvous = free_port()
     return [
         run.launch(
             worker,
@@ -160,7 +161,7 @@ def test_a_teacher_that_a_rank_lacks_ends_all_of_them_at_its_step(make_run, ende
 def test_two_nodes_find_each_other_and_stop_together(make_run, ended):
     """As PyTorchJob starts them. One pod asked to stop stops both, with one checkpoint, within 15 s."""
     run = make_run(steps=3000, workers=2, every_steps=2500)
-    port = run.free_port()
+    port = free_port()
     nodes = launch_nodes(run, port=port)
     run.wait_for_step(5, nodes[0])
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/progress") as answer:

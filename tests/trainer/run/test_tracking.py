@@ -9,6 +9,7 @@ import wandb
 from bitnet_trainer import tracking
 from bitnet_trainer.errors import NonFinite
 from bitnet_trainer.objectives.cross_entropy import CrossEntropyObjective
+from ports import free_port
 from wandb_file import history, records, summary
 
 ASKED = {"wandb": {"project": "bitnet", "entity": "team", "name": "first try"}}
@@ -124,7 +125,7 @@ def test_a_server_that_does_not_answer_is_a_warning(make_run, train_here, monkey
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.setattr(tracking, "_INIT_SECONDS", 1)
     run = make_run(steps=4, tracking=ASKED)
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{run.free_port()}")
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free_port()}")
     _, reporter = train_here(run)
     (warning,) = reporter.progress.warnings
     assert "W&B could not be reached (" in warning
