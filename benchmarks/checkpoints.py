@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from bitnet_trainer.checkpoint import Position, Saver, Training
 from bitnet_trainer.checkpoint.local import LocalStore
+from bitnet_trainer.checkpoint.saver import Saver
+from bitnet_trainer.checkpoint.state import Position, Training
 from bitnet_trainer.optim import build_adamw, set_learning_rate
 
 WIDTH = 2048

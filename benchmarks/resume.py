@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/support")
 
 from bitnet_crds import Order, parse_run, plan
 from bitnet_crds.protocol import MachineProgress
-from bitnet_trainer.checkpoint import open_store
+from bitnet_trainer.checkpoint.address import open_store
 from bitnet_trainer.report import StepRecord, read_metrics
 from tiny import run_document, write_inputs
 

@@ -5,7 +5,9 @@ from typing import Any, Protocol
 
 from google.cloud import storage
 
-from bitnet_trainer.checkpoint import BucketStore, CheckpointStore, Committed, LocalStore
+from bitnet_trainer.checkpoint.bucket import BucketStore
+from bitnet_trainer.checkpoint.local import LocalStore
+from bitnet_trainer.checkpoint.store import CheckpointStore, Committed
 
 
 class Place(Protocol):

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from bitnet_trainer.checkpoint import Position, Training
+from bitnet_trainer.checkpoint.state import Position, Training
 from bitnet_trainer.optim import build_adamw, set_learning_rate
 
 POSITION = Position(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_trainer.checkpoint import LocalStore
+from bitnet_trainer.checkpoint.local import LocalStore
 from bitnet_trainer.data import SourceText, open_source
 from bitnet_trainer.errors import CheckpointError, DataUnavailable
 

@@ -12,7 +12,7 @@ import pytest
 
 from bitnet_crds import ExitCode, Order, TerminationReport, plan
 from bitnet_trainer import remove as removal
-from bitnet_trainer.checkpoint import open_store
+from bitnet_trainer.checkpoint.address import open_store
 from bitnet_trainer.errors import CheckpointError
 from bitnet_trainer.remove import remove
 from gcs_faults import Fault

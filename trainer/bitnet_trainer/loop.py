@@ -11,7 +11,8 @@ from torch.distributed.fsdp import FSDPModule
 
 from bitnet_crds.plan import PlannedPhase
 from bitnet_crds.protocol import Checkpoint, Order, TeacherState, Told, TrainerState
-from bitnet_trainer.checkpoint import Position, Saver
+from bitnet_trainer.checkpoint.saver import Saver
+from bitnet_trainer.checkpoint.state import Position
 from bitnet_trainer.data import (
     Corpus,
     Cursor,

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from bitnet_crds.errors import ContractError
 from bitnet_crds.protocol import Checkpoint, ExitCode, Order, Progress, TerminationReport, exit_code_label
 from bitnet_trainer import errors
-from bitnet_trainer.checkpoint import Committed, open_store
+from bitnet_trainer.checkpoint.address import open_store
+from bitnet_trainer.checkpoint.store import Committed
 
 EXIT_CODES: Mapping[type[BaseException], ExitCode] = MappingProxyType(
     {

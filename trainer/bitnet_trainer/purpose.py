@@ -10,7 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bitnet_crds.protocol import Evaluation, Order
-from bitnet_trainer.checkpoint import CheckpointStore, read_position
+from bitnet_trainer.checkpoint.resume import read_position
+from bitnet_trainer.checkpoint.store import CheckpointStore
 from bitnet_trainer.errors import BadInput, TeacherUnavailable
 from bitnet_trainer.finish import Score, evaluation, sentence, tuned_evaluation, tuned_sentence
 from bitnet_trainer.mirror import Mirror

@@ -12,8 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bitnet_crds.machines import pods_of
 from bitnet_crds.protocol import Evaluation, Order, TrainerState
-from bitnet_trainer import checkpoint
-from bitnet_trainer.checkpoint import CheckpointStore, Position, Saver, Training, open_store
+from bitnet_trainer.checkpoint import resume
+from bitnet_trainer.checkpoint.address import open_store
+from bitnet_trainer.checkpoint.saver import Saver
+from bitnet_trainer.checkpoint.state import Position, Training
+from bitnet_trainer.checkpoint.store import CheckpointStore
 from bitnet_trainer.data import Cursor
 from bitnet_trainer.errors import CheckpointError
 from bitnet_trainer.export.stock import check_exportable
@@ -118,10 +121,10 @@ def _train(
     # A run that may not go on is refused before it costs anything, or writes over what the other one left.
     purpose.settle(fingerprint, store, ranks)
     position = _at_start(order, fingerprint)
-    found = ranks.from_first(checkpoint.newest_sound(store, plan.rollbacks) if ranks.first else None)
+    found = ranks.from_first(resume.newest_sound(store, plan.rollbacks) if ranks.first else None)
     if found is not None:
-        position = ranks.from_first(checkpoint.read_position(store, found) if ranks.first else None)
-        checkpoint.check_position(position, found, order.training_hash, fingerprint)
+        position = ranks.from_first(resume.read_position(store, found) if ranks.first else None)
+        resume.check_position(position, found, order.training_hash, fingerprint)
         reporter.update(
             checkpoint=reported(order, found),
             step=position.step,
@@ -159,7 +162,7 @@ def _train(
     training = Training(loaded.model, optimizer, {"average": average} if average is not None else {})
     torch.manual_seed(spec.seed + ranks.rank)
     if found is not None:
-        checkpoint.load(store, found, position, training, ranks.control)
+        resume.load(store, found, position, training, ranks.control)
 
     teacher = planned_teacher(order, loaded, ranks.device, fingerprint)
     inference = None

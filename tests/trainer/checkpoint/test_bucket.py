@@ -9,7 +9,9 @@ from google.cloud import storage
 from requests import Session
 
 from bitnet_trainer import cloud
-from bitnet_trainer.checkpoint import BucketStore, LocalStore, newest_sound
+from bitnet_trainer.checkpoint.bucket import BucketStore
+from bitnet_trainer.checkpoint.local import LocalStore
+from bitnet_trainer.checkpoint.resume import newest_sound
 from bitnet_trainer.checkpoint.store import MARKER
 from bitnet_trainer.errors import CheckpointError
 from gcs_faults import Fault

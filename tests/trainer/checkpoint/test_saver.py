@@ -13,8 +13,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from bitnet_trainer import checkpoint
-from bitnet_trainer.checkpoint import LocalStore, Saver, newest_sound, read_position
+from bitnet_trainer.checkpoint import resume
+from bitnet_trainer.checkpoint.local import LocalStore
+from bitnet_trainer.checkpoint.resume import newest_sound, read_position
+from bitnet_trainer.checkpoint.saver import Saver
 from bitnet_trainer.checkpoint.state import Copier
 from bitnet_trainer.errors import CheckpointError
 from tiny_training import POSITION, differing, everything, tiny_training, train
@@ -53,7 +55,7 @@ def test_training_goes_on_while_a_checkpoint_of_before_is_written(tmp_path, grou
     assert differing(now, everything(training)) == []
 
     twin = tiny_training(1)
-    checkpoint.load(store, committed, read_position(store, committed), twin, group)
+    resume.load(store, committed, read_position(store, committed), twin, group)
     assert differing(then, everything(twin)) == []
     assert torch.equal(torch.get_rng_state(), random_then)
     assert saver.close() is None
@@ -69,7 +71,7 @@ def test_each_checkpoint_holds_its_own_step(tmp_path, group):
         assert saver.outcome().step == step
     for committed in store.committed():
         twin = tiny_training(1)
-        checkpoint.load(store, committed, read_position(store, committed), twin, group)
+        resume.load(store, committed, read_position(store, committed), twin, group)
         assert differing(states[committed.step], everything(twin)) == []
 
 
@@ -188,9 +190,11 @@ import json, os, sys
 from pathlib import Path
 import torch, torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
-from bitnet_trainer import checkpoint
-from bitnet_trainer.checkpoint import LocalStore, Saver, Training, read_position
-from bitnet_trainer.checkpoint.state import Copier
+from bitnet_trainer.checkpoint import resume
+from bitnet_trainer.checkpoint.local import LocalStore
+from bitnet_trainer.checkpoint.resume import read_position
+from bitnet_trainer.checkpoint.saver import Saver
+from bitnet_trainer.checkpoint.state import Copier, Training
 from bitnet_trainer.errors import CheckpointError
 from tiny_training import POSITION
 from torch import nn
@@ -242,7 +246,7 @@ for name, fault in {"foreseen": CheckpointError("the disk is full"),
 seen["trained"] = whole(training) != then
 twin = sharded(1)
 committed = store.committed()[0]
-checkpoint.load(store, committed, read_position(store, committed), twin, dist.group.WORLD)
+resume.load(store, committed, read_position(store, committed), twin, dist.group.WORLD)
 seen["loaded"] = whole(twin) == then
 inference = {name: weight.tolist() for name, weight in inference.items()}
 seen["inference"] = inference == (then if rank == 0 else {})

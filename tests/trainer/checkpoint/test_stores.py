@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from bitnet_crds import Rollback
-from bitnet_trainer import checkpoint
-from bitnet_trainer.checkpoint import newest_sound, read_position
+from bitnet_trainer.checkpoint import resume, saver
+from bitnet_trainer.checkpoint.resume import newest_sound, read_position
 from bitnet_trainer.checkpoint.store import MARKER
 from bitnet_trainer.errors import CheckpointError
 from places import fill, write
@@ -204,13 +204,13 @@ def test_a_marker_that_is_none_is_damage(place):
 def test_training_goes_on_from_a_checkpoint_bit_for_bit(place, group):
     store, training = place.store(), tiny_training(0)
     train(training, 4)
-    committed = checkpoint.save(store, POSITION, training, group)
+    committed = saver.save(store, POSITION, training, group)
     train(training, 3)
 
     twin = tiny_training(1)
     position = read_position(store, committed)
     assert position == POSITION
-    checkpoint.load(store, committed, position, twin, group)
+    resume.load(store, committed, position, twin, group)
     train(twin, 3)
     assert differing(everything(training), everything(twin)) == []
     assert twin.model[2].weight is twin.model[0].weight

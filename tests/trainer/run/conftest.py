@@ -21,7 +21,7 @@ from bitnet_crds.locations import parse_location
 from bitnet_crds.plan import plan
 from bitnet_crds.protocol import MachineProgress, Order, Progress, TerminationReport
 from bitnet_crds.spec import BitNetRunSpec
-from bitnet_trainer.checkpoint import open_store
+from bitnet_trainer.checkpoint.address import open_store
 from bitnet_trainer.data import SourceText, open_corpus
 from bitnet_trainer.objectives.cross_entropy import CrossEntropyObjective
 from bitnet_trainer.objectives.token_loss import TokenLoss

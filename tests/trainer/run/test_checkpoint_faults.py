@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from bitnet_crds.protocol import ExitCode
-from bitnet_trainer.checkpoint import BucketStore, LocalStore
+from bitnet_trainer.checkpoint.bucket import BucketStore
+from bitnet_trainer.checkpoint.local import LocalStore
 from bitnet_trainer.errors import CheckpointError
 from bitnet_trainer.outcome import exit_code_of
 from bitnet_trainer.recorder import Recorder

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from bitnet_trainer.checkpoint import LocalStore
+from bitnet_trainer.checkpoint.local import LocalStore
 from bitnet_trainer.recorder import Recorder
 
 

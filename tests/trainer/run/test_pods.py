@@ -7,7 +7,7 @@ import pytest
 
 from bitnet_crds import Adjustments, plan
 from bitnet_crds.protocol import PHASE_BOUNDARY, ExitCode
-from bitnet_trainer.checkpoint import LocalStore
+from bitnet_trainer.checkpoint.local import LocalStore
 from bitnet_trainer.errors import BadInput, CheckpointError
 
 ALONE = {"crossEntropy": {"weight": 1}}

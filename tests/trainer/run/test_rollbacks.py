@@ -9,7 +9,7 @@ import torch
 
 from bitnet_crds import Adjustments, Rollback, plan
 from bitnet_crds.protocol import ExitCode, Fault, Progress
-from bitnet_trainer.checkpoint import Position
+from bitnet_trainer.checkpoint.state import Position
 from bitnet_trainer.errors import NonFinite
 from bitnet_trainer.objectives.cross_entropy import CrossEntropyObjective
 from bitnet_trainer.outcome import failure_report

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bitnet_crds.protocol import ExitCode, Told
-from bitnet_trainer.checkpoint import LocalStore
+from bitnet_trainer.checkpoint.local import LocalStore
 from bitnet_trainer.errors import CheckpointError, NonFinite
 from bitnet_trainer.told import TOLD
 
