@@ -11,7 +11,7 @@ import pytest
 
 from local_cluster import Kubectl
 from operator_under_test import NAMESPACE, RELEASE, OperatorProcess, install_chart
-from runs import WatchedRun, pod_template, run_document, said_of
+from runs import TINY_MODEL, WatchedRun, pod_template, run_document, said_of
 
 pytestmark = pytest.mark.cluster
 
@@ -68,14 +68,16 @@ def pair(kubectl: Kubectl, checkout: Path, tmp_path: Path) -> Iterator[Pair]:
 @pytest.fixture
 def begin(
     kubectl: Kubectl, namespace: str, checkout: Path, data: Path, pair: Pair
-) -> Callable[[], WatchedRun]:
-    """Applies a run that lasts for a while, and returns once it trains."""
+) -> Callable[[int], WatchedRun]:
+    """Applies a run of so many steps, five in two seconds, and returns once it trains."""
 
-    def apply() -> WatchedRun:
+    def apply(steps: int) -> WatchedRun:
         pair.leader()
         checkpoint = {"uri": f"file:///data/runs-{namespace}", "everySteps": 10, "keep": 2}
-        template = pod_template(checkout, data)
-        document = run_document("led", template, steps=400, model="file:///data/tiny", checkpoint=checkpoint)
+        template = pod_template(checkout, data, {"STEP_SECONDS": "0.4"})
+        document = run_document(
+            "led", template, steps=steps, model=TINY_MODEL, checkpoint=checkpoint, workers={"count": 1}
+        )
         kubectl.apply({**document, "metadata": {"name": "led", "namespace": namespace}})
         run = WatchedRun(kubectl, namespace, "led")
         run.wait_until(lambda status: status.get("step", 0) >= 1, "first step")
@@ -93,8 +95,8 @@ def assert_nothing_doubled(run: WatchedRun) -> None:
     assert [event["reason"] for event in run.events()] == ["Start", "TeacherPhase", "Succeeded"]
 
 
-def test_a_killed_leader_is_followed_within_the_lease(pair: Pair, begin: Callable[[], WatchedRun]) -> None:
-    run = begin()
+def test_a_killed_leader_is_followed_within_the_lease(pair: Pair, begin: Callable[[int], WatchedRun]) -> None:
+    run = begin(70)
     leader, standby = pair.leader(), pair.standby()
     before = run.status()["step"]
     leader.stop(signal.SIGKILL)
@@ -109,8 +111,8 @@ def test_a_killed_leader_is_followed_within_the_lease(pair: Pair, begin: Callabl
     assert_nothing_doubled(run)
 
 
-def test_a_leader_that_stops_gives_the_lease_up(pair: Pair, begin: Callable[[], WatchedRun]) -> None:
-    run = begin()
+def test_a_leader_that_stops_gives_the_lease_up(pair: Pair, begin: Callable[[int], WatchedRun]) -> None:
+    run = begin(30)
     leader, standby = pair.leader(), pair.standby()
     began = time.monotonic()
     leader.send(signal.SIGTERM)
@@ -124,3 +126,31 @@ def test_a_leader_that_stops_gives_the_lease_up(pair: Pair, begin: Callable[[], 
     leader.start()
     assert leader.role() == "standby"
     assert_nothing_doubled(run)
+
+
+def test_a_leader_that_was_frozen_writes_nothing_more_and_ends(
+    pair: Pair, begin: Callable[[int], WatchedRun], kubectl: Kubectl, namespace: str
+) -> None:
+    run = begin(70)
+    leader, standby = pair.leader(), pair.standby()
+    leader.send(signal.SIGSTOP)
+    began = time.monotonic()
+    assert pair.leader() is standby
+    took_over = time.monotonic() - began
+    assert took_over < LEASE_SECONDS + 4
+    # With the other frozen in turn, whoever writes now is the one that has lost the lease.
+    standby.send(signal.SIGSTOP)
+    try:
+        version = kubectl.get("bnr", "led", "-n", namespace)["metadata"]["resourceVersion"]
+        lease = kubectl.get("lease", RELEASE, "-n", NAMESPACE)["metadata"]["resourceVersion"]
+        leader.send(signal.SIGCONT)
+        woke = time.monotonic()
+        assert leader.ended(30) == 1
+        ended = time.monotonic() - woke
+        assert kubectl.get("bnr", "led", "-n", namespace)["metadata"]["resourceVersion"] == version
+        assert kubectl.get("lease", RELEASE, "-n", NAMESPACE)["metadata"]["resourceVersion"] == lease
+    finally:
+        standby.send(signal.SIGCONT)
+    assert_nothing_doubled(run)
+    print(f"\nfrozen: another leads after {took_over:.1f} s, the first ended {ended:.1f} s after it went on")
+    assert "the lease was lost" in leader.log()
