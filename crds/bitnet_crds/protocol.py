@@ -134,7 +134,7 @@ class MachineProgress(Report):
     model_flops_utilization: float | None = None
     """Share of the GPUs' dense bfloat16 peak that the student's own arithmetic took, from 0 to 1."""
     device_peak_bytes: int | None = None
-    """Largest GPU memory in tensors since the process began."""
+    """Largest GPU memory in tensors since the process began, or last tried what fits (Auto)."""
     device_reserved_bytes: int | None = None
     """GPU memory that the process holds."""
     host_peak_bytes: int | None = None
@@ -179,7 +179,7 @@ class Progress(Report):
     micro_batch_size: int = 0
     accumulation: int = 0
     micro_batches: dict[str, int] = {}
-    """By phase whose micro batch is Auto, the one that this process found to fit."""
+    """By phase whose micro batch is Auto, the one that this process found to fit, or 1."""
     world_size: int = 1
     teacher: TeacherState = TeacherState.ABSENT
     checkpoint: Checkpoint | None = None
@@ -255,7 +255,7 @@ class TerminationReport(Report):
     fault: Fault | None = None
     """With NonFinite: what was not."""
     micro_batches: dict[str, int] = {}
-    """By phase whose micro batch is Auto, the one that was found to fit."""
+    """By phase whose micro batch is Auto, the one that was found to fit, or 1."""
     transient: bool = False
     """Whether what was missing may be there another time, as where a server did not answer."""
     evaluation: Evaluation | None = None

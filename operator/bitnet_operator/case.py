@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from bitnet_crds import BitNetRun, BitNetRunStatus, Plan, plan
+from bitnet_crds.tuning import TUNING
 from bitnet_operator.conditions import Said, say
 from bitnet_operator.moments import timestamp
 from bitnet_operator.observation import Observation
@@ -48,6 +49,9 @@ def fitted(
 ) -> tuple[Case, BitNetRunStatus]:
     """The case and the status after pods found out which micro batches fit, by phase: the ledger and the open
     segment have them."""
+    if micro_batches and status.segments[-1].purpose == "TuneTeacher":
+        # Its pods have one phase, whatever they call it.
+        micro_batches = {TUNING: min(micro_batches.values())}
     known = status.adjustments
     if micro_batches.items() <= known.micro_batches.items():
         return case, status

@@ -60,3 +60,20 @@ def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(make_bitnetctl:
     assert (last["microBatchSize"], last["accumulation"]) == (1, 8)
     assert [segment["reason"] for segment in status["segments"]].count("OutOfMemory") == 2
     assert status["attempts"] == 0
+
+
+def test_auto_finds_the_micro_batch_of_each_phase_and_nothing_fails(make_bitnetctl: MakeBitnetctl) -> None:
+    bitnetctl = make_bitnetctl(steps=12)
+    bitnetctl.faults = {"FITTING": "2"}
+    bitnetctl.document["spec"]["workers"] |= {"gpusPerWorker": 1, "microBatchSize": "Auto"}
+    code, output = bitnetctl("run", str(bitnetctl.file))
+    assert code == 0, output
+    status = bitnetctl.status()
+    assert status["adjustments"]["microBatches"] == {"warmup": 8, "main": 8, "distill": 2}
+    assert "halvings" not in status["adjustments"] or not status["adjustments"]["halvings"]
+    assert status["attempts"] == 0
+    assert len({segment["job"] for segment in status["segments"]}) == 1
+    assert {segment["outcome"] for segment in status["segments"]} == {"Completed"}
+    last = status["segments"][-1]["shape"]
+    assert (last["microBatchSize"], last["accumulation"]) == (2, 4)
+    assert [line["microBatchSize"] for line in lines_of(bitnetctl)] == [8] * 9 + [2] * 3

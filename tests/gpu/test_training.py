@@ -32,7 +32,14 @@ MUONCLIP = {"name": "MuonClip", "muonLearningRate": 0.01, "adamLearningRate": 5e
 
 
 def train(
-    inputs: Path, folder: Path, workers: int, *, gpus: bool, parallelism: str = "DDP", **spec: Any
+    inputs: Path,
+    folder: Path,
+    workers: int,
+    *,
+    gpus: bool,
+    parallelism: str = "DDP",
+    micro: int | str = 4,
+    **spec: Any,
 ) -> tuple[TerminationReport, list[float]]:
     """Trains in `folder`, with `spec` laid over the tiny run's; gives the last word and each step's loss."""
     folder.mkdir()
@@ -42,7 +49,7 @@ def train(
     document["spec"]["workers"] = {
         "count": workers,
         "gpusPerWorker": int(gpus),
-        "microBatchSize": 4,
+        "microBatchSize": micro,
         "parallelism": parallelism,
     }
     run = parse_run(document)
@@ -113,3 +120,16 @@ def test_sharded_gpus_train_what_whole_ones_do(inputs: Path, tmp_path: Path) -> 
         next((tmp_path / how / "runs").rglob("export/huggingface/config.json")) for how in ("DDP", "FSDP")
     )
     assert len({path.read_text() for path in exported}) == 1
+
+
+@pytest.mark.parametrize(("gpus", "parallelism"), [(1, "DDP"), (2, "DDP"), (2, "FSDP")])
+def test_auto_finds_that_a_small_run_fits_whole(
+    inputs: Path, tmp_path: Path, gpus: int, parallelism: str
+) -> None:
+    """Each phase is tried in its place, the last with its teacher; a rank then has its share in one pass."""
+    needs(gpus)
+    workers = {"workers": gpus, "gpus": True, "parallelism": parallelism}
+    _, expected = train(inputs, tmp_path / "written", **workers)
+    report, losses = train(inputs, tmp_path / "auto", micro="Auto", **workers)
+    assert report.micro_batches == dict.fromkeys(("warmup", "main", "distill"), 8 // gpus)
+    assert losses == pytest.approx(expected, rel=BFLOAT16_TOLERANCE / 5)

@@ -121,3 +121,22 @@ def test_the_condition_says_that_the_teacher_is_tuned(tuned) -> None:
     assert tuned.condition("Running").message == "segment 0 TeacherTuning, phase tuning"
     tuned.decide(tuned.succeeded(tuned.ended(0, 5)))
     assert tuned.condition("Running").message == "the teacher is tuned, in 5 steps; goes on with Start"
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_the_micro_batch_that_was_found_for_it_is_no_phases(
+    make_scene: Callable[..., Any], *, ended: bool
+) -> None:
+    """Its pods call their one phase as they like, and a phase of the run may be called the same."""
+    workers = {"count": 2, "gpusPerWorker": 1, "microBatchSize": "Auto"}
+    scene = make_scene(teacher=TEACHER, workers=workers)
+    scene.decide()
+    assert scene.last.shape.micro_batch_size == 4
+    found = {"tuning": 2}
+    if ended:
+        scene.decide(scene.failed(scene.ended(ExitCode.CRASHED, 4, micro_batches=found)))
+    else:
+        scene.decide(scene.says(1, phase="tuning", micro_batches=found))
+    assert scene.status.adjustments.micro_batches == {TUNING: 2}
+    assert (scene.last.shape.micro_batch_size, scene.last.shape.accumulation) == (2, 2)
+    assert all(phase.auto for phase in scene.plan.phases)

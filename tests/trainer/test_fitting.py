@@ -30,7 +30,8 @@ class World:
         self.elsewhere = elsewhere
         self.model = nn.Linear(WEIGHTS // 4, 1, bias=False)
         self.ranks = SimpleNamespace(device=torch.device("cpu"), total=self.total)
-        self.available = room / (1 - HEADROOM)
+        # Bytes are whole: half of one more is only what rounding may take.
+        self.available = (room + 0.5) / (1 - HEADROOM)
         self.devices: list[torch.device] = []
         self.peak, self.tried, self.micro_batches = 0.0, [], []
         self.stop = StopRequest()

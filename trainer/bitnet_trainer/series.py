@@ -67,7 +67,7 @@ def _gauges(progress: Progress) -> Mapping[str, tuple[str, float | None]]:
             machine.model_flops_utilization,
         ),
         "device_memory_peak_bytes": (
-            "Largest GPU memory in tensors, since rank 0 began.",
+            "Largest GPU memory in tensors, since rank 0 began or tried what fits.",
             machine.device_peak_bytes,
         ),
         "device_memory_reserved_bytes": ("GPU memory that rank 0 holds.", machine.device_reserved_bytes),

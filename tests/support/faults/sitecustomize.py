@@ -1,8 +1,9 @@
 """Faults of a pod, by its environment: Python imports this as it starts, wherever the folder is on its path.
 
 NOT_FINITE: numbers of global batches, with commas, whose loss is not a number. FITTING: the most sequences of
-a pass that fit into memory with the teacher there; more end in the error that an allocator raises.
-STEP_SECONDS: how long a step takes at least, where a tiny model's would be over before anybody interrupts.
+a pass that fit into memory with the teacher there; more end in the error that an allocator raises. A run that
+asks for GPUs then has the processor for one. STEP_SECONDS: how long a step takes at least, where a tiny
+model's would be over before anybody interrupts.
 """
 
 import importlib.abc
@@ -22,7 +23,7 @@ STEP_SECONDS = float(os.environ.get("STEP_SECONDS", "0"))
 def into_step(module: ModuleType) -> None:
     """Puts the faults into the trainer's steps."""
     stepper: Any = module.Stepper
-    over_ranks, call = stepper._over_ranks, stepper.__call__
+    over_ranks = stepper._over_ranks
 
     def faulty_over_ranks(self: Any, parts: Any) -> Any:
         measured = over_ranks(self, parts)
@@ -30,18 +31,35 @@ def into_step(module: ModuleType) -> None:
             measured.values[0] = float("nan")
         return measured
 
-    def faulty_call(self: Any, step: Any, weights: Any) -> Any:
-        import torch
+    def limited(passes: Any) -> Any:
+        def faulty(self: Any, step: Any, weights: Any) -> Any:
+            import torch
 
+            largest = max(rows.input_ids.shape[0] for rows in step.micro_batches)
+            if FITTING and step.teacher is not None and largest > FITTING:
+                raise torch.OutOfMemoryError(f"CUDA out of memory: {largest} sequences, and {FITTING} fit")
+            return passes(self, step, weights)
+
+        return faulty
+
+    call = limited(stepper.__call__)
+
+    def slow_call(self: Any, step: Any, weights: Any) -> Any:
         began = time.monotonic()
-        largest = max(rows.input_ids.shape[0] for rows in step.micro_batches)
-        if FITTING and step.teacher is not None and largest > FITTING:
-            raise torch.OutOfMemoryError(f"CUDA out of memory: {largest} sequences, and {FITTING} fit")
         losses = call(self, step, weights)
         time.sleep(max(0.0, began + STEP_SECONDS - time.monotonic()))
         return losses
 
-    stepper._over_ranks, stepper.__call__, stepper.batch = faulty_over_ranks, faulty_call, None
+    stepper._over_ranks, stepper.batch = faulty_over_ranks, None
+    stepper.__call__, stepper.rehearse = slow_call, limited(stepper.rehearse)
+
+
+def into_ranks(module: ModuleType) -> None:
+    """Has the processor stand for the GPU of each rank."""
+    ranks: Any = module.Ranks
+    join = ranks.join
+    if FITTING:
+        ranks.join = lambda _gpus: join(0)
 
 
 def into_loop(module: ModuleType) -> None:
@@ -60,6 +78,7 @@ class Faults(importlib.abc.MetaPathFinder):
     """Changes a module as it is imported."""
 
     changes: dict[str, Callable[[ModuleType], None]] = {
+        "bitnet_trainer.ranks": into_ranks,
         "bitnet_trainer.step": into_step,
         "bitnet_trainer.loop": into_loop,
     }
