@@ -26,7 +26,7 @@ from bitnet_crds.carried_out import carried_out
 from bitnet_crds.protocol import ExitCode, Order, TerminationReport, Told, exit_code_label
 from bitnet_trainer.errors import BadInput
 from bitnet_trainer.outcome import REPORTS, collect_reports, publish, with_newest_checkpoint
-from bitnet_trainer.stop import SIGNALS, STOP_SECONDS, at_once_on_signal
+from bitnet_trainer.stop import LAUNCHER, SIGNALS, STOP_SECONDS, at_once_on_signal
 from bitnet_trainer.told import listening
 
 _log = logging.getLogger(__name__)
@@ -117,6 +117,7 @@ def _launch(path: Path, scratch: Path, worker: Sequence[str]) -> _End:
     except (OSError, ValueError, BadInput) as error:
         return _End(_refused(path, error))
     os.environ[REPORTS] = str(scratch)
+    os.environ[LAUNCHER] = str(os.getpid())
     if "OMP_NUM_THREADS" not in os.environ:
         # Each rank would otherwise take every core of the machine.
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // place.processes))

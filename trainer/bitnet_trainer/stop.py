@@ -73,9 +73,16 @@ def _end_late() -> None:
     os._exit(ExitCode.PREEMPTED)
 
 
-def end_with_parent() -> None:
-    """Ends this process when the one that started it is gone: no rank is left holding a GPU or a port."""
-    parent = os.getppid()
+LAUNCHER = "BITNET_LAUNCHER"
+"""Environment variable: the launcher's process id, for its ranks."""
+
+
+def end_with_launcher() -> None:
+    """Ends this rank when its launcher is gone, also before this call: none is left holding a GPU or a port.
+
+    A rank that was started without a launcher ends with the process that is its parent now.
+    """
+    parent = int(os.environ.get(LAUNCHER, os.getppid()))
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -17,7 +17,7 @@ from bitnet_crds.protocol import (
 )
 from bitnet_trainer.outcome import failure_report, leave_report
 from bitnet_trainer.report import Reporter
-from bitnet_trainer.stop import StopRequest, end_with_parent
+from bitnet_trainer.stop import StopRequest, end_with_launcher
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     logging.getLogger("bitnet_trainer").setLevel(logging.INFO if rank == 0 else logging.WARNING)
     stop = StopRequest()
     stop.listen()
-    end_with_parent()
+    end_with_launcher()
     report = _report(arguments.order, rank, stop)
     leave_report(report)
     ended_well = report.exit_code in (ExitCode.SUCCEEDED, ExitCode.PREEMPTED)

@@ -224,13 +224,17 @@ def test_a_node_that_waits_for_the_others_stops_when_asked(make_run, ended):
     assert run.last_word().message == "asked to stop before training began"
 
 
-def test_no_rank_outlives_a_killed_launcher(make_run, ended):
+@pytest.mark.parametrize("late", [False, True], ids=["that trains", "that was just starting"])
+def test_no_rank_outlives_a_killed_launcher(make_run, ended, late):
     run = make_run(workers=2)
-    script = """
+    script = f"""
 from pathlib import Path
-from bitnet_trainer.stop import end_with_parent
-end_with_parent()
-Path(__file__).with_name(f"{rank}.pid").write_text(str(os.getpid()))
+from bitnet_trainer.stop import end_with_launcher
+launcher = os.getppid()
+Path(__file__).with_name(f"{{rank}}.pid").write_text(str(os.getpid()))
+while {late} and os.getppid() == launcher:
+    time.sleep(0.05)
+end_with_launcher()
 time.sleep(60)
 """
     process = launch_stand_in(run, script)
