@@ -22,7 +22,7 @@ REAL_MODEL = "file:///data/model/SmolLM2-135M-Instruct.Q4_1.gguf"
 def test_two_workers_train_smollm2_through_the_teacher_phase_to_the_end(
     start: Callable[..., WatchedRun], operator: OperatorProcess, data: Path, namespace: str
 ) -> None:
-    run = start("smollm2", steps=10, model=REAL_MODEL)
+    run = start("smollm2", steps=6, model=REAL_MODEL)
     run.wait_until(lambda status: status.get("step", 0) >= 1, "first step", 400)
     assert f'bitnetrun_loss{{name="smollm2",namespace="{namespace}"}}' in operator.metrics()
 
@@ -32,8 +32,8 @@ def test_two_workers_train_smollm2_through_the_teacher_phase_to_the_end(
     before, after = (segment["shape"] for segment in status["segments"])
     assert (before["workers"], before["microBatchSize"], before["accumulation"]) == (2, 2, 1)
     assert (after["workers"], after["microBatchSize"], after["accumulation"]) == (2, 1, 2)
-    assert (status["step"], status["totalSteps"]) == (10, 10)
-    assert status["segments"][0]["lastStep"] == status["segments"][1]["firstStep"] == 6
+    assert (status["step"], status["totalSteps"]) == (6, 6)
+    assert status["segments"][0]["lastStep"] == status["segments"][1]["firstStep"] == 3
     # Perplexity is whatever it is, but training on quantised weights must have helped.
     figures = status["evaluation"]
     assert float(figures["perplexityAfter"]) < float(figures["perplexityBefore"])
@@ -46,13 +46,13 @@ def test_two_workers_train_smollm2_through_the_teacher_phase_to_the_end(
         .read_text()
         .splitlines()
     ]
-    assert [step["step"] for step in steps] == list(range(1, 11))
+    assert [step["step"] for step in steps] == list(range(1, 7))
     assert len({step["tokens"] - 128 * step["step"] for step in steps}) == 1  # tokens a step never change
 
 
 def test_a_rank_killed_with_sigkill_is_retried_from_the_checkpoint(start: Callable[..., WatchedRun]) -> None:
-    run = start("killed", steps=200)
-    run.wait_until(lambda status: status.get("checkpointStep", 0) >= 20, "second checkpoint")
+    run = start("killed", steps=60, step_seconds=0.3, every_steps=5)
+    run.wait_until(lambda status: status.get("checkpointStep", 0) >= 10, "second checkpoint")
     run.kill_rank(run.pod(1))
     began = time.monotonic()
     retried = run.wait_until(lambda status: len(status["segments"]) > 1, "the next segment")
@@ -60,7 +60,7 @@ def test_a_rank_killed_with_sigkill_is_retried_from_the_checkpoint(start: Callab
     assert (first["outcome"], first["exitCode"]) == ("Failed", 137)
     assert "SIGKILL" in first["message"]
     assert (second["reason"], second["job"], retried["attempts"]) == ("Retry", "killed-1", 1)
-    assert second["firstStep"] >= 20
+    assert second["firstStep"] >= 10
     run.wait_until(lambda status: status["step"] > first["lastStep"], "going on")
     print(f"\nfrom the kill to a new step: {time.monotonic() - began:.0f} s")
     status = run.succeeded()
@@ -70,7 +70,7 @@ def test_a_rank_killed_with_sigkill_is_retried_from_the_checkpoint(start: Callab
 def test_an_operator_that_was_away_finds_the_run_as_it_is(
     start: Callable[..., WatchedRun], operator: OperatorProcess
 ) -> None:
-    run = start("alone", steps=200)
+    run = start("alone", steps=80, step_seconds=0.3, workers={"count": 1})
     before = run.wait_until(lambda status: status.get("step", 0) >= 5, "first steps")
     operator.stop(signal.SIGKILL)
     jobs = run.jobs()
@@ -83,11 +83,11 @@ def test_an_operator_that_was_away_finds_the_run_as_it_is(
     assert [event["reason"] for event in run.events()] == ["Start", "TeacherPhase", "Succeeded"]
 
 
-def test_what_belongs_to_a_deleted_run_goes_with_it(
-    start: Callable[..., WatchedRun], operator: OperatorProcess, kubectl: Kubectl, namespace: str
+def test_what_belongs_to_a_deleted_run_goes_with_it_and_what_it_keeps_stays(
+    start: Callable[..., WatchedRun], operator: OperatorProcess, kubectl: Kubectl, data: Path, namespace: str
 ) -> None:
     run = start("deleted", steps=2000)
-    run.wait_until(lambda status: status.get("step", 0) >= 1, "first step")
+    run.wait_until(lambda status: status.get("checkpointStep", 0) >= 10, "first checkpoint")
     assert run.children()
     kubectl("delete", "bnr", "deleted", "-n", namespace, timeout=60)
     deadline = time.monotonic() + 60
@@ -95,10 +95,61 @@ def test_what_belongs_to_a_deleted_run_goes_with_it(
         assert time.monotonic() < deadline, run.children()
         time.sleep(0.5)
     assert f'name="deleted",namespace="{namespace}"' not in operator.metrics()
+    assert (data / f"runs-{namespace}" / namespace / "deleted/run.json").is_file()
+
+
+@pytest.mark.parametrize("backend", ["PyTorchJob", "Job"])
+def test_what_a_deleted_run_keeps_goes_with_it_where_the_run_says_so(
+    start: Callable[..., WatchedRun], kubectl: Kubectl, data: Path, namespace: str, backend: str
+) -> None:
+    checkpoint = {"uri": f"file:///data/runs-{namespace}", "everySteps": 10, "onDelete": "Remove"}
+    run = start("tidy", steps=2000, backend=backend, checkpoint=checkpoint, workers={"count": 1})
+    run.wait_until(lambda status: status.get("checkpointStep", 0) >= 10, "first checkpoint")
+    folder = data / f"runs-{namespace}" / namespace / "tidy"
+    beside = folder.with_name("tidy2")
+    beside.mkdir()
+    assert (folder / "run.json").is_file()
+    began = time.monotonic()
+    # In the foreground: all that the run owns goes before it does.
+    kubectl("delete", "bnr", "tidy", "-n", namespace, "--cascade=foreground", timeout=240)
+    print(f"\ndeleted with its checkpoints ({backend}): {time.monotonic() - began:.0f} s")
+    assert run.gone()
+    assert not folder.exists()
+    assert beside.exists()
+    deadline = time.monotonic() + 60
+    while run.children():
+        assert time.monotonic() < deadline, run.children()
+        time.sleep(0.5)
+    assert "CheckpointsRemoved" in [event["reason"] for event in run.events()]
+
+
+def test_a_removal_that_cannot_be_is_told_and_a_person_gives_it_up(
+    start: Callable[..., WatchedRun], kubectl: Kubectl, data: Path, namespace: str
+) -> None:
+    checkpoint = {"uri": f"file:///data/runs-{namespace}", "everySteps": 10, "onDelete": "Remove"}
+    run = start("bound", steps=2000, checkpoint=checkpoint, workers={"count": 1})
+    run.wait_until(lambda status: status.get("checkpointStep", 0) >= 10, "first checkpoint")
+    folder = data / f"runs-{namespace}" / namespace / "bound"
+    moved = folder.with_name("moved")
+    folder.rename(moved)
+    folder.symlink_to(moved.name)
+    kubectl("delete", "bnr", "bound", "-n", namespace, "--wait=false")
+    deadline = time.monotonic() + 240
+    while not (failed := [event for event in run.events() if event["reason"] == "RemovalFailed"]):
+        assert time.monotonic() < deadline, run.events()
+        time.sleep(0.5)
+    assert "it is a link" in failed[0]["message"]
+    assert not run.gone()
+    keep = json.dumps({"spec": {"checkpoint": {"onDelete": "Keep"}}})
+    kubectl("patch", "bnr", "bound", "-n", namespace, "--type=merge", "-p", keep)
+    while run.children() or not run.gone():
+        assert time.monotonic() < deadline, run.children()
+        time.sleep(0.5)
+    assert (moved / "run.json").is_file()
 
 
 def test_a_failed_pods_own_words_end_in_the_status(start: Callable[..., WatchedRun]) -> None:
-    run = start("teacherless", steps=20, teacher={"from": "file:///data/nowhere"})
+    run = start("teacherless", steps=20, teacher={"from": "file:///data/nowhere"}, workers={"count": 1})
     status = run.failed()
     (last,) = [segment for segment in status["segments"] if segment["outcome"] == "Failed"]
     assert (last["exitCode"], last["exitReason"]) == (4, "TeacherUnavailable")

@@ -345,6 +345,11 @@ def test_its_pod_is_the_runs_own_without_gpus() -> None:
     assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
 
 
+def test_a_person_hears_why_nothing_is_removed_after_one_pod_more() -> None:
+    _, job = removing()
+    assert job["spec"]["backoffLimit"] == 1
+
+
 def test_neither_job_nor_order_goes_with_the_run() -> None:
     for manifest in removing():
         assert "ownerReferences" not in manifest["metadata"]

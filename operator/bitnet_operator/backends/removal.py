@@ -19,8 +19,9 @@ from bitnet_operator.desired import (
 )
 from bitnet_operator.segments import removal_name, removal_order
 
-TRIES = 4
-"""Pods, one after the other, before the job has failed and says why."""
+TRIES = 2
+"""Pods, one after the other, before the job has failed and says why: one of them may be drained away. Further
+tries are the operator's, which tells why."""
 DEADLINE_SECONDS = 3600
 """After which it has failed too: a pod that cannot come up is no end."""
 STAYS_SECONDS = 24 * 3600
