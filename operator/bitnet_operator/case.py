@@ -55,7 +55,14 @@ def fitted(
     known = status.adjustments
     if micro_batches.items() <= known.micro_batches.items():
         return case, status
-    adjustments = known.model_copy(update={"micro_batches": {**known.micro_batches, **micro_batches}})
+    # Before one was found, halvings bounded the search for it; they come after it from now on.
+    halvings = {
+        name: times
+        for name, times in known.halvings.items()
+        if name in known.micro_batches or name not in micro_batches
+    }
+    found = {"micro_batches": {**known.micro_batches, **micro_batches}, "halvings": halvings}
+    adjustments = known.model_copy(update=found)
     ledger = plan(case.run.spec, adjustments)
     segments = (*status.segments[:-1], as_planned(ledger, status.segments[-1]))
     update = {"adjustments": adjustments, "segments": segments}

@@ -51,6 +51,22 @@ def test_what_was_found_is_taken_from_the_last_words_too(make_scene: Callable[..
     assert (scene.last.shape.micro_batch_size, scene.last.shape.accumulation) == (1, 4)
 
 
+def test_halvings_from_before_it_was_found_only_bounded_the_search(make_scene: Callable[..., Any]) -> None:
+    """The pods train with what they found, and say so; to halve that again would be another size."""
+    scene = make_scene(**AUTO)
+    scene.decide()
+    scene.decide(scene.failed(scene.ended(ExitCode.OUT_OF_MEMORY, None, step=0)))
+    assert scene.status.adjustments.halvings == {"warmup": 1}
+    scene.decide()
+    assert scene.last.shape.micro_batch_size == 2
+    scene.decide(scene.says(1, micro_batches={"warmup": 2}))
+    assert scene.status.adjustments.halvings == {}
+    assert scene.plan.phases[0].shape.micro_batch_size == scene.last.shape.micro_batch_size == 2
+    scene.decide(scene.failed(scene.ended(ExitCode.OUT_OF_MEMORY, None, step=1, micro_batches={"warmup": 2})))
+    assert scene.status.adjustments.halvings == {"warmup": 1}
+    assert scene.plan.phases[0].shape.micro_batch_size == 1
+
+
 # Plateaus. 100 steps; phases end at 20, 60 and 100.
 
 

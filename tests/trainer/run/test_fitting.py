@@ -8,9 +8,13 @@ import torch
 from bitnet_crds.adjustments import Adjustments
 from bitnet_crds.plan import plan
 from bitnet_crds.protocol import ExitCode
+from bitnet_trainer import run as run_module
+from bitnet_trainer.fitting import Fitting
 from bitnet_trainer.outcome import exit_code_of, failure_report
 from bitnet_trainer.ranks import Ranks
+from bitnet_trainer.report import read_metrics
 from bitnet_trainer.step import Stepper
+from in_process import StopsAt, train_in_process
 
 AUTO = {"gpus": 1, "micro": "Auto"}
 DISTILLED = {
@@ -81,6 +85,56 @@ def test_each_phase_has_the_largest_that_fits_with_its_teacher_and_it_is_told(ma
     assert (first.step, first.micro_batch_size, first.accumulation) == (9, 2, 4)
     assert failure_report(RuntimeError(), 0, reporter.progress).micro_batches == found
     assert [record.step for record in run.metrics()] == list(range(1, 13))
+
+
+def test_nothing_is_evaluated_by_a_size_that_nobody_tried(make_run, train_here, fitting, monkeypatch):
+    """The planned one may be far more than fits."""
+    fitting(8, 8)
+    sizes, real = [], run_module.measure
+
+    def measure(model, rows, size, ranks):
+        sizes.append(size)
+        return real(model, rows, size, ranks)
+
+    monkeypatch.setattr(run_module, "measure", measure)
+    train_here(make_run(steps=4, **AUTO))
+    assert set(sizes) == {1}
+
+
+def test_a_tuning_of_the_teacher_tries_too(make_run, train_here, fitting):
+    fitting(4, 0)
+    first = make_run()
+    teacher = {"from": f"file://{first.root}/teacher", "tune": {"tokens": 3 * 8 * 16}}
+    run = make_run(teacher=teacher, **AUTO)
+    run.order = run.order.model_copy(update={"purpose": "TuneTeacher"})
+    _, reporter = train_here(run)
+    assert reporter.progress.micro_batches == {"tuning": 4}
+    tuned = read_metrics(run.folder / "teacher-tuning" / "metrics.jsonl")
+    assert [(record.micro_batch_size, record.accumulation) for record in tuned] == [(4, 2)] * 3
+
+
+def test_memory_that_runs_out_though_it_was_foreseen_to_suffice_tells_what_had_fitted(
+    make_run, fitting, monkeypatch
+):
+    """As sharded ranks may have it. The next segment has half of that."""
+    fitting(8, 8)
+    search = Fitting.search
+
+    def short(self):
+        if self._teacher is None:
+            return search(self)
+        self.found = 2
+        raise torch.OutOfMemoryError("in a collective")
+
+    monkeypatch.setattr(Fitting, "search", short)
+    run = make_run(steps=12, **AUTO)
+    reporter = StopsAt(run.order, None)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        train_in_process(run.order, monkeypatch, reporter)
+    report = failure_report(caught.value, 0, reporter.progress)
+    assert report.step == 9, "the phase that it is about begins there"
+    assert report.micro_batches == {"warmup": 8, "main": 8, "distill": 2}
+    assert "with a micro batch of 2 sequences" in report.message
 
 
 def test_what_is_known_is_not_tried_again(make_run, train_here, fitting):
