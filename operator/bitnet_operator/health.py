@@ -17,8 +17,8 @@ class Liveness:
         self._limit = limit_seconds
         self._clock = clock
         self._seen = clock()
-        self.role = "leader"
-        """What the replica is, in a word that the answer begins with."""
+        self.role = "starting"
+        """What the replica is, in a word that the answer begins with; it leads once it says so."""
 
     def saw(self) -> None:
         """The cluster was seen just now."""

@@ -36,6 +36,6 @@ async def test_liveness_ends_with_the_last_sight_of_the_runs() -> None:
 async def test_the_answer_begins_with_what_the_replica_is() -> None:
     liveness, port = health.Liveness(limit_seconds=30), free_port()
     async with health.serve(liveness, port):
-        assert (await asyncio.to_thread(read, port)).startswith("leader; ")
+        assert (await asyncio.to_thread(read, port)).startswith("starting; ")
         liveness.role = "standby"
         assert (await asyncio.to_thread(read, port)).startswith("standby; ")
