@@ -87,7 +87,7 @@ class Api:
 
     def fenced(self, may_write: Callable[[], float]) -> "Api":
         """The same server, for one who may write only at times: each write asks first in how many seconds it
-        has to be done, and goes out no more where `may_write` raises."""
+        has to be done, and goes out no more where `may_write` raises. One that gets no answer asks again."""
         return Api(self._connection, may_write)
 
     async def get(self, path: str, **query: str | int) -> dict[str, Any]:
@@ -132,6 +132,8 @@ class Api:
             response = await self._connection.call_api(*request, _request_timeout=seconds)
             content = await response.read()  # type: ignore[no-untyped-call]
         except (ApiException, aiohttp.ClientError, TimeoutError) as error:
+            if method != "GET":
+                self._may_write()  # where the right to write ended meanwhile, nobody is to hear of a fault
             said = str(error) or type(error).__name__
             raise ApiError(0, f"the API server does not answer ({said}). Try `kubectl get bnr`.") from error
         answer: dict[str, Any] = _json(content)

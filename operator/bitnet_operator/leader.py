@@ -64,7 +64,7 @@ class Leadership:
         """Seconds in which a write has to be done. Raises NotLeadingError where there are none."""
         seconds = self._candidate.remaining(self._clock())
         if seconds <= 0:
-            raise NotLeadingError(f"not written: {self._candidate.identity} does not lead")
+            raise NotLeadingError(f"{self._candidate.identity} does not lead")
         return seconds
 
     async def gain(self) -> None:

@@ -214,3 +214,22 @@ async def test_a_write_is_given_up_when_the_lease_ends(api: Api, server: SmallAp
     async with asyncio.timeout(20):
         with pytest.raises(ApiError, match="does not answer"):
             await api.fenced(leadership.remaining).delete(LEASE)
+
+
+async def test_a_write_on_its_way_when_the_lease_ended_is_left_to_another_replica(
+    api: Api, server: SmallApi
+) -> None:
+    """As of a process that was frozen meanwhile: whether the server took it, whoever leads now sees."""
+    clock = Clock()
+    leadership = replica(api, "first", clock)
+    await leadership.gain()
+    clock.now += HOLD_SECONDS - 0.3
+    server.hangs = True
+
+    def ends() -> None:
+        clock.now += 1
+
+    asyncio.get_running_loop().call_later(0.1, ends)
+    async with asyncio.timeout(20):
+        with pytest.raises(NotLeadingError):
+            await api.fenced(leadership.remaining).delete(LEASE)
