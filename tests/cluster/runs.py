@@ -22,9 +22,9 @@ def run_document(name: str, template: Document, *, steps: int, model: str, **cha
     """A run of two workers in three phases, the teacher in the last; `changes` replace parts of its spec, and
     of its workers.
 
-    A step is 4 sequences of 32 tokens, so that a rank has two in a pass, and one with the teacher.
+    A step is 4 sequences of 16 tokens, so that a rank has two in a pass, and one with the teacher.
     """
-    sequences, length = 4, 32
+    sequences, length = 4, 16
     return {
         "apiVersion": "bitnet.training/v1alpha1",
         "kind": "BitNetRun",
@@ -34,7 +34,7 @@ def run_document(name: str, template: Document, *, steps: int, model: str, **cha
             "quantization": {"lambdaWarmup": {"steps": max(1, steps // 3)}},
             "data": {
                 "sequenceLength": length,
-                # Each pass over it quantises the whole model anew: three sequences tell as much as thirty.
+                # Each pass over it quantises the whole model anew: six sequences tell as much as sixty.
                 "heldOut": "0.1%",
                 "sources": [{"name": "shakespeare", "uri": "file:///data/text"}],
             },
@@ -123,6 +123,16 @@ class WatchedRun:
             assert status.get("phase") != "Failed", f"{what}: the run failed\n{json.dumps(status, indent=1)}"
             assert time.monotonic() < deadline, f"{what}: not in {seconds} s\n{json.dumps(status, indent=1)}"
             time.sleep(0.5)
+
+    def goes_on(self, seconds: float = 300) -> Document:
+        """Waits for a new step in a second segment."""
+        return self.wait_until(
+            lambda status: (
+                len(status["segments"]) > 1 and status["step"] > status["segments"][-1]["firstStep"]
+            ),
+            "going on",
+            seconds,
+        )
 
     def succeeded(self, seconds: float = 300) -> Document:
         """Waits for its end."""

@@ -39,7 +39,7 @@ def without_kubeflow(kubectl: Kubectl, operator: OperatorProcess) -> Iterator[No
 
 @pytest.fixture
 def start_job(start: Callable[..., WatchedRun]) -> Callable[..., WatchedRun]:
-    """Applies a run of two workers in Indexed Jobs, such as `start_job("killed", steps=200)`."""
+    """Applies a run of two workers in Indexed Jobs, such as `start_job("killed", steps=60)`."""
 
     def apply(name: str, **changes: object) -> WatchedRun:
         return start(name, backend="Job", **changes)
@@ -63,8 +63,8 @@ def test_two_workers_train_through_the_teacher_phase_to_the_end(
 def test_a_rank_killed_with_sigkill_is_retried_from_the_checkpoint(
     start_job: Callable[..., WatchedRun],
 ) -> None:
-    run = start_job("killed", steps=200)
-    run.wait_until(lambda status: status.get("checkpointStep", 0) >= 20, "second checkpoint")
+    run = start_job("killed", steps=2000, every_steps=5)
+    run.wait_until(lambda status: status.get("checkpointStep", 0) >= 10, "second checkpoint")
     run.kill_rank(run.pod(1))
     began = time.monotonic()
     retried = run.wait_until(lambda status: len(status["segments"]) > 1, "the next segment")
@@ -73,17 +73,17 @@ def test_a_rank_killed_with_sigkill_is_retried_from_the_checkpoint(
     assert (first["outcome"], first["exitCode"]) == ("Failed", 137)
     assert "rank 1 was killed by signal 9 (SIGKILL)" in first["message"]
     assert (second["reason"], second["job"], retried["attempts"]) == ("Retry", "killed-1", 1)
-    assert second["firstStep"] >= 20
+    assert second["firstStep"] >= 10
     run.wait_until(lambda status: status["step"] > first["lastStep"], "going on")
     print(f"from the kill to a new step: {time.monotonic() - began:.0f} s")
-    assert run.succeeded()["attempts"] == 0, "checkpoints begin the count anew"
+    run.wait_until(lambda status: status["attempts"] == 0, "a checkpoint, which begins the count anew")
 
 
 def test_an_evicted_pod_costs_no_attempt(
     start_job: Callable[..., WatchedRun], kubectl: Kubectl, namespace: str
 ) -> None:
     """As a drain does it. The pod is removed with its words; that it was evicted, the Job itself says."""
-    run = start_job("drained", steps=200)
+    run = start_job("drained", steps=2000)
     run.wait_until(lambda status: status.get("step", 0) >= 5, "first steps")
     pod = run.pod(1)
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}}
@@ -97,14 +97,13 @@ def test_an_evicted_pod_costs_no_attempt(
     assert second["firstStep"] == first["lastStep"]
     run.wait_until(lambda status: status["step"] > first["lastStep"], "going on")
     print(f"\nfrom the eviction to a new step: {time.monotonic() - began:.0f} s; {first['message']}")
-    run.succeeded()
 
 
 def test_a_job_that_a_queue_takes_its_pods_from_goes_on_when_it_has_them_again(
     start_job: Callable[..., WatchedRun], kubectl: Kubectl, namespace: str
 ) -> None:
-    run = start_job("queued", steps=200)
-    run.wait_until(lambda status: status.get("step", 0) >= 5, "first steps")
+    run = start_job("queued", steps=2000)
+    before = run.wait_until(lambda status: status.get("step", 0) >= 5, "first steps")
 
     def suspend(value: bool) -> None:
         patch = json.dumps({"spec": {"suspend": value}})
@@ -116,29 +115,9 @@ def test_a_job_that_a_queue_takes_its_pods_from_goes_on_when_it_has_them_again(
         assert time.monotonic() < deadline, run.pods()
         time.sleep(0.5)
     suspend(False)
-    status = run.succeeded()
+    status = run.wait_until(lambda status: status["step"] > before["step"] + 10, "going on")
     assert run.jobs() == ["queued-0"]
-    assert status["attempts"] == 0
-
-
-def test_a_failed_pods_own_words_end_in_the_status(start_job: Callable[..., WatchedRun]) -> None:
-    status = start_job("teacherless", steps=20, teacher={"from": "file:///data/nowhere"}).failed()
-    (last,) = [segment for segment in status["segments"] if segment["outcome"] == "Failed"]
-    assert (last["exitCode"], last["exitReason"]) == (4, "TeacherUnavailable")
-    assert "/data/nowhere" in last["message"]
-
-
-def test_what_belongs_to_a_deleted_run_goes_with_it(
-    start_job: Callable[..., WatchedRun], kubectl: Kubectl, namespace: str
-) -> None:
-    run = start_job("deleted", steps=2000)
-    run.wait_until(lambda status: status.get("step", 0) >= 1, "first step")
-    assert {"deleted-0", "deleted-0-order"} <= set(run.children())
-    kubectl("delete", "bnr", "deleted", "-n", namespace, timeout=60)
-    deadline = time.monotonic() + 60
-    while run.children() or not run.gone():
-        assert time.monotonic() < deadline, run.children()
-        time.sleep(0.5)
+    assert (status["attempts"], len(status["segments"])) == (0, 1)
 
 
 def test_a_run_whose_kind_is_missing_waits_until_it_is_installed(
@@ -148,7 +127,7 @@ def test_a_run_whose_kind_is_missing_waits_until_it_is_installed(
         found = [each for each in status.get("conditions", []) if each["type"] == "Running"]
         return (found[0]["reason"], found[0]["message"]) if found else ("", "")
 
-    run = start("early", steps=10)
+    run = start("early", steps=10, workers={"count": 1})
     status = run.wait_until(lambda status: why(status)[0] == "KindMissing", "the condition")
     assert "no pytorchjobs.kubeflow.org: install Kubeflow's training operator" in why(status)[1]
     assert not status.get("segments")

@@ -47,11 +47,11 @@ def test_two_workers_train_smollm2_through_the_teacher_phase_to_the_end(
         .splitlines()
     ]
     assert [step["step"] for step in steps] == list(range(1, 7))
-    assert len({step["tokens"] - 128 * step["step"] for step in steps}) == 1  # tokens a step never change
+    assert len({step["tokens"] - 64 * step["step"] for step in steps}) == 1  # tokens a step never change
 
 
 def test_a_rank_killed_with_sigkill_is_retried_from_the_checkpoint(start: Callable[..., WatchedRun]) -> None:
-    run = start("killed", steps=60, step_seconds=0.3, every_steps=5)
+    run = start("killed", steps=2000, every_steps=5)
     run.wait_until(lambda status: status.get("checkpointStep", 0) >= 10, "second checkpoint")
     run.kill_rank(run.pod(1))
     began = time.monotonic()
@@ -63,14 +63,13 @@ def test_a_rank_killed_with_sigkill_is_retried_from_the_checkpoint(start: Callab
     assert second["firstStep"] >= 10
     run.wait_until(lambda status: status["step"] > first["lastStep"], "going on")
     print(f"\nfrom the kill to a new step: {time.monotonic() - began:.0f} s")
-    status = run.succeeded()
-    assert status["segments"][-1]["outcome"] == "Completed"
+    run.wait_until(lambda status: status["attempts"] == 0, "a checkpoint, which begins the count anew")
 
 
 def test_an_operator_that_was_away_finds_the_run_as_it_is(
     start: Callable[..., WatchedRun], operator: OperatorProcess
 ) -> None:
-    run = start("alone", steps=80, step_seconds=0.3, workers={"count": 1})
+    run = start("alone", steps=50, step_seconds=0.3, workers={"count": 1})
     before = run.wait_until(lambda status: status.get("step", 0) >= 5, "first steps")
     operator.stop(signal.SIGKILL)
     jobs = run.jobs()
@@ -86,8 +85,8 @@ def test_an_operator_that_was_away_finds_the_run_as_it_is(
 def test_what_belongs_to_a_deleted_run_goes_with_it_and_what_it_keeps_stays(
     start: Callable[..., WatchedRun], operator: OperatorProcess, kubectl: Kubectl, data: Path, namespace: str
 ) -> None:
-    run = start("deleted", steps=2000)
-    run.wait_until(lambda status: status.get("checkpointStep", 0) >= 10, "first checkpoint")
+    run = start("deleted", steps=2000, every_steps=2)
+    run.wait_until(lambda status: status.get("checkpointStep", 0) >= 2, "first checkpoint")
     assert run.children()
     kubectl("delete", "bnr", "deleted", "-n", namespace, timeout=60)
     deadline = time.monotonic() + 60
@@ -102,9 +101,9 @@ def test_what_belongs_to_a_deleted_run_goes_with_it_and_what_it_keeps_stays(
 def test_what_a_deleted_run_keeps_goes_with_it_where_the_run_says_so(
     start: Callable[..., WatchedRun], kubectl: Kubectl, data: Path, namespace: str, backend: str
 ) -> None:
-    checkpoint = {"uri": f"file:///data/runs-{namespace}", "everySteps": 10, "onDelete": "Remove"}
+    checkpoint = {"uri": f"file:///data/runs-{namespace}", "everySteps": 2, "onDelete": "Remove"}
     run = start("tidy", steps=2000, backend=backend, checkpoint=checkpoint, workers={"count": 1})
-    run.wait_until(lambda status: status.get("checkpointStep", 0) >= 10, "first checkpoint")
+    run.wait_until(lambda status: status.get("checkpointStep", 0) >= 2, "first checkpoint")
     folder = data / f"runs-{namespace}" / namespace / "tidy"
     beside = folder.with_name("tidy2")
     beside.mkdir()
@@ -126,9 +125,9 @@ def test_what_a_deleted_run_keeps_goes_with_it_where_the_run_says_so(
 def test_a_removal_that_cannot_be_is_told_and_a_person_gives_it_up(
     start: Callable[..., WatchedRun], kubectl: Kubectl, data: Path, namespace: str
 ) -> None:
-    checkpoint = {"uri": f"file:///data/runs-{namespace}", "everySteps": 10, "onDelete": "Remove"}
+    checkpoint = {"uri": f"file:///data/runs-{namespace}", "everySteps": 2, "onDelete": "Remove"}
     run = start("bound", steps=2000, checkpoint=checkpoint, workers={"count": 1})
-    run.wait_until(lambda status: status.get("checkpointStep", 0) >= 10, "first checkpoint")
+    run.wait_until(lambda status: status.get("checkpointStep", 0) >= 2, "first checkpoint")
     folder = data / f"runs-{namespace}" / namespace / "bound"
     moved = folder.with_name("moved")
     folder.rename(moved)
