@@ -8,7 +8,9 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from local_cluster import Kubectl, LocalCluster, Network
 from local_cluster.settings import cache_folder
 from operator_under_test import OperatorProcess, install_chart, operating
 from runs import TINY_MODEL, WatchedRun, pod_template, run_document, write_tiny_model
+from step_watch import StepWatch
 
 
 @pytest.fixture(scope="session")
@@ -114,6 +117,7 @@ def start(
         faults: Mapping[str, str] | None = None,
         step_seconds: float = 0.0,
         every_steps: int = 10,
+        labels: Mapping[str, str] | None = None,
         **changes: object,
     ) -> WatchedRun:
         # A folder of its own for each test, since two of them may name a run alike.
@@ -121,8 +125,22 @@ def start(
         changes.setdefault("checkpoint", kept)
         template = pod_template(checkout, data, {**(faults or {}), "STEP_SECONDS": str(step_seconds)})
         document = run_document(name, template, steps=steps, model=model, **changes)
+        document["metadata"]["labels"] = dict(labels or {})
         document["spec"]["workers"].setdefault("backend", backend)
         kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(document))
         return WatchedRun(kubectl, namespace, name, backend)
 
     return apply
+
+
+@pytest.fixture
+def watched(data: Path, namespace: str) -> Callable[[WatchedRun], Any]:
+    """Watches a run's steps for a block, and prints afterwards what its interruptions cost."""
+
+    @contextmanager
+    def watch(run: WatchedRun) -> Iterator[StepWatch]:
+        with StepWatch(data / f"runs-{namespace}" / namespace / run.name / "metrics.jsonl") as steps:
+            yield steps
+        print(f"\n{run.name}: {steps.downtime:.1f} s without a step, {steps.repeated} steps done once more")
+
+    return watch

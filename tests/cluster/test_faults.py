@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +10,12 @@ import pytest
 
 from local_cluster import Kubectl
 from runs import Document, WatchedRun, said_of
-from step_watch import StepWatch, steps_of
+from step_watch import steps_of
 
 pytestmark = pytest.mark.cluster
 
 CROSS_ENTROPY = {"crossEntropy": {"weight": 1}}
 DISTILLED = {"crossEntropy": {"weight": 0.5}, "teacherLogits": {"weight": 0.5, "temperature": 2}}
-
-
-@pytest.fixture
-def watched(data: Path, namespace: str) -> Callable[[WatchedRun], Any]:
-    """Watches a run's steps for a block, and prints afterwards what its interruptions cost."""
-
-    @contextmanager
-    def watch(run: WatchedRun) -> Iterator[StepWatch]:
-        with StepWatch(data / f"runs-{namespace}" / namespace / run.name / "metrics.jsonl") as steps:
-            yield steps
-        print(f"\n{run.name}: {steps.downtime:.1f} s without a step, {steps.repeated} steps done once more")
-
-    return watch
 
 
 def test_other_pods_for_the_teacher_and_back_lose_and_repeat_no_step(

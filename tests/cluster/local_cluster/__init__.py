@@ -4,10 +4,10 @@ from local_cluster.cluster import LocalCluster
 from local_cluster.errors import CommandFailed, ComponentFailed, LocalClusterError, MissingRequirement
 from local_cluster.extended_resources import offer_resource
 from local_cluster.host_pods import host_pod_template
+from local_cluster.host_services import service_to_host
 from local_cluster.kubeconfigs import service_account_kubeconfig
 from local_cluster.kubectl import Kubectl
 from local_cluster.settings import Network, Settings
-from local_cluster.training_operator import service_to_host
 
 __all__ = [
     "CommandFailed",

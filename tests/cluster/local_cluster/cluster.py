@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from local_cluster.images import write_host_image, write_pause_image
 from local_cluster.kubeconfigs import kubeconfig, write_kubeconfig
 from local_cluster.kubectl import Kubectl
 from local_cluster.lock import WorkFolderLock
-from local_cluster.processes import Processes, marked_processes
+from local_cluster.processes import Processes, answers, marked_processes
 from local_cluster.programs import POD_PROGRAMS
 from local_cluster.requirements import check_machine, check_ports, check_work_folder
 from local_cluster.settings import Settings
@@ -144,7 +143,7 @@ class LocalCluster:
         )
         coredns = self.processes.start("coredns", node.coredns(self.work, network, admin))
         self.processes.wait_until(
-            coredns, lambda: _answers(network.node_address, node.DNS_READY_PORT, "/ready")
+            coredns, lambda: answers(network.node_address, node.DNS_READY_PORT, "/ready")
         )
         self.processes.wait_until(kubelet, self._node_is_ready)
         self.processes.wait_until(
@@ -168,7 +167,7 @@ class LocalCluster:
             operator, lambda: training_operator.hand_over_certificates(self.kubectl), "given certificates"
         )
         self.processes.wait_until(
-            operator, lambda: _answers(network.node_address, training_operator.HEALTH_PORT, "/readyz")
+            operator, lambda: answers(network.node_address, training_operator.HEALTH_PORT, "/readyz")
         )
 
     def _write_kubeconfig(self, path: Path, credentials: Credentials, user: str) -> Path:
@@ -181,10 +180,3 @@ class LocalCluster:
         start = time.monotonic()
         yield
         self.report(f"{name}: {time.monotonic() - start:.1f} s")
-
-
-def _answers(address: str, port: int, path: str) -> bool:
-    """Whether an HTTP server answers with 200; raises OSError where it does not."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://{address}:{port}{path}", timeout=2) as answer:
-        return bool(answer.status == 200)

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,3 +153,10 @@ def _with_descendants(roots: set[int]) -> set[int]:
             found.add(pid)
             pending.extend(children.get(pid, []))
     return found
+
+
+def answers(address: str, port: int, path: str) -> bool:
+    """Whether an HTTP server answers with 200; raises OSError where it does not."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://{address}:{port}{path}", timeout=2) as answer:
+        return bool(answer.status == 200)

@@ -91,7 +91,29 @@ TRAINING_OPERATOR = Program(
     binaries=(("training-operator", "github.com/kubeflow/training-operator/cmd/training-operator.v1"),),
     manifests=(PYTORCHJOB_CRD,),
 )
+KUEUE_KINDS = (
+    *(
+        "admissionchecks",
+        "clusterqueues",
+        "cohorts",
+        "localqueues",
+        "multikueueclusters",
+        "multikueueconfigs",
+    ),
+    *("provisioningrequestconfigs", "resourceflavors", "topologies", "workloadpriorityclasses", "workloads"),
+)
+KUEUE = Program(
+    name="kueue",
+    binaries=(("kueue", "sigs.k8s.io/kueue/cmd/kueue"),),
+    manifests=tuple(
+        Manifest("sigs.k8s.io/kueue", f"config/components/{path}")
+        for path in (
+            *(f"crd/bases/kueue.x-k8s.io_{kind}.yaml" for kind in KUEUE_KINDS),
+            "webhook/manifests.yaml",
+        )
+    ),
+)
 POD_PROGRAMS = Program(
     name="pod-programs", binaries=(("pause", "./cmd/pause"), ("wait-for-name", "./cmd/wait-for-name"))
 )
-PROGRAMS = (POD_PROGRAMS, ETCD, COREDNS, TRAINING_OPERATOR, KUBERNETES)
+PROGRAMS = (POD_PROGRAMS, ETCD, COREDNS, TRAINING_OPERATOR, KUEUE, KUBERNETES)

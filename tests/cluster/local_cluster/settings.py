@@ -43,6 +43,8 @@ class Network:
     """etcd listens on 127.0.0.1, for clients here and for peers on the next port."""
     webhook_port: int = 19443
     """The training operator's admission webhook; that program always takes every address of the host."""
+    kueue_webhook_port: int = 19444
+    """Kueue's, on the bridge."""
 
     @property
     def node_address(self) -> str:

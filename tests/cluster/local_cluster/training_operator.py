@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from pathlib import Path
 from typing import Any
 
 from local_cluster.control_plane import Command
+from local_cluster.host_services import CERTIFICATES, copy_certificates, service_to_host
 from local_cluster.images import HOST_IMAGE
 from local_cluster.kubectl import Kubectl
 from local_cluster.programs import PYTORCHJOB_CRD, TRAINING_OPERATOR
@@ -16,7 +16,6 @@ from local_cluster.settings import Network
 NAMESPACE = "kubeflow"
 SERVICE = "training-operator"
 SECRET = "training-operator-webhook-cert"
-CERTIFICATES = ("ca.crt", "ca.key", "tls.crt", "tls.key")
 CERTIFICATE_FOLDER = Path("/tmp/k8s-webhook-server/serving-certs")
 """Fixed in the operator's source; in a pod the Secret is mounted there."""
 METRICS_PORT = 8080
@@ -33,23 +32,6 @@ def install(kubectl: Kubectl, network: Network) -> None:
         *service_to_host(SERVICE, NAMESPACE, network.node_address, network.webhook_port),
         _webhook_configuration(),
     )
-
-
-def service_to_host(name: str, namespace: str, address: str, port: int) -> list[dict[str, Any]]:
-    """A Service, port 443, that leads to a process of the host: so may the API server call its webhook."""
-    metadata = {"name": name, "namespace": namespace}
-    ports = [{"name": "https", "port": 443, "targetPort": port, "protocol": "TCP"}]
-    return [
-        {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"ports": ports}},
-        {
-            "apiVersion": "discovery.k8s.io/v1",
-            "kind": "EndpointSlice",
-            "metadata": {**metadata, "labels": {"kubernetes.io/service-name": name}},
-            "addressType": "IPv4",
-            "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
-            "endpoints": [{"addresses": [address], "conditions": {"ready": True}}],
-        },
-    ]
 
 
 def _webhook_configuration() -> dict[str, Any]:
@@ -110,19 +92,8 @@ def command(work: Path, network: Network, kubeconfig: Path) -> Command:
 
 
 def hand_over_certificates(kubectl: Kubectl) -> bool:
-    """Copies the certificates the operator has written into its Secret to where it waits for them.
-
-    Returns False while the Secret is still empty.
-    """
-    data: dict[str, str] = kubectl.get("secret", SECRET, "--namespace", NAMESPACE).get("data") or {}
-    if not all(data.get(name) for name in CERTIFICATES):
-        return False
-    CERTIFICATE_FOLDER.mkdir(parents=True, exist_ok=True)
-    for name in CERTIFICATES:
-        path = CERTIFICATE_FOLDER / name
-        path.touch(mode=0o600)
-        path.write_bytes(base64.b64decode(data[name]))
-    return True
+    """Whether the operator has written its certificates; they are then where it waits for them."""
+    return copy_certificates(kubectl, SECRET, NAMESPACE, CERTIFICATE_FOLDER)
 
 
 def forget_certificates() -> None:
