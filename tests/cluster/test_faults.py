@@ -63,7 +63,7 @@ def test_losses_that_are_not_finite_are_rolled_back_and_their_batches_passed_ove
 ) -> None:
     run = start(
         "nan",
-        steps=20,
+        steps=25,
         backend="Job",
         every_steps=5,
         workers={"count": 1},
@@ -79,9 +79,9 @@ def test_losses_that_are_not_finite_are_rolled_back_and_their_batches_passed_ove
     assert status["adjustments"]["rollbacks"] == [
         {"checkpointStep": 10, "firstBatch": 12, "batches": 2, "learningRateFactor": 0.5}
     ]
-    assert (status["step"], status["attempts"]) == (20, 0)
+    assert (status["step"], status["attempts"]) == (25, 0)
     lines = steps_of(steps.file)
-    assert [step["step"] for step in lines] == list(range(1, 21))
+    assert [step["step"] for step in lines] == list(range(1, 26))
     assert all(step["loss"] is not None for step in lines)
     before, after = lines[9]["learningRate"], lines[10]["learningRate"]
     assert after == pytest.approx(before / 2)
