@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,19 +51,20 @@ def test_two_workers_train_smollm2_through_the_teacher_phase_to_the_end(
     assert len({step["tokens"] - 64 * step["step"] for step in steps}) == 1  # tokens a step never change
 
 
-def test_a_rank_killed_with_sigkill_is_retried_from_the_checkpoint(start: Callable[..., WatchedRun]) -> None:
+def test_a_rank_killed_with_sigkill_is_retried_from_the_checkpoint(
+    start: Callable[..., WatchedRun], watched: Callable[[WatchedRun], Any]
+) -> None:
     run = start("killed", steps=2000, every_steps=5)
-    run.wait_until(lambda status: status.get("checkpointStep", 0) >= 10, "second checkpoint")
-    run.kill_rank(run.pod(1))
-    began = time.monotonic()
-    retried = run.wait_until(lambda status: len(status["segments"]) > 1, "the next segment")
-    first, second = retried["segments"][0], retried["segments"][-1]
+    with watched(run):
+        run.wait_until(lambda status: status.get("checkpointStep", 0) >= 10, "second checkpoint")
+        run.kill_rank(run.pod(1))
+        retried = run.wait_until(lambda status: len(status["segments"]) > 1, "the next segment")
+        first, second = retried["segments"][0], retried["segments"][-1]
+        run.wait_until(lambda status: status["step"] > first["lastStep"], "going on")
     assert (first["outcome"], first["exitCode"]) == ("Failed", 137)
     assert "SIGKILL" in first["message"]
     assert (second["reason"], second["job"], retried["attempts"]) == ("Retry", "killed-1", 1)
     assert second["firstStep"] >= 10
-    run.wait_until(lambda status: status["step"] > first["lastStep"], "going on")
-    print(f"\nfrom the kill to a new step: {time.monotonic() - began:.0f} s")
     run.wait_until(lambda status: status["attempts"] == 0, "a checkpoint, which begins the count anew")
 
 

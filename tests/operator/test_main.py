@@ -173,7 +173,7 @@ async def test_a_leader_that_is_stopped_makes_room_at_once(
     first.process.send_signal(signal.SIGTERM)
     began = time.monotonic()
     assert await first.ended() == 0
-    assert time.monotonic() - began < 4, "kopf waits five seconds for tasks that go on"
+    assert time.monotonic() - began < 5, "kopf waits at least five seconds where tasks go on"
     await standby.becomes("leader", LEASE_SECONDS - 5)
     spec = server.objects[LEASE]["spec"]
     assert (spec["holderIdentity"] != held, spec["leaseTransitions"]) == (True, 1)
