@@ -127,9 +127,9 @@ def test_what_a_deleted_run_keeps_goes_with_it_where_the_run_says_so(
 def test_a_removal_that_cannot_be_is_told_and_a_person_gives_it_up(
     start: Callable[..., WatchedRun], kubectl: Kubectl, data: Path, namespace: str
 ) -> None:
-    checkpoint = {"uri": f"file:///data/runs-{namespace}", "everySteps": 2, "onDelete": "Remove"}
+    checkpoint = {"uri": f"file:///data/runs-{namespace}", "everySteps": 10, "onDelete": "Remove"}
     run = start("bound", steps=2000, checkpoint=checkpoint, workers={"count": 1})
-    run.wait_until(lambda status: status.get("checkpointStep", 0) >= 2, "first checkpoint")
+    run.wait_until(lambda status: status.get("checkpointStep", 0) >= 10, "first checkpoint")
     folder = data / f"runs-{namespace}" / namespace / "bound"
     moved = folder.with_name("moved")
     folder.rename(moved)
