@@ -159,7 +159,7 @@ def test_a_suspended_run_gives_its_machines_back_and_goes_on_where_it_was(
     namespace: str,
     backend: str,
 ) -> None:
-    run = start("paused", steps=2000, backend=backend)
+    run = start("paused", steps=2000, backend=backend, workers={"count": 1})
     with watched(run) as steps:
         run.wait_until(lambda status: status.get("step", 0) >= 5, "first steps")
         run.change(suspend=True)

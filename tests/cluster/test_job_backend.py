@@ -98,27 +98,6 @@ def test_an_evicted_pod_costs_no_attempt(
     print(f"\nfrom the eviction to a new step: {time.monotonic() - began:.0f} s; {first['message']}")
 
 
-def test_a_job_that_a_queue_takes_its_pods_from_goes_on_when_it_has_them_again(
-    start_job: Callable[..., WatchedRun], kubectl: Kubectl, namespace: str
-) -> None:
-    run = start_job("queued", steps=2000)
-    before = run.wait_until(lambda status: status.get("step", 0) >= 5, "first steps")
-
-    def suspend(value: bool) -> None:
-        patch = json.dumps({"spec": {"suspend": value}})
-        kubectl("patch", "job", "queued-0", "--namespace", namespace, "--type=merge", "-p", patch)
-
-    suspend(True)
-    deadline = time.monotonic() + 60
-    while run.pods():
-        assert time.monotonic() < deadline, run.pods()
-        time.sleep(0.5)
-    suspend(False)
-    status = run.wait_until(lambda status: status["step"] > before["step"] + 10, "going on")
-    assert run.jobs() == ["queued-0"]
-    assert (status["attempts"], len(status["segments"])) == (0, 1)
-
-
 def test_a_run_whose_kind_is_missing_waits_until_it_is_installed(
     start: Callable[..., WatchedRun], kubectl: Kubectl
 ) -> None:
