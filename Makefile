@@ -2,7 +2,7 @@
 # `make help` lists it. Commands run in .venv, which is made anew where the lock files or pyproject.toml change.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-cluster lint format verify crds docs bench lock clean
+.PHONY: help setup quickstart test test-cluster test-kueue lint format verify crds docs bench lock clean
 SHELL := /bin/bash
 
 BIN := .venv/bin
@@ -29,6 +29,11 @@ test-cluster: root-or-cluster setup  ## The same on a real Kubernetes, built and
 	@[ -n "$$BITNET_TEST_KUBECONFIG" ] || PATH="$(CURDIR)/$(BIN):$$PATH" scripts/install-cluster-prerequisites.sh
 	@$(BIN)/python scripts/fetch_quickstart.py
 	$(BIN)/pytest -m cluster tests/cluster tests/chart -v --durations=0
+
+test-kueue: root-or-cluster setup  ## Runs in a real Kueue's queue, on such a cluster; the first time it builds Kueue
+	@[ -n "$$BITNET_TEST_KUBECONFIG" ] || PATH="$(CURDIR)/$(BIN):$$PATH" scripts/install-cluster-prerequisites.sh
+	@$(BIN)/python scripts/fetch_quickstart.py
+	$(BIN)/pytest -m kueue tests/cluster -v --durations=0
 
 .PHONY: root-or-cluster
 root-or-cluster:

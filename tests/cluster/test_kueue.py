@@ -14,7 +14,7 @@ from local_cluster import Kubectl, Network
 from local_cluster.kueue import kueue
 from runs import Document, WatchedRun
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.kueue
 
 QUEUE = "kueue.x-k8s.io/queue-name"
 PRIORITY = "kueue.x-k8s.io/priority-class"

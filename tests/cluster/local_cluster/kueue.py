@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from local_cluster.build import build_all
 from local_cluster.host_services import copy_certificates, service_to_host
 from local_cluster.kubectl import Kubectl
 from local_cluster.processes import Processes, answers
@@ -30,9 +31,13 @@ HEALTH_PORT = 8082
 def kueue(kubectl: Kubectl, work: Path, network: Network) -> Iterator[None]:
     """Kueue at work; `work` gets its logs, configuration and certificates.
 
+    It is built where the cache lacks it, which takes ten minutes of one core: other tests do without.
+
     Raises:
+        LocalClusterError: it could not be built.
         ComponentFailed: it did not become ready; the tail of its log is in the message.
     """
+    build_all(programs=[KUEUE])
     processes = Processes(work)
     certificates, configuration = work / "certificates", work / "configuration.json"
     configuration.write_text(json.dumps(_configuration(network, certificates)))

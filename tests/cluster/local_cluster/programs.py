@@ -116,4 +116,4 @@ KUEUE = Program(
 POD_PROGRAMS = Program(
     name="pod-programs", binaries=(("pause", "./cmd/pause"), ("wait-for-name", "./cmd/wait-for-name"))
 )
-PROGRAMS = (POD_PROGRAMS, ETCD, COREDNS, TRAINING_OPERATOR, KUEUE, KUBERNETES)
+PROGRAMS = (POD_PROGRAMS, ETCD, COREDNS, TRAINING_OPERATOR, KUBERNETES)
