@@ -78,7 +78,7 @@ class Bitnetctl:
     def wait_for_step(self, step: int, process: "subprocess.Popen[str]") -> None:
         """Returns when that many steps are in metrics.jsonl."""
         metrics = self.run_folder / "metrics.jsonl"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not metrics.exists() or metrics.read_bytes().count(b"\n") < step:
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline, f"step {step} was not reached"

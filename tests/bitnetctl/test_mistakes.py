@@ -196,7 +196,7 @@ def test_a_pipe_is_read_once(make_bitnetctl: MakeBitnetctl, tmp_path: Path, comm
     os.mkfifo(pipe)
     process = bitnetctl.start(command, str(pipe))
     pipe.write_text(bitnetctl.file.read_text())
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=180)
     words = {"plan": "12 steps", "run": "there is no /nowhere/model", "status": "was never run here"}
     assert words[command] in output
 
@@ -210,7 +210,7 @@ def test_a_port_of_the_operator_that_is_taken(option: str) -> None:
             [Path(sys.prefix) / "bin/bitnet-operator", "--trainer-image", "x", *options],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
     assert (process.returncode, "Traceback" in process.stderr) == (2, False), process.stderr

@@ -71,7 +71,7 @@ def test_ctrl_c_checkpoints_and_a_second_run_goes_on_from_there(make_bitnetctl: 
     process = bitnetctl.start("run", str(bitnetctl.file))
     bitnetctl.wait_for_step(7, process)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=180)
     assert process.returncode == 130, output
     status = bitnetctl.status()
     assert status["phase"] == "Suspended"
@@ -136,7 +136,7 @@ def test_two_at_once_are_refused(make_bitnetctl: MakeBitnetctl) -> None:
     bitnetctl.wait_for_step(1, first)
     code, output = bitnetctl("run", str(bitnetctl.file))
     first.send_signal(signal.SIGINT)
-    first.communicate(timeout=60)
+    first.communicate(timeout=180)
     assert code == 2
     assert "another bitnetctl" in output
 

@@ -104,7 +104,7 @@ class TinyRun:
             text=True,
         )
 
-    def wait_for_step(self, step: int, process: "subprocess.Popen[str]", seconds: float = 60) -> None:
+    def wait_for_step(self, step: int, process: "subprocess.Popen[str]", seconds: float = 180) -> None:
         """Returns as soon as metrics.jsonl has the step."""
         log = self.folder / "metrics.jsonl"
         deadline = time.monotonic() + seconds
@@ -261,7 +261,7 @@ def trained_weights(run: TinyRun) -> dict[str, torch.Tensor]:
 def ended() -> Callable[..., int]:
     """Waits for a launcher and gives its exit code, showing what it printed."""
 
-    def wait(process: "subprocess.Popen[str]", seconds: float = 60) -> int:
+    def wait(process: "subprocess.Popen[str]", seconds: float = 180) -> int:
         try:
             print(process.communicate(timeout=seconds)[0])
         except subprocess.TimeoutExpired:

@@ -33,9 +33,9 @@ def written(run):
     """The .wandb files of a run, oldest first, when they are whole: wandb's own process may write on after
     it was waited for."""
     paths = sorted(run.folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not all(any(record.HasField("exit") for record in records(path)) for path in paths):
-        assert time.monotonic() < deadline, f"not ended after 60 s: {paths}"
+        assert time.monotonic() < deadline, f"not ended after 180 s: {paths}"
         time.sleep(0.05)
     return paths
 
