@@ -9,6 +9,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +135,33 @@ def start(
 
 
 @pytest.fixture
-def watched(data: Path, namespace: str) -> Callable[[WatchedRun], Any]:
-    """Watches a run's steps for a block, and prints afterwards what its interruptions cost."""
+def measured(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Notes what a test measured; all of it is shown when the tests have ended."""
+    return partial(record_property, "measured")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Shows what the tests measured."""
+    lines = [
+        f"{report.nodeid.rpartition('::')[2]}: {value}"
+        for report in terminalreporter.getreports("passed")
+        for name, value in report.user_properties
+        if name == "measured"
+    ]
+    if lines:
+        terminalreporter.section("measured")
+    for line in lines:
+        terminalreporter.line(line)
+
+
+@pytest.fixture
+def watched(data: Path, namespace: str, measured: Callable[[str], None]) -> Callable[[WatchedRun], Any]:
+    """Watches a run's steps for a block, and notes afterwards what its interruptions cost."""
 
     @contextmanager
     def watch(run: WatchedRun) -> Iterator[StepWatch]:
         with StepWatch(data / f"runs-{namespace}" / namespace / run.name / "metrics.jsonl") as steps:
             yield steps
-        print(f"\n{run.name}: {steps.downtime:.1f} s without a step, {steps.repeated} steps done once more")
+        measured(f"{run.name}: {steps.downtime:.1f} s without a step, {steps.repeated} steps done once more")
 
     return watch

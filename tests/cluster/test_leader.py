@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -99,7 +99,9 @@ def assert_nothing_doubled(run: WatchedRun) -> None:
     assert [event["reason"] for event in run.events()] == ["Start"]
 
 
-def test_a_leader_that_stops_gives_the_lease_up(pair: Pair, run: WatchedRun) -> None:
+def test_a_leader_that_stops_gives_the_lease_up(
+    pair: Pair, run: WatchedRun, measured: Callable[[str], None]
+) -> None:
     leader, standby = pair.leader(), pair.standby()
     began = time.monotonic()
     leader.send(signal.SIGTERM)
@@ -108,29 +110,32 @@ def test_a_leader_that_stops_gives_the_lease_up(pair: Pair, run: WatchedRun) -> 
         time.sleep(0.1)
     took_over = time.monotonic() - began
     assert leader.ended(30) == 0
-    print(f"\nstopped: another leads after {took_over:.1f} s")
+    measured(f"another leads after {took_over:.1f} s; the run trains on in its pods")
     assert took_over < 5
     leader.start()
     assert pair.standby() is leader
     assert_nothing_doubled(run)
 
 
-def test_a_killed_leader_is_followed_within_the_lease(pair: Pair, run: WatchedRun) -> None:
+def test_a_killed_leader_is_followed_within_the_lease(
+    pair: Pair, run: WatchedRun, measured: Callable[[str], None]
+) -> None:
     leader, standby = pair.leader(), pair.standby()
     leader.stop(signal.SIGKILL)
     began = time.monotonic()
     assert pair.leader() is standby
     took_over = time.monotonic() - began
     assert_nothing_doubled(run)
-    print(
-        f"\nkilled: another leads after {took_over:.1f} s, a step seen after {time.monotonic() - began:.1f} s"
+    measured(
+        f"another leads after {took_over:.1f} s and has seen a step after {time.monotonic() - began:.1f} s; "
+        "the run trains on in its pods"
     )
     assert took_over < LEASE_SECONDS + 4
     leader.start()
 
 
 def test_a_leader_that_was_frozen_writes_nothing_more_and_ends(
-    pair: Pair, run: WatchedRun, kubectl: Kubectl
+    pair: Pair, run: WatchedRun, kubectl: Kubectl, measured: Callable[[str], None]
 ) -> None:
     leader, standby = pair.leader(), pair.standby()
     leader.send(signal.SIGSTOP)
@@ -152,7 +157,7 @@ def test_a_leader_that_was_frozen_writes_nothing_more_and_ends(
         assert kubectl.get("lease", RELEASE, "-n", NAMESPACE)["metadata"]["resourceVersion"] == lease
     finally:
         standby.send(signal.SIGCONT)
-    print(f"\nfrozen: another leads after {took_over:.1f} s, the first ended {ended:.1f} s after it went on")
+    measured(f"another leads after {took_over:.1f} s, the first ended {ended:.1f} s after it went on")
     assert "the lease was lost" in leader.log()
     leader.start()
     assert_nothing_doubled(run)

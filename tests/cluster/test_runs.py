@@ -101,7 +101,12 @@ def test_what_belongs_to_a_deleted_run_goes_with_it_and_what_it_keeps_stays(
 
 @pytest.mark.parametrize("backend", ["PyTorchJob", "Job"])
 def test_what_a_deleted_run_keeps_goes_with_it_where_the_run_says_so(
-    start: Callable[..., WatchedRun], kubectl: Kubectl, data: Path, namespace: str, backend: str
+    start: Callable[..., WatchedRun],
+    kubectl: Kubectl,
+    data: Path,
+    namespace: str,
+    backend: str,
+    measured: Callable[[str], None],
 ) -> None:
     checkpoint = {"uri": f"file:///data/runs-{namespace}", "everySteps": 2, "onDelete": "Remove"}
     run = start("tidy", steps=2000, backend=backend, checkpoint=checkpoint, workers={"count": 1})
@@ -113,7 +118,7 @@ def test_what_a_deleted_run_keeps_goes_with_it_where_the_run_says_so(
     began = time.monotonic()
     # In the foreground: all that the run owns goes before it does.
     kubectl("delete", "bnr", "tidy", "-n", namespace, "--cascade=foreground", timeout=240)
-    print(f"\ndeleted with its checkpoints ({backend}): {time.monotonic() - began:.0f} s")
+    measured(f"run, pods and all that it kept are gone after {time.monotonic() - began:.0f} s")
     assert run.gone()
     assert not folder.exists()
     assert beside.exists()
