@@ -191,6 +191,21 @@ class WatchedRun:
         said = self.kubectl("exec", pod, "-n", self.namespace, "--", "python", "-c", code)
         assert "killed" in said, said
 
+    def retried_after_sigkill(self) -> Document:
+        """Kills rank 1 after step 10; the run goes on from its checkpoint. Gives the segment that failed."""
+        self.wait_until(lambda status: status.get("checkpointStep", 0) >= 10, "second checkpoint")
+        self.kill_rank(self.pod(1))
+        retried = self.wait_until(lambda status: len(status["segments"]) > 1, "the next segment")
+        first: Document = retried["segments"][0]
+        second = retried["segments"][-1]
+        assert (first["outcome"], first["exitCode"]) == ("Failed", 137)
+        job = f"{self.name}-1"
+        assert (second["reason"], second["job"], retried["attempts"]) == ("Retry", job, 1)
+        assert second["firstStep"] >= 10
+        self.wait_until(lambda status: status["step"] > first["lastStep"], "going on")
+        self.wait_until(lambda status: status["attempts"] == 0, "a checkpoint, which begins the count anew")
+        return first
+
     def gone(self) -> bool:
         """Whether the cluster has no such run any more."""
         try:
