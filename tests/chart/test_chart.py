@@ -15,8 +15,6 @@ from bitnet_crds.schema import custom_resource_definition
 from bitnet_operator.main import operate
 from bitnet_operator.webhook import PATH
 
-pytestmark = pytest.mark.cluster
-
 CHECKOUT = Path(__file__).resolve().parents[2]
 CHART = CHECKOUT / "charts/bitnet-operator"
 Manifest = dict[str, Any]
@@ -25,11 +23,11 @@ WEBHOOK = "trial-bitnet-operator-webhook"
 
 
 def helm(*arguments: str) -> str:
-    """Runs helm, the one that scripts/install-cluster-prerequisites.sh installed or the one on PATH."""
+    """Runs helm, the one that scripts/install-chart-tools.sh fetched or the one on PATH."""
     cache = Path(os.environ.get("BITNET_CACHE") or Path.home() / ".cache/bitnet-operator")
     installed = cache / "bin/helm"
     program = str(installed) if installed.exists() else shutil.which("helm")
-    assert program, "helm is missing: run scripts/install-cluster-prerequisites.sh"
+    assert program, "helm is missing: run scripts/install-chart-tools.sh"
     return subprocess.run([program, *arguments], check=True, capture_output=True, text=True).stdout
 
 

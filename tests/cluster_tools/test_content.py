@@ -138,5 +138,5 @@ def test_marked_processes_are_found_and_killed_with_their_children(
 
 
 def test_scripts_are_shell_that_parses() -> None:
-    script = CHECKOUT / "scripts" / "install-cluster-prerequisites.sh"
-    subprocess.run(["bash", "-n", script], check=True)
+    for name in ("install-cluster-prerequisites.sh", "install-chart-tools.sh", "setup.sh", "lock.sh"):
+        subprocess.run(["bash", "-n", CHECKOUT / "scripts" / name], check=True)
