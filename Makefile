@@ -55,12 +55,14 @@ format: setup  ## Mend what ruff can mend
 verify: setup  ## Generated files are up to date
 	$(BIN)/python -m bitnet_crds.schema --check
 	$(BIN)/python scripts/draw_life.py --check
+	$(BIN)/python scripts/draw_dashboards.py --check
 
 crds: setup  ## Generate the CRD anew
 	$(BIN)/python -m bitnet_crds.schema
 
-docs: setup  ## Draw the life of a run anew, in docs/runs.md
+docs: setup  ## Draw the life of a run anew, in docs/runs.md, and the dashboards, in the chart
 	$(BIN)/python scripts/draw_life.py
+	$(BIN)/python scripts/draw_dashboards.py
 
 bench: setup  ## Run every benchmark
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
