@@ -1,15 +1,24 @@
-{{- /* Names, labels and the operator's rights, as the other templates use them. */}}
+{{- /* Names, labels and images, as the other templates use them. */}}
 
 {{- define "bitnet-operator.fullname" -}}
-{{- if contains .Chart.Name .Release.Name -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" -}}
+{{- else if contains .Chart.Name .Release.Name -}}
 {{- .Release.Name | trunc 63 | trimSuffix "-" -}}
 {{- else -}}
 {{- printf "%s-%s" .Release.Name .Chart.Name | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 {{- end -}}
 
+{{- /* The full name and a word after it, in 63 characters: (list . "word"). */}}
+{{- define "bitnet-operator.named" -}}
+{{- $word := last . -}}
+{{- $room := sub 62 (len $word) | int -}}
+{{- printf "%s-%s" (include "bitnet-operator.fullname" (first .) | trunc $room | trimSuffix "-") $word -}}
+{{- end -}}
+
 {{- define "bitnet-operator.webhookName" -}}
-{{- printf "%s-webhook" (include "bitnet-operator.fullname" . | trunc 55 | trimSuffix "-") -}}
+{{- include "bitnet-operator.named" (list . "webhook") -}}
 {{- end -}}
 
 {{- define "bitnet-operator.serviceAccountName" -}}
@@ -25,40 +34,21 @@ app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
-{{- define "bitnet-operator.labels" -}}
-{{ include "bitnet-operator.selectorLabels" . }}
+{{- define "bitnet-operator.commonLabels" -}}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{- /* What the operator does where it trains runs; granted in the cluster, or in each watched namespace. */}}
-{{- define "bitnet-operator.rules" -}}
-- apiGroups: [bitnet.training]
-  resources: [bitnetruns]
-  # patch: the finalizer of a run whose checkpoints go with it.
-  verbs: [get, list, watch, patch]
-- apiGroups: [bitnet.training]
-  resources: [bitnetruns/status]
-  verbs: [patch]
-# For ownerReferences with blockOwnerDeletion, where the cluster enforces who may set them.
-- apiGroups: [bitnet.training]
-  resources: [bitnetruns/finalizers]
-  verbs: [update]
-- apiGroups: [kubeflow.org]
-  resources: [pytorchjobs]
-  verbs: [get, list, watch, create, delete]
-- apiGroups: [batch]
-  resources: [jobs]
-  verbs: [get, list, watch, create, delete]
-# A pod that trains is told of a change by an annotation.
-- apiGroups: [""]
-  resources: [pods]
-  verbs: [list, watch, patch]
-- apiGroups: [""]
-  resources: [configmaps, services]
-  verbs: [get, create, delete]
-- apiGroups: [""]
-  resources: [events]
-  verbs: [create]
+{{- define "bitnet-operator.labels" -}}
+{{ include "bitnet-operator.selectorLabels" . }}
+{{ include "bitnet-operator.commonLabels" . }}
+{{- end -}}
+
+{{- /* An image's address, of (list . .Values.image). */}}
+{{- define "bitnet-operator.image" -}}
+{{- $image := last . -}}
+{{- $tag := default (first .).Chart.AppVersion $image.tag -}}
+{{- printf "%s:%s" $image.repository $tag -}}
+{{- with $image.digest -}}@{{ . }}{{- end -}}
 {{- end -}}
