@@ -56,12 +56,14 @@ verify: setup  ## Generated files are up to date
 	$(BIN)/python -m bitnet_crds.schema --check
 	$(BIN)/python scripts/draw_life.py --check
 	$(BIN)/python scripts/draw_dashboards.py --check
+	$(BIN)/python scripts/list_metrics.py --check
 
 crds: setup  ## Generate the CRD anew
 	$(BIN)/python -m bitnet_crds.schema
 
-docs: setup  ## Draw the life of a run anew, in docs/runs.md, and the dashboards, in the chart
+docs: setup  ## Generate anew what docs/runs.md, docs/metrics.md and the chart's dashboards have from the code
 	$(BIN)/python scripts/draw_life.py
+	$(BIN)/python scripts/list_metrics.py
 	$(BIN)/python scripts/draw_dashboards.py
 
 bench: setup  ## Run every benchmark

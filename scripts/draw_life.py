@@ -1,22 +1,17 @@
 """Draws the life of a run into docs/runs.md from the operator's own table: `python scripts/draw_life.py`."""
 
 import argparse
-import difflib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from bitnet_crds import SegmentReason
 from bitnet_crds.status import RunPhase
 from bitnet_operator.life import LIFE, Course
+from generated import put, write
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "runs.md"
 BEGIN = "<!-- Generated from operator/bitnet_operator/life.py by `make docs`. Do not edit. -->"
 END = "<!-- What was generated ends here. -->"
-
-
-class DrawingError(Exception):
-    """The page has no place for what is generated."""
 
 
 def diagram() -> Iterator[str]:
@@ -67,13 +62,8 @@ def _follows(course: Course) -> str:
 
 
 def drawn(page: str) -> str:
-    """The page with the diagram and the table of now. Raises DrawingError where it has no place for them."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise DrawingError(f"no place for the life of a run: write a line `{BEGIN}` and, below, `{END}`")
-    generated = ["", "", "```mermaid", *diagram(), "```", "", *table(), "", ""]
-    return before + begin + "\n".join(generated) + end + after
+    """The page with the diagram and the table of now. Raises PlaceError where it has no place for them."""
+    return put(page, BEGIN, END, ["```mermaid", *diagram(), "```", "", *table()])
 
 
 def main(arguments: list[str] | None = None, page: Path = PAGE) -> int:
@@ -83,19 +73,7 @@ def main(arguments: list[str] | None = None, page: Path = PAGE) -> int:
         "--check", action="store_true", help="fail, and show how, where the page is not up to date"
     )
     check = parser.parse_args(arguments).check
-    found = page.read_text()
-    wanted = drawn(found)
-    if not check:
-        page.write_text(wanted)
-        return 0
-    lines = difflib.unified_diff(
-        found.splitlines(), wanted.splitlines(), page.name, f"{page.name} (generated)", lineterm=""
-    )
-    if differences := "\n".join(lines):
-        print(differences)
-        print(f"{page.name} is not up to date. Run `make docs` and commit it.", file=sys.stderr)
-        return 1
-    return 0
+    return write(page, drawn(page.read_text()), check=check)
 
 
 if __name__ == "__main__":

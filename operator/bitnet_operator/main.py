@@ -13,14 +13,14 @@ from typing import Annotated, Any
 import aiohttp
 import kopf
 import typer
-from prometheus_client import REGISTRY, start_http_server
+from prometheus_client import REGISTRY, disable_created_metrics, start_http_server
 
 from bitnet_operator import handlers, health
 from bitnet_operator.api import ApiError, connect
 from bitnet_operator.case import Settings
 from bitnet_operator.cluster import Cluster
 from bitnet_operator.leader import Leadership, NotLeadingError, own_identity, pod_namespace
-from bitnet_operator.metrics import LEADER, RunMetrics
+from bitnet_operator.metrics import ReplicaMetrics, RunMetrics
 from bitnet_operator.observation import Key
 from bitnet_operator.queue import WorkQueue
 from bitnet_operator.reconcile import reconcile
@@ -94,7 +94,9 @@ def operate(
             "--no-leader-election and no --webhook-name",
             param_hint="--own-namespace",
         )
-    metrics = RunMetrics()
+    # When a counter began is nothing that anybody asks for.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    metrics, own = RunMetrics(), ReplicaMetrics()
     REGISTRY.register(metrics)
     try:
         start_http_server(metrics_port)
@@ -113,7 +115,7 @@ def operate(
         else None,
     )
     try:
-        asyncio.run(_operate(options, metrics))
+        asyncio.run(_operate(options, metrics, own))
     except (ApiError, NotLeadingError) as error:
         typer.echo(f"bitnet-operator: {error}", err=True)
         raise typer.Exit(1) from None
@@ -133,7 +135,7 @@ class _Options:
     webhook: WebhookOptions | None
 
 
-async def _operate(options: _Options, metrics: RunMetrics) -> None:
+async def _operate(options: _Options, metrics: RunMetrics, own: ReplicaMetrics) -> None:
     liveness, over = health.Liveness(limit_seconds=3 * RESYNC_SECONDS), asyncio.Event()
     async with (
         _healthz(liveness, options.health_port),
@@ -141,19 +143,25 @@ async def _operate(options: _Options, metrics: RunMetrics) -> None:
         aiohttp.ClientSession() as http,
         AsyncExitStack() as stack,
     ):
+
+        def saw() -> None:
+            liveness.saw()
+            own.saw()
+
         leadership, fenced = None, api
         if options.lease is not None:
-            leadership = Leadership(api, *options.lease, own_identity(), liveness.saw)
+            leadership = Leadership(api, *options.lease, own_identity(), saw)
             fenced = api.fenced(leadership.remaining)
         cluster = Cluster(fenced, http, options.trainer_image, metrics)
-        queue: WorkQueue[Key] = WorkQueue(partial(_work, cluster, options.settings))
+        queue: WorkQueue[Key] = WorkQueue(partial(_work, cluster, options.settings), observer=own)
+        own.measures(queue.length)
         registry, settings = kopf.OperatorRegistry(), handlers.kopf_settings()
         handlers.register(registry, queue)
         if options.webhook is not None:
             await stack.enter_async_context(serving(options.webhook, api, registry, settings))
         async with asyncio.TaskGroup() as group:
-            resync = partial(_resync, cluster, options.namespaces, queue, liveness)
-            leading = group.create_task(_lead(leadership, liveness, over, queue.run, resync))
+            resync = partial(_resync, cluster, options.namespaces, queue, saw)
+            leading = group.create_task(_lead(leadership, liveness, own, over, queue.run, resync))
 
             # Before kopf ends: it would wait five seconds for tasks that go on, of ours and of its own that
             # waits for the flag.
@@ -182,6 +190,7 @@ async def _operate(options: _Options, metrics: RunMetrics) -> None:
 async def _lead(
     leadership: Leadership | None,
     liveness: health.Liveness,
+    own: ReplicaMetrics,
     over: asyncio.Event,
     *work: Callable[[], Coroutine[None, None, None]],
 ) -> None:
@@ -190,7 +199,7 @@ async def _lead(
         liveness.role = "standby"
         await leadership.gain()
     liveness.role = "leader"
-    LEADER.set(1)
+    own.leads(True)
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(each()) for each in work]
@@ -200,7 +209,7 @@ async def _lead(
                     task.cancel()
     finally:
         liveness.role = "ending"
-        LEADER.set(0)
+        own.leads(False)
     over.set()
 
 
@@ -228,7 +237,7 @@ async def _healthz(liveness: health.Liveness, port: int) -> AsyncIterator[None]:
 
 
 async def _resync(
-    cluster: Cluster, namespaces: tuple[str, ...], queue: WorkQueue[Key], liveness: health.Liveness
+    cluster: Cluster, namespaces: tuple[str, ...], queue: WorkQueue[Key], saw: Callable[[], None]
 ) -> None:
     while True:
         try:
@@ -237,7 +246,7 @@ async def _resync(
         except ApiError as error:
             log.warning("could not list the runs: %s; tried again in %.0f s", error, RESYNC_SECONDS)
         else:
-            liveness.saw()
+            saw()
         await asyncio.sleep(RESYNC_SECONDS)
 
 

@@ -97,6 +97,8 @@ class Observation:
     """Whether a person wants the run to stop here and go on another time."""
     left_over: tuple[str, ...] = ()
     """Names of the run's pods that still run while their job is gone."""
+    gpus: int = 0
+    """GPUs that pods with the run's label hold on nodes."""
     watched_since: datetime | None = None
     """Since when somebody looks at runs: what nobody could see before is no stall."""
     deleting: bool = False

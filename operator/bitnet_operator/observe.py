@@ -58,6 +58,7 @@ async def observe(
         jobs=tuple(observed),
         stop_requested=document.get("spec", {}).get("suspend") is True,
         left_over=tuple(sorted(left_over)),
+        gpus=sum(_gpus(pod) for pod in pods if _holds_machine(pod)),
         watched_since=watched_since,
         deleting=deleting,
         removal=None
@@ -138,6 +139,11 @@ def _pod(pod: Mapping[str, Any], rank: int) -> Pod:
 def _holds_machine(pod: Mapping[str, Any]) -> bool:
     """Whether a pod has, or may still get, the node that it was given."""
     return "nodeName" in pod["spec"] and pod["status"].get("phase") not in ("Succeeded", "Failed")
+
+
+def _gpus(pod: Mapping[str, Any]) -> int:
+    limits = (container.get("resources", {}).get("limits", {}) for container in pod["spec"]["containers"])
+    return sum(int(each.get("nvidia.com/gpu", 0)) for each in limits)
 
 
 def _told(pod: Mapping[str, Any]) -> Told | None:

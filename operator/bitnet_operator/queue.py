@@ -4,8 +4,9 @@ import asyncio
 import heapq
 import itertools
 import logging
+import time
 from collections.abc import Awaitable, Callable, Hashable
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 log = logging.getLogger(__name__)
 
@@ -13,6 +14,18 @@ K = TypeVar("K", bound=Hashable)
 
 FIRST_BACKOFF_SECONDS = 1.0
 LONGEST_BACKOFF_SECONDS = 300.0
+
+
+class Observer(Protocol):
+    """Hears how the queue gets on."""
+
+    def begun(self, late: float) -> None:
+        """Work on a key begins, `late` seconds after it was due."""
+        ...
+
+    def ended(self, seconds: float, failed: bool) -> None:
+        """It has ended after so many seconds; `failed` where it raised."""
+        ...
 
 
 class WorkQueue(Generic[K]):
@@ -23,8 +36,16 @@ class WorkQueue(Generic[K]):
     loop; `wake` may be called from that loop only.
     """
 
-    def __init__(self, work: Callable[[K], Awaitable[float | None]], concurrency: int = 8) -> None:
+    def __init__(
+        self,
+        work: Callable[[K], Awaitable[float | None]],
+        concurrency: int = 8,
+        observer: Observer | None = None,
+    ) -> None:
         self._work = work
+        self._observer = observer
+        self._since = float("inf")
+        """When it began to work, by the loop's clock: what was due before was not late."""
         self._free = asyncio.Semaphore(concurrency)
         self._due: dict[K, float] = {}
         """When each waiting key is to be worked on, by the loop's clock."""
@@ -42,8 +63,14 @@ class WorkQueue(Generic[K]):
             self._due[key] = due
             self._push(key)
 
+    def length(self) -> int:
+        """Keys that are due now and whose work has not begun; 0 while nobody works. From any thread."""
+        now = time.monotonic()  # an event loop's clock, which has to be asked for in its own thread
+        return sum(due <= now for due in list(self._due.values())) if now >= self._since else 0
+
     async def run(self) -> None:
         """Works until cancelled."""
+        self._since = asyncio.get_running_loop().time()
         async with asyncio.TaskGroup() as group:
             while True:
                 await self._free.acquire()
@@ -70,21 +97,34 @@ class WorkQueue(Generic[K]):
                     heapq.heappop(self._heap)
                     del self._due[key]
                     self._active.add(key)
+                    self._begun(loop.time() - max(due, self._since))
                     return key
                 break
             await _wait(self._woken, wait)
 
+    def _begun(self, late: float) -> None:
+        if self._observer is not None:
+            self._observer.begun(late)
+
+    def _ended(self, seconds: float, failed: bool) -> None:
+        if self._observer is not None:
+            self._observer.ended(seconds, failed)
+
     async def _process(self, key: K) -> None:
         again: float | None
+        clock = asyncio.get_running_loop().time
+        began = clock()
         try:
             again = await self._work(key)
         except Exception:  # whatever one run meets, the work on the others goes on
             failures = self._failures[key] = self._failures.get(key, 0) + 1
             # The exponent is bounded too: 2 to the power of a week's failures is no float any more.
             again = min(FIRST_BACKOFF_SECONDS * 2 ** min(failures - 1, 16), LONGEST_BACKOFF_SECONDS)
+            self._ended(clock() - began, failed=True)
             log.exception("%s failed %d times in a row; tried again in %.0f s", key, failures, again)
         else:
             self._failures.pop(key, None)
+            self._ended(clock() - began, failed=False)
         finally:
             self._active.discard(key)
             self._free.release()

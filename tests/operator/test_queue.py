@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from bitnet_operator.queue import WorkQueue
 
 @asynccontextmanager
 async def running(
-    work: Callable[[str], Awaitable[float | None]], **options: int
+    work: Callable[[str], Awaitable[float | None]], **options: Any
 ) -> AsyncIterator[WorkQueue[str]]:
     """A queue at work, until the block ends."""
     queue = WorkQueue(work, **options)
@@ -183,3 +184,56 @@ async def test_a_key_that_fails_for_weeks_hurts_no_other_key(caplog: pytest.LogC
             await settle(lambda: queue._failures["bad"] == 5001)
             queue.wake("good")
             await settle(lambda: seen == ["good"])
+
+
+class Heard:
+    """Notes what the queue says of itself."""
+
+    def __init__(self) -> None:
+        self.late: list[float] = []
+        self.outcomes: list[bool] = []
+
+    def begun(self, late: float) -> None:
+        self.late.append(late)
+
+    def ended(self, seconds: float, failed: bool) -> None:
+        assert seconds >= 0
+        self.outcomes.append(failed)
+
+
+async def test_an_observer_hears_how_late_work_begins_and_how_it_ended() -> None:
+    gate, heard = asyncio.Event(), Heard()
+
+    async def work(key: str) -> None:
+        await gate.wait()
+        if key == "b":
+            raise RuntimeError("no")
+
+    async with running(work, concurrency=1, observer=heard) as queue:
+        queue.wake("a")
+        queue.wake("b")
+        queue.wake("later", after=60)
+        await settle(lambda: queue.length() == 1)
+        await asyncio.sleep(0.1)
+        gate.set()
+        await settle(lambda: len(heard.outcomes) == 2)
+        assert queue.length() == 0
+    assert heard.outcomes == [False, True]
+    assert heard.late[0] < 0.1 <= heard.late[1]
+
+
+async def test_what_was_woken_while_nobody_worked_is_not_late() -> None:
+    heard = Heard()
+
+    async def work(_key: str) -> None: ...
+
+    queue = WorkQueue[str](work, observer=heard)
+    queue.wake("a")
+    await asyncio.sleep(0.1)
+    assert queue.length() == 0
+    task = asyncio.create_task(queue.run())
+    await settle(lambda: heard.outcomes == [False])
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert heard.late[0] < 0.05

@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from prometheus_client import CollectorRegistry
 
 from bitnet_operator.api import ApiError
 from bitnet_operator.case import Settings
@@ -68,7 +69,14 @@ class Scene:
         metadata = {"name": path.rpartition("/")[2], "labels": labels, "ownerReferences": [owner]}
         running = {"name": "pytorch", "state": {"running": {}}}
         status = {"phase": "Running", "containerStatuses": [running]}
-        self.server.put(path, {"metadata": metadata, "spec": {"nodeName": "n"}, "status": status})
+        self.server.put(
+            path,
+            {
+                "metadata": metadata,
+                "spec": {"nodeName": "n", "containers": [{"name": "pytorch"}]},
+                "status": status,
+            },
+        )
         return path
 
     def ends(self, job: str, condition: str) -> None:
@@ -159,6 +167,24 @@ async def test_kept_it_goes_as_it_always_did(scene: Scene) -> None:
     scene.server.delete(RUN)
     assert RUN not in scene.server.objects
     assert await scene.look() is None
+
+
+async def test_the_gpus_that_its_pods_hold_are_counted_until_they_have_ended(scene: Scene) -> None:
+    def held() -> float | None:
+        registry = CollectorRegistry()
+        registry.register(scene.cluster.metrics)
+        return registry.get_sample_value("bitnetrun_gpus", {"namespace": "team", "name": "small"})
+
+    pod = await begin(scene)
+    manifest = scene.server.objects[pod]
+    (container,) = manifest["spec"]["containers"]
+    container["resources"] = {"limits": {"nvidia.com/gpu": "8"}}
+    scene.server.put(pod, manifest)
+    await scene.look()
+    assert held() == 8
+    scene.server.put(pod, manifest | {"status": manifest["status"] | {"phase": "Failed"}})
+    await scene.look()
+    assert held() == 0
 
 
 async def test_a_removal_that_failed_is_made_anew_and_a_person_may_give_it_up(scene: Scene) -> None:

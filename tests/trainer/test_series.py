@@ -1,14 +1,29 @@
-"""Series of /metrics: each of it is in docs/metrics.md, and holds what progress does."""
+"""Series of /metrics: those of the table and no other, and they hold what progress does."""
 
 import re
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from bitnet_crds.protocol import Checkpoint, MachineProgress, ObjectiveProgress, Progress, TeacherState
-from bitnet_operator.metrics import RunMetrics
+from bitnet_crds import parse_run, plan
+from bitnet_crds.adjustments import Adjustments
+from bitnet_crds.protocol import (
+    Checkpoint,
+    Evaluation,
+    MachineProgress,
+    ObjectiveProgress,
+    Progress,
+    TeacherState,
+)
+from bitnet_crds.series import ALL, UNIX_TIME
+from bitnet_crds.status import BitNetRunStatus, Condition, SegmentOutcome
+from bitnet_operator.metrics import ReplicaMetrics, RunMetrics
+from bitnet_operator.observation import Key
+from bitnet_operator.segments import next_segment
 from bitnet_trainer.report import Reporter
+from small_run import START, small_document
 
 LIST = Path(__file__).parents[2] / "docs" / "metrics.md"
 FULL = Progress(
@@ -51,47 +66,67 @@ def samples(progress: Progress) -> dict[str, float]:
     }
 
 
-def test_every_series_is_in_the_list_with_its_labels_and_nothing_else_is():
+def test_the_collectors_give_out_the_series_of_the_table_with_its_types_and_labels():
+    registry = CollectorRegistry()
+    registry.register(_runs())
+    ReplicaMetrics(registry).saw()
     families = [
         family
-        for text in (Reporter(FULL, ["main"]).metrics().decode(), _operators())
+        for text in (Reporter(FULL, ["main"]).metrics().decode(), generate_latest(registry).decode())
         for family in text_string_to_metric_families(text)
-        if family.name.startswith("bitnet")
+        if family.name.startswith("bitnet") and not family.name.endswith("_created")
     ]
     given = {
-        f"{family.name}{'_total' if family.type == 'counter' else ''}": ", ".join(sorted(labels))
+        (
+            f"{family.name}{'_total' if family.type == 'counter' else ''}",
+            family.type,
+            frozenset(label for sample in family.samples for label in sample.labels) - {"le"},
+        )
         for family in families
-        for labels in [{label for sample in family.samples for label in sample.labels}]
     }
-    listed = dict(re.findall(r"^\| `(bitnet\w+)` \| ([^|]*?) ?\|", LIST.read_text(), re.M))
-    assert {name: labels.replace("`", "").strip() for name, labels in listed.items()} == given
+    assert given == {(each.name, each.type, frozenset(each.labels)) for each in ALL}
 
 
-def _operators() -> str:
-    from prometheus_client import CollectorRegistry, generate_latest
+def test_the_page_lists_the_series_of_the_table():
+    listed = re.findall(r"^\| `(bitnet\w+)` \| (\w+) \| ([^|]*?) ?\|", LIST.read_text(), re.M)
+    assert {(name, kind, labels.replace("`", "").strip()) for name, kind, labels in listed} == {
+        (each.name, each.type, ", ".join(each.labels)) for each in ALL
+    }
 
-    from bitnet_crds.adjustments import Adjustments
-    from bitnet_crds.protocol import Evaluation
-    from bitnet_crds.status import BitNetRunStatus, Condition
-    from bitnet_operator.observation import Key
 
-    metrics, registry = RunMetrics(), CollectorRegistry()
-    registry.register(metrics)
+def test_names_follow_prometheus_conventions_for_types_and_units():
+    for each in ALL:
+        assert each.name.endswith("_total") == (each.type == "counter"), each
+        assert each.name.endswith("_timestamp_seconds") == (each.unit == UNIX_TIME), each
+        assert each.name.endswith("_bytes") == (each.unit == "bytes"), each
+        if each.unit == "seconds":
+            assert each.name.endswith("_seconds"), each
+
+
+def _runs() -> RunMetrics:
+    """A run of which everything is known."""
     condition = Condition(
         type="Running", status="True", reason="x", message="", observed_generation=1, last_transition_time=""
     )
+    run = parse_run(small_document())
+    segment = next_segment(run, plan(run.spec), BitNetRunStatus(), START)
+    failed = segment.model_copy(update={"outcome": SegmentOutcome.FAILED, "exit_reason": "Crashed"})
     status = BitNetRunStatus(
         total_steps=10,
         loss="2.5",
+        progress_at="2026-01-01T00:00:00Z",
         tokens_per_second=3,
         checkpoint_step=2,
+        attempts=1,
         training_phase="main",
+        segments=(failed, segment),
         conditions=(condition,),
         adjustments=Adjustments(halvings={"main": 1}),
         evaluation=Evaluation(tokens=10, perplexity_after="7.5", accuracy_after="0.5"),
     )
-    metrics.saw(Key("team", "small"), status)
-    return generate_latest(registry).decode()
+    metrics = RunMetrics()
+    metrics.saw(Key("team", "small"), status, run)
+    return metrics
 
 
 def test_values_are_those_of_the_progress():

@@ -1,4 +1,4 @@
-"""The series of /metrics: a run's progress in Prometheus' terms. docs/metrics.md lists them."""
+"""The series of /metrics: a run's progress in Prometheus' terms, by the table of `bitnet_crds.series`."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -6,6 +6,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from bitnet_crds.protocol import Progress, TeacherState, TrainerState
+from bitnet_crds.series import TRAINER
 
 _PREFIX = "bitnet_trainer_"
 
@@ -20,108 +21,65 @@ class ProgressCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """All series, of one and the same progress."""
         progress = self._progress()
-        for name, (text, value) in _gauges(progress).items():
-            if value is not None:
-                yield GaugeMetricFamily(_PREFIX + name, text, value=value)
-        for name, text, total in (
-            ("tokens", "Tokens trained on since the run began.", progress.tokens),
-            ("skipped_steps", "Steps left out, their loss or gradient not finite.", progress.skipped_steps),
-            ("loss_spikes", "Losses far above those before them, since the run began.", progress.loss_spikes),
-            (
-                "checkpoint_failures",
-                "Checkpoints that could not be written, in this process.",
-                progress.checkpoint_failures,
-            ),
-        ):
-            yield CounterMetricFamily(_PREFIX + name, text, value=total)
-        yield from _labelled(progress)
-        for name, text, current, known in (
-            ("state", "What the trainer is doing.", progress.state.value, list(TrainerState)),
-            ("teacher", "Where the teacher stands.", progress.teacher.value, list(TeacherState)),
-            ("phase", "The phase being trained.", progress.phase, self._phases),
-        ):
-            family = GaugeMetricFamily(_PREFIX + name, text, labels=[name])
-            for each in dict.fromkeys((*map(str, known), current)):
-                family.add_metric([each], float(each == current))
-            yield family
+        plain, labelled = _plain(progress), _labelled(progress, self._phases)
+        for each in TRAINER:
+            name = each.name.removeprefix(_PREFIX)
+            family = (CounterMetricFamily if each.type == "counter" else GaugeMetricFamily)(
+                each.family, each.meaning, labels=each.labels
+            )
+            values = labelled[name] if each.labels else {"": plain[name]}
+            for label, value in values.items():
+                if value is not None:
+                    family.add_metric([label] if each.labels else [], value)
+            if family.samples:
+                yield family
 
 
-def _gauges(progress: Progress) -> Mapping[str, tuple[str, float | None]]:
-    """Those without a label, by name: help and value."""
+def _plain(progress: Progress) -> Mapping[str, float | None]:
+    """Those without a label, by name."""
     machine, checkpoint = progress.machine, progress.checkpoint
     return {
-        "step": ("Optimiser steps completed.", progress.step),
-        "steps": ("Optimiser steps of the whole run.", progress.total_steps),
-        "loss": ("Total loss of the last finite step.", progress.loss),
-        "gradient_norm": ("L2 norm of the gradient before clipping.", progress.gradient_norm),
-        "quantization_lambda": ("Lambda: 0 not quantised, 1 fully.", progress.quantization_lambda),
-        "largest_attention_logit": (
-            "Largest attention logit of the last step, before its update.",
-            progress.largest_attention_logit,
-        ),
-        "clipped_heads": ("Query heads clipped in the last step.", progress.clipped_heads),
-        "tokens_per_second": ("Tokens trained on in a second, all ranks.", progress.tokens_per_second),
-        "step_seconds": ("Time of a step, a mean over the last few.", machine.step_seconds),
-        "model_flops_utilization_ratio": (
-            "Share of the GPUs' dense bfloat16 peak.",
-            machine.model_flops_utilization,
-        ),
-        "device_memory_peak_bytes": (
-            "Largest GPU memory in tensors, since rank 0 began or tried what fits.",
-            machine.device_peak_bytes,
-        ),
-        "device_memory_reserved_bytes": ("GPU memory that rank 0 holds.", machine.device_reserved_bytes),
-        "host_memory_peak_bytes": ("Largest resident memory of rank 0.", machine.host_peak_bytes),
-        "micro_batch_size": ("Sequences in one pass of one process.", progress.micro_batch_size),
-        "accumulation": ("Passes in one optimiser step.", progress.accumulation),
-        "world_size": ("Processes.", progress.world_size),
-        "checkpoint_step": (
-            "Steps in the newest committed checkpoint.",
-            None if checkpoint is None else checkpoint.step,
-        ),
-        "checkpoint_timestamp_seconds": (
-            "When this process last committed a checkpoint, since 1970.",
-            progress.checkpoint_at,
-        ),
-        "checkpoint_duration_seconds": (
-            "What that checkpoint took, from the copy of the state to the commit.",
-            progress.checkpoint_seconds,
-        ),
+        "step": progress.step,
+        "steps": progress.total_steps,
+        "tokens_total": progress.tokens,
+        "loss": progress.loss,
+        "gradient_norm": progress.gradient_norm,
+        "quantization_lambda": progress.quantization_lambda,
+        "largest_attention_logit": progress.largest_attention_logit,
+        "clipped_heads": progress.clipped_heads,
+        "skipped_steps_total": progress.skipped_steps,
+        "loss_spikes_total": progress.loss_spikes,
+        "tokens_per_second": progress.tokens_per_second,
+        "step_seconds": machine.step_seconds,
+        "model_flops_utilization_ratio": machine.model_flops_utilization,
+        "device_memory_peak_bytes": machine.device_peak_bytes,
+        "device_memory_reserved_bytes": machine.device_reserved_bytes,
+        "host_memory_peak_bytes": machine.host_peak_bytes,
+        "micro_batch_size": progress.micro_batch_size,
+        "accumulation": progress.accumulation,
+        "world_size": progress.world_size,
+        "checkpoint_step": None if checkpoint is None else checkpoint.step,
+        "checkpoint_timestamp_seconds": progress.checkpoint_at,
+        "checkpoint_duration_seconds": progress.checkpoint_seconds,
+        "checkpoint_failures_total": progress.checkpoint_failures,
     }
 
 
-def _labelled(progress: Progress) -> Iterable[Metric]:
-    """Gauges with one label, whose values are known as long as a run goes on."""
+def _labelled(progress: Progress, phases: Sequence[str]) -> Mapping[str, Mapping[str, float | None]]:
+    """Those with one label, by name and by the label's value."""
     parts = progress.objectives
-    for name, text, label, values in (
-        (
-            "learning_rate",
-            "Learning rate of the last step.",
-            "optimizer",
-            {"AdamW": progress.learning_rate, "Muon": progress.muon_learning_rate},
-        ),
-        (
-            "objective_loss",
-            "One objective's loss.",
-            "objective",
-            {each: part.raw for each, part in parts.items()},
-        ),
-        (
-            "objective_weight",
-            "One objective's weight.",
-            "objective",
-            {each: part.weight for each, part in parts.items()},
-        ),
-        (
-            "objective_weighted_loss",
-            "One objective's part of the total loss.",
-            "objective",
-            {each: part.weighted for each, part in parts.items()},
-        ),
-        ("mixture_share", "Share of the sequences from one source.", "source", progress.mixture),
-    ):
-        family = GaugeMetricFamily(_PREFIX + name, text, labels=[label])
-        for each, value in values.items():
-            if value is not None:
-                family.add_metric([each], value)
-        yield family
+    return {
+        "objective_loss": {name: part.raw for name, part in parts.items()},
+        "objective_weight": {name: part.weight for name, part in parts.items()},
+        "objective_weighted_loss": {name: part.weighted for name, part in parts.items()},
+        "learning_rate": {"AdamW": progress.learning_rate, "Muon": progress.muon_learning_rate},
+        "mixture_share": progress.mixture,
+        "state": _one_of(progress.state.value, map(str, TrainerState)),
+        "phase": _one_of(progress.phase, phases),
+        "teacher": _one_of(progress.teacher.value, map(str, TeacherState)),
+    }
+
+
+def _one_of(current: str, known: Iterable[str]) -> Mapping[str, float]:
+    """1 for what holds, 0 for all else that may; one that nobody expected is there too."""
+    return {each: float(each == current) for each in dict.fromkeys((*known, current))}
