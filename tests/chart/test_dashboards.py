@@ -112,6 +112,7 @@ def test_every_series_of_a_run_is_shown() -> None:
         "bitnet_trainer_step",
         "bitnet_trainer_steps",
         "bitnet_trainer_tokens_total",
+        "bitnetrun_failure",  # of alerts
         "bitnetrun_progress_timestamp_seconds",  # of an alert
     }
 
