@@ -2,9 +2,7 @@
 
 import importlib.util
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from chart_tools import program
 from dashboards import NAMES, NEEDS, dashboard, filled_in, panels, queries
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,15 +81,13 @@ def test_the_files_are_what_the_code_draws(script: ModuleType, tmp_path: Path) -
 
 
 def test_every_query_parses(tmp_path: Path) -> None:
-    cache = Path(os.environ.get("BITNET_CACHE") or Path.home() / ".cache/bitnet-operator")
-    installed = cache / "bin/promtool"
-    program = str(installed) if installed.exists() else shutil.which("promtool")
-    assert program, "promtool is missing: run scripts/install-chart-tools.sh"
     every = [query.expr for name in NAMES for query in queries(name, "team", "qwen3")]
     rules = [{"record": f"query_{number}", "expr": expr} for number, expr in enumerate(every)]
     file = tmp_path / "queries.yaml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "dashboards", "rules": rules}]}))
-    checked = subprocess.run([program, "check", "rules", file], capture_output=True, text=True, check=False)
+    checked = subprocess.run(
+        [program("promtool"), "check", "rules", file], capture_output=True, text=True, check=False
+    )
     assert checked.returncode == 0, checked.stderr
     assert f"{len(rules)} rules found" in checked.stdout
 
