@@ -1,15 +1,14 @@
 """Writes both Grafana dashboards into the chart as JSON: `python scripts/draw_dashboards.py`."""
 
 import argparse
-import difflib
-import sys
 from pathlib import Path
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from grafana_dashboards import fleet, run
-
-FOLDER = Path(__file__).resolve().parents[1] / "charts" / "bitnet-operator" / "files" / "dashboards"
+from generated import write
+from grafana_dashboards.asked import FOLDER
+from grafana_dashboards.fleet import fleet
+from grafana_dashboards.run import run
 
 
 def drawn() -> dict[str, str]:
@@ -27,22 +26,8 @@ def main(arguments: list[str] | None = None, folder: Path = FOLDER) -> int:
         "--check", action="store_true", help="fail, and show how, where a file is not up to date"
     )
     check = parser.parse_args(arguments).check
-    stale = False
-    for name, wanted in drawn().items():
-        path = folder / name
-        if not check:
-            folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(wanted)
-            continue
-        found = path.read_text() if path.exists() else ""
-        lines = difflib.unified_diff(
-            found.splitlines(), wanted.splitlines(), name, f"{name} (generated)", lineterm=""
-        )
-        if differences := "\n".join(lines):
-            stale = True
-            print(differences)
-            print(f"{name} is not up to date. Run `make docs` and commit it.", file=sys.stderr)
-    return int(stale)
+    folder.mkdir(parents=True, exist_ok=True)
+    return max(write(folder / name, wanted, check=check) for name, wanted in drawn().items())
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ _LINK = (
     "&var-name=${__data.fields.Run}&${__url_time_range}",
     "Open this run",
 )
+_LEADS = "bitnet_operator_leader == 1"
 _TEN = "The ten highest at each moment."
 
 
@@ -99,12 +100,16 @@ def _at_once() -> list[AnyPanel]:
         ),
         value(
             "Last seen",
-            "Seconds since an operator last saw the cluster. Normal is under a minute.",
+            "Since the leader last saw all runs, which it lists every 300 s beside watching them. Normal is"
+            " up to 300 s; beyond it has lost the API server, and nothing is decided.",
             "s",
-            Query("time() - max(bitnet_operator_last_seen_timestamp_seconds)", "ago"),
-            colors={None: "green", 60: "orange", 300: "red"},
+            Query(
+                f"time() - max(bitnet_operator_last_seen_timestamp_seconds and on (pod, instance) {_LEADS})",
+                "ago",
+            ),
+            colors={None: "green", 400: "orange", 700: "red"},
             decimals=0,
-            absent="no operator",
+            absent="no leader",
         ),
     ]
 
@@ -118,10 +123,12 @@ def _runs() -> AnyPanel:
         "Runs",
         "Every run that exists; click on its name for its own dashboard. Health is the worst of what is not"
         " well. Behind is the steps since the newest checkpoint over checkpoint.everySteps: over 2, the last"
-        " one did not come. Attempts are failed segments in a row without a new checkpoint between them.",
+        " one did not come. Last failure is why the last attempt failed, attempts are failed segments in a"
+        " row without a new checkpoint between them.",
         [
-            Column("", f"{by_run('bitnetrun_phase', FLEET, 'phase')} == 1"),
-            Column("", f"max by (namespace, name, trains) ({trained})"),
+            Column("Phase", f"{by_run('bitnetrun_phase', FLEET, 'phase')} == 1", label=True),
+            Column("Trains", f"max by (namespace, name, trains) ({trained})", label=True),
+            Column("Last failure", by_run("bitnetrun_failure", FLEET, "reason"), label=True),
             Column("Health", health(FLEET), "none", words=HEALTH),
             Column("Step", step, "none", decimals=0),
             Column("of", steps, "none", decimals=0),
@@ -140,7 +147,7 @@ def _runs() -> AnyPanel:
                 colors={None: "text", 2: "orange", 4: "red"},
             ),
         ],
-        labels=_LABELS | {"phase": "Phase", "trains": "Trains"},
+        labels=_LABELS | {"phase": "Phase", "trains": "Trains", "reason": "Last failure"},
         link=_LINK,
         absent="No run exists in these namespaces.",
         height=10,
@@ -158,7 +165,13 @@ def _health() -> list[AnyPanel]:
             "Conditions that ask for a look, each with its run: Stalled, LossPlateau, LossSpike and"
             " Warnings that are True, Checkpointing that is False. Normal is an empty table. docs/runs.md"
             " has what each means.",
-            [Column("", f"{by_run(condition, f'{FLEET}, {bad}', 'type', 'status')} or {failing}")],
+            [
+                Column(
+                    "Conditions",
+                    f"{by_run(condition, f'{FLEET}, {bad}', 'type', 'status')} or {failing}",
+                    label=True,
+                )
+            ],
             labels=_LABELS | {"type": "Condition", "status": "is"},
             link=_LINK,
             absent="All is well.",
@@ -259,7 +272,7 @@ def _operator() -> list[AnyPanel]:
             "1 for the replica that leads, 0 for those that stand by. A change is a failover: once for each"
             " rollout is normal.",
             "none",
-            Query("max by (pod) (bitnet_operator_leader)", "{{pod}}"),
+            Query("max by (pod, instance) (bitnet_operator_leader)", "{{pod}} {{instance}}"),
             counts=True,
             low=0,
             high=1,
@@ -307,9 +320,13 @@ def _operator() -> list[AnyPanel]:
         ),
         lines(
             "Last seen by each replica",
-            "Seconds since each replica last saw the cluster. Normal is a low saw-tooth, under a minute.",
+            "Since each replica last saw the cluster. Normal is a saw-tooth: the leader lists all runs"
+            " every 300 s, one that stands by reads the lease every 2 s.",
             "s",
-            Query("time() - max by (pod) (bitnet_operator_last_seen_timestamp_seconds)", "{{pod}}"),
+            Query(
+                "time() - max by (pod, instance) (bitnet_operator_last_seen_timestamp_seconds)",
+                "{{pod}} {{instance}}",
+            ),
             low=0,
             width=12,
         ),

@@ -58,6 +58,8 @@ class Column:
     title: str
     expr: str
     unit: str = "short"
+    label: bool = False
+    """Labels of the query's series are shown, and not its value."""
     decimals: int | None = None
     colors: Colors | None = None
     words: Mapping[int, tuple[str, str]] | None = None
@@ -165,8 +167,7 @@ def rows(
     width: int = 24,
 ) -> table.Panel:
     """A table with one row for each set of `labels` (label to title), and a cell for each query. `link` is
-    the title of a label's column, what it links to, and that link's tooltip. Of a column without a title the
-    query's labels are shown alone."""
+    the title of a label's column, what it links to, and that link's tooltip."""
     panel = _described(table.Panel(), title, description, "short", width, height).no_value(absent)
     renamed, hidden = dict(labels), {"Time": True}
     for letter, column in _lettered(columns):
@@ -174,7 +175,7 @@ def rows(
             _asked(letter, Query(column.expr, column.title)).instant().format(PromQueryFormat.TABLE)
         )
         field = f"Value #{letter}" if len(columns) > 1 else "Value"
-        if not column.title:
+        if column.label:
             hidden[field] = True
             continue
         renamed[field] = column.title

@@ -1,40 +1,24 @@
 """The Grafana dashboards: queries are PromQL of series that exist, panels fill the grid and are described."""
 
-import importlib.util
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
+import draw_dashboards
+from bitnet_crds.series import OPERATOR, RUNS, TRAINER
 from chart_tools import program
-from dashboards import NAMES, NEEDS, dashboard, filled_in, panels, queries
+from dashboards import NAMES, NEEDS, dashboard, filled_in, marks, panels, queries
 
 ROOT = Path(__file__).resolve().parents[2]
 SERIES = re.compile(r"\b(?:bitnetrun|bitnet_operator|bitnet_trainer)_\w+")
 SELECTOR = re.compile(r"\b((?:bitnetrun|bitnet_trainer)_\w+)(\{[^}]*\})?")
 WIDTH = 24
 """Of Grafana's grid."""
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    path = ROOT / "scripts" / "draw_dashboards.py"
-    spec = importlib.util.spec_from_file_location("draw_dashboards", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.parent))
-    return module
 
 
 @pytest.fixture(params=NAMES)
@@ -44,40 +28,23 @@ def name(request: pytest.FixtureRequest) -> str:
 
 def asked(of: dict[str, Any]) -> list[str]:
     """Every query of panels and marks, variables as they are."""
-    marks = of["annotations"].get("list", [])
-    return [target["expr"] for panel in panels(of) for target in panel["targets"]] + [
-        mark["expr"] for mark in marks
-    ]
+    asking = [target for panel in panels(of) for target in panel["targets"]] + marks(of)
+    return [each["expr"] for each in asking]
 
 
-AGREED = {
-    "bitnetrun_retries_limit",
-    "bitnetrun_checkpoint_every_steps",
-    "bitnetrun_gpus",
-    "bitnetrun_progress_timestamp_seconds",
-    "bitnetrun_segment_start_timestamp_seconds",
-    "bitnet_operator_reconciles_total",
-    "bitnet_operator_reconcile_seconds",
-    "bitnet_operator_queue_wait_seconds",
-    "bitnet_operator_queue_length",
-    "bitnet_operator_last_seen_timestamp_seconds",
-}
-"""Series that the page is about to name."""
+def known_series() -> dict[str, tuple[str, ...]]:
+    """Labels of each series that operator and trainer serve, a histogram's as its buckets."""
+    return {
+        f"{each.name}_bucket" if each.type == "histogram" else each.name: each.labels
+        for each in (*TRAINER, *RUNS, *OPERATOR)
+    }
 
 
-def known_series() -> set[str]:
-    """What docs/metrics.md names, a histogram's parts included."""
-    page = (ROOT / "docs" / "metrics.md").read_text()
-    named = set(re.findall(r"`((?:bitnetrun|bitnet_operator|bitnet_trainer)_\w+)", page))
-    named |= AGREED
-    return named | {f"{series}_bucket" for series in named}
-
-
-def test_the_files_are_what_the_code_draws(script: ModuleType, tmp_path: Path) -> None:
-    assert script.main(["--check"]) == 0
-    assert script.main(["--check"], tmp_path) == 1
-    assert script.main([], tmp_path) == 0
-    assert script.main(["--check"], tmp_path) == 0
+def test_the_files_are_what_the_code_draws(tmp_path: Path) -> None:
+    assert draw_dashboards.main(["--check"]) == 0
+    assert draw_dashboards.main(["--check"], tmp_path) == 1
+    assert draw_dashboards.main([], tmp_path) == 0
+    assert draw_dashboards.main(["--check"], tmp_path) == 0
 
 
 def test_every_query_parses(tmp_path: Path) -> None:
@@ -96,20 +63,17 @@ def test_no_query_names_a_series_that_does_not_exist(name: str) -> None:
     of = dashboard(name)
     variables = [each["query"]["query"] for each in of["templating"]["list"] if each["type"] == "query"]
     named = {series for query in asked(of) + variables for series in SERIES.findall(query)}
-    assert named - known_series() == set()
+    assert named - known_series().keys() == set()
 
 
-def test_every_series_of_a_run_is_shown() -> None:
+def test_every_series_is_shown() -> None:
     shown = {series for name in NAMES for query in asked(dashboard(name)) for series in SERIES.findall(query)}
-    of_runs = {series for series in known_series() if not series.endswith("_bucket")}
-    histograms = {series.removesuffix("_bucket") for series in shown}
-    assert of_runs - shown - histograms == {
+    assert known_series().keys() - shown == {
         "bitnet_trainer_checkpoint_step",  # the operator's is shown: it outlives the pods
         "bitnet_trainer_skipped_steps_total",  # so is this one
         "bitnet_trainer_step",
         "bitnet_trainer_steps",
         "bitnet_trainer_tokens_total",
-        "bitnetrun_failure",  # of alerts
         "bitnetrun_progress_timestamp_seconds",  # of an alert
     }
 
@@ -150,6 +114,14 @@ def test_a_legend_names_labels_that_its_query_keeps(name: str) -> None:
                 kept = re.search(r"by \(([^)]*)\)", target["expr"])
                 assert kept, panel["title"]
                 assert label in kept[1].split(", "), panel["title"]
+
+
+def test_series_are_grouped_by_labels_that_they_have(name: str) -> None:
+    """What the scrape adds: the run's names, and of which replica it is."""
+    scraped = {"namespace", "name", "pod", "instance"}
+    for query in asked(dashboard(name)):
+        for labels, series in re.findall(r"\bmax by \(([^)]*)\) \((\w+)\{", query):
+            assert set(labels.split(", ")) <= {*known_series()[series], *scraped}, query
 
 
 def test_panels_fill_the_grid_and_none_covers_another(name: str) -> None:

@@ -1,15 +1,12 @@
 """What the dashboards' panels ask Prometheus of one run, and which of it only some runs have an answer to."""
 
-import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
-from typing import Any
 
-FOLDER = Path(__file__).resolve().parents[2] / "charts/bitnet-operator/files/dashboards"
-NAMES = ("fleet", "run")
+from grafana_dashboards.asked import NAMES, dashboard, filled_in, marks, panels
+
+__all__ = ["NAMES", "NEEDS", "Needs", "PanelQuery", "dashboard", "filled_in", "marks", "panels", "queries"]
 
 
 class Needs(StrEnum):
@@ -23,6 +20,7 @@ class Needs(StrEnum):
     SICK = "a condition that is not well"
     CHECKPOINT_FAILED = "checkpoints that fail"
     OUT_OF_MEMORY = "memory that ran out"
+    FAILURE = "an attempt that failed"
     RETRIES = "spec.retries over 0"
 
 
@@ -35,6 +33,7 @@ NEEDS = {
     ("fleet", "Runs that are not well: {{type}}"): Needs.SICK,
     ("fleet", "Runs that are not well: Checkpointing fails"): Needs.CHECKPOINT_FAILED,
     ("fleet", "Attempts used"): Needs.RETRIES,
+    ("fleet", "Runs: Last failure"): Needs.FAILURE,
     ("run", "Time left"): Needs.TRAINING,
     ("run", "Speed"): Needs.TRAINING,
     ("run", "Largest attention logit"): Needs.MUONCLIP,
@@ -62,16 +61,6 @@ class PanelQuery:
     """None where every run that has taken a step and written a checkpoint has an answer."""
 
 
-def dashboard(name: str) -> dict[str, Any]:
-    """A dashboard as the chart ships it: `fleet` or `run`."""
-    return dict(json.loads((FOLDER / f"{name}.json").read_text()))
-
-
-def panels(of: dict[str, Any]) -> list[dict[str, Any]]:
-    """Its panels less its rows, top to bottom."""
-    return [panel for panel in of["panels"] if panel["type"] != "row"]
-
-
 def queries(name: str, namespace: str, run: str, window: str = "1m") -> Iterator[PanelQuery]:
     """All that the dashboard asks, with its variables as Grafana would put them in: `window` is what rates
     are over, four times the scrape interval or more."""
@@ -82,16 +71,6 @@ def queries(name: str, namespace: str, run: str, window: str = "1m") -> Iterator
             needs = NEEDS.get((name, f"{title}: {legend}"), NEEDS.get((name, title)))
             expr = filled_in(target["expr"], namespace, run, window)
             yield PanelQuery(name, title, legend, expr, target["instant"], needs)
-    for mark in of["annotations"].get("list", []):
+    for mark in marks(of):
         expr = filled_in(mark["expr"], namespace, run, window)
         yield PanelQuery(name, f"marks: {mark['name']}", mark["titleFormat"], expr, False, None)
-
-
-def filled_in(expr: str, namespace: str, run: str, window: str) -> str:
-    """The query with values for all variables. Raises ValueError where one is left."""
-    values = {"$namespace": namespace, "$name": run, "$__rate_interval": window}
-    for variable, value in values.items():
-        expr = expr.replace(variable, value)
-    if re.search(r"\$[A-Za-z_{]", expr):
-        raise ValueError(f"a variable that has no value here: {expr}")
-    return expr
