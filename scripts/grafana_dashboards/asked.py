@@ -28,8 +28,8 @@ def marks(of: Dashboard) -> list[dict[str, Any]]:
 
 
 def filled_in(expr: str, namespace: str, run: str, window: str) -> str:
-    """The query with values for all variables; `window` is what rates are over, four times the scrape interval
-    or more. Raises ValueError where a variable is left."""
+    """The query with values for all variables; `window` is what rates are over, four times the scrape
+    interval or more. Raises ValueError where a variable is left."""
     values = {"$namespace": namespace, "$name": run, "$__rate_interval": window}
     for variable, value in values.items():
         expr = expr.replace(variable, value)
