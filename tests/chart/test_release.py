@@ -79,7 +79,7 @@ def served(*values: str) -> set[int]:
 
 
 def test_the_network_policy_lets_in_all_that_is_served_from_anywhere() -> None:
-    for values in ((), ("webhook.enabled=false",)):
+    for values in ((), ("webhook.enabled=false",), ("webhook.port=10250",)):
         policy = render(*values)["NetworkPolicy"]["spec"]
         labels = render(*values)["Deployment"]["spec"]["template"]["metadata"]["labels"]
         assert policy["podSelector"]["matchLabels"].items() <= labels.items()
@@ -160,4 +160,4 @@ def test_the_notes_say_what_comes_next(values: tuple[str, ...], said: str) -> No
     printed = helm("install", "trial", str(CHART), "--namespace", "bitnet", "--dry-run=client", *options)
     notes = printed.partition("NOTES:")[2]
     assert said in notes
-    assert ("port 9443" in notes) == ("webhook.enabled=false" not in values)
+    assert ("set webhook.port to 10250" in notes) == ("webhook.enabled=false" not in values)

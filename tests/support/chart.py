@@ -140,19 +140,21 @@ def helm(*arguments: str) -> str:
     return subprocess.run([program, *arguments], check=True, capture_output=True, text=True).stdout
 
 
-def manifests(given: Given, *options: str) -> list[Manifest]:
+def manifests(given: Given, *options: str, chart: Path = CHART) -> list[Manifest]:
     """All that a release is made of, the objects of `helm test` too."""
     rendered = helm(
-        "template", given.release, str(CHART), "--namespace", NAMESPACE, *given.options(), *options
+        "template", given.release, str(chart), "--namespace", NAMESPACE, *given.options(), *options
     )
     return [document for document in yaml.load_all(rendered, yaml.CSafeLoader) if document]
 
 
-def render(*values: str, apis: Iterable[str] = (), files: Iterable[str] = ()) -> dict[str, Manifest]:
+def render(
+    *values: str, apis: Iterable[str] = (), files: Iterable[str] = (), chart: Path = CHART
+) -> dict[str, Manifest]:
     """The manifests of the release `trial`, less those of `helm test`: each by its kind, then its namespace
     where that is not the release's, then what its name has beside the release's full name."""
     found: dict[str, Manifest] = {}
-    for manifest in manifests(Given(values, tuple(apis), tuple(files)), "--skip-tests"):
+    for manifest in manifests(Given(values, tuple(apis), tuple(files)), "--skip-tests", chart=chart):
         metadata = manifest["metadata"]
         words = [manifest["kind"]]
         if metadata.get("namespace", NAMESPACE) != NAMESPACE:

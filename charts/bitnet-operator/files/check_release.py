@@ -24,9 +24,11 @@ RUN = {
     "metadata": {"name": "helm-test"},
     "spec": {
         "model": {"from": "hf://HuggingFaceTB/SmolLM2-135M"},
+        "quantization": {"lambdaWarmup": {"steps": 200, "curve": "Linear"}},
         "data": {"sequenceLength": 128, "sources": [{"name": "text", "uri": "pvc://text"}]},
         "budget": {"tokens": 1_280_000, "globalBatchSize": 10},
         "optimizer": {"adamLearningRate": 0.001},
+        "schedule": {"warmupSteps": 200},
         "phases": [
             {"name": "first", "until": "50%", "objectives": {"crossEntropy": {"weight": 1}}},
             {"name": "last", "until": "100%", "objectives": {"crossEntropy": {"weight": 1}}},

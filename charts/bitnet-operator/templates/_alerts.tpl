@@ -21,7 +21,9 @@ What is in double braces there is Prometheus' own, and stays: nothing of the fil
   {{- range $rule := $group.rules -}}
     {{- with $rule.alert -}}
       {{- $known = append $known . -}}
-      {{- $_ := set $rule "labels" (merge (deepCopy $alerts.labels) (default dict $rule.labels)) -}}
+      {{- if $alerts.labels -}}
+        {{- $_ := set $rule "labels" (merge (deepCopy $alerts.labels) (default dict $rule.labels)) -}}
+      {{- end -}}
     {{- end -}}
     {{- if not (has (default "" $rule.alert) $alerts.disabled) -}}
       {{- $rules = append $rules $rule -}}
