@@ -220,7 +220,7 @@ def test_a_port_of_the_operator_that_is_taken(option: str) -> None:
 def test_a_mistake_mended_in_the_file_before_anything_was_trained(
     make_bitnetctl: MakeBitnetctl, tmp_path: Path, inputs: Path
 ) -> None:
-    bitnetctl = make_bitnetctl()
+    bitnetctl = make_bitnetctl(steps=4)
     bitnetctl.document["spec"]["model"]["from"] = f"file://{no_model(tmp_path)}"
     code, output = bitnetctl("run", str(bitnetctl.file))
     assert (code, "ModelUnavailable" in output) == (2, True), output

@@ -67,7 +67,7 @@ def test_a_changed_run_is_never_given_the_old_ones_result(make_bitnetctl: MakeBi
 
 
 def test_ctrl_c_checkpoints_and_a_second_run_goes_on_from_there(make_bitnetctl: MakeBitnetctl) -> None:
-    bitnetctl = make_bitnetctl(steps=400)
+    bitnetctl = make_bitnetctl(steps=150)
     process = bitnetctl.start("run", str(bitnetctl.file))
     bitnetctl.wait_for_step(7, process)
     process.send_signal(signal.SIGINT)
@@ -103,7 +103,7 @@ def test_a_run_that_is_to_wait_begins_nothing_until_it_may(make_bitnetctl: MakeB
 
 
 def test_a_trainer_that_outlived_bitnetctl_is_found_again(make_bitnetctl: MakeBitnetctl) -> None:
-    bitnetctl = make_bitnetctl(steps=400)
+    bitnetctl = make_bitnetctl(steps=150)
     process = bitnetctl.start("run", str(bitnetctl.file))
     bitnetctl.wait_for_step(3, process)
     process.kill()
@@ -115,7 +115,7 @@ def test_a_trainer_that_outlived_bitnetctl_is_found_again(make_bitnetctl: MakeBi
 
 
 def test_a_killed_trainer_is_retried_from_its_checkpoint(make_bitnetctl: MakeBitnetctl) -> None:
-    bitnetctl = make_bitnetctl(steps=300)
+    bitnetctl = make_bitnetctl(steps=150)
     process = bitnetctl.start("run", str(bitnetctl.file))
     bitnetctl.wait_for_step(12, process)
     launcher = int((bitnetctl.run_folder / "jobs/tiny-0/alive").read_text().split()[0])
@@ -127,7 +127,7 @@ def test_a_killed_trainer_is_retried_from_its_checkpoint(make_bitnetctl: MakeBit
     # Checkpoints of the second try begin the count anew.
     assert (status["segments"][0]["exitCode"], status["attempts"]) == (137, 0)
     # Of a checkpoint; the one of step 10 may still have been on its way.
-    assert status["segments"][1]["firstStep"] in range(5, 300, 5)
+    assert status["segments"][1]["firstStep"] in range(5, 150, 5)
 
 
 def test_two_at_once_are_refused(make_bitnetctl: MakeBitnetctl) -> None:

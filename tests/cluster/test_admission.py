@@ -6,15 +6,15 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from admitting import suspended_document, wait_until_asked, with_an_empty_phase
 from local_cluster import CommandFailed, Kubectl
 from local_cluster.training_operator import service_to_host
 from operator_under_test import NAMESPACE, RELEASE, OperatorProcess, install_chart
 from ports import free_ports
-from runs import Document, WatchedRun, run_document
+from runs import Document, WatchedRun
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("admitting")]
 
@@ -38,7 +38,7 @@ def admitting(
         for _, replica in replicas:
             replica.start()
         _lead_to(kubectl, node_address, replicas[1][0])
-        _wait_until_asked(kubectl)
+        wait_until_asked(kubectl)
         yield [replica for _, replica in replicas]
     finally:
         for _, replica in replicas:
@@ -55,35 +55,6 @@ def _lead_to(kubectl: Kubectl, address: str, port: int) -> None:
     kubectl.apply(slice_)
 
 
-def _wait_until_asked(kubectl: Kubectl) -> None:
-    """Until a run that only the operator finds wrong is refused."""
-    deadline = time.monotonic() + 60
-    document = json.dumps(_document("asked", phases=_with_an_empty_phase()))
-    while time.monotonic() < deadline:
-        try:
-            kubectl("create", "--dry-run=server", "--filename", "-", stdin=document)
-        except CommandFailed as error:
-            if "denied the request" in error.stderr:
-                return
-            raise
-        time.sleep(0.3)
-    raise AssertionError("the webhook is not asked")
-
-
-def _document(name: str, **changes: Any) -> Document:
-    document = run_document(name, {}, steps=60, model="file:///data/tiny", **changes)
-    document["spec"]["suspend"] = True
-    return document
-
-
-def _with_an_empty_phase() -> list[Document]:
-    objectives = {"crossEntropy": {"weight": 1}}
-    return [
-        {"name": "warmup", "until": "0.1%", "objectives": objectives},
-        {"name": "main", "until": "100%", "objectives": {**objectives, "teacherLogits": {"weight": 1}}},
-    ]
-
-
 def _refusal(kubectl: Kubectl, namespace: str, document: Document) -> str:
     """What `kubectl apply` says as it fails."""
     with pytest.raises(CommandFailed) as refused:
@@ -94,7 +65,7 @@ def _refusal(kubectl: Kubectl, namespace: str, document: Document) -> str:
 @pytest.mark.parametrize(
     ("changes", "field", "mend"),
     [
-        ({"phases": _with_an_empty_phase()}, "spec.phases[0].until", "Give it a larger share"),
+        ({"phases": with_an_empty_phase()}, "spec.phases[0].until", "Give it a larger share"),
         (
             {
                 "workers": {
@@ -113,7 +84,7 @@ def _refusal(kubectl: Kubectl, namespace: str, document: Document) -> str:
 def test_what_only_the_operator_finds_wrong_is_refused_with_the_mend(
     kubectl: Kubectl, namespace: str, changes: Document, field: str, mend: str
 ) -> None:
-    said = _refusal(kubectl, namespace, _document("wrong", **changes))
+    said = _refusal(kubectl, namespace, suspended_document("wrong", **changes))
     print(f"\n{said}")
     assert 'admission webhook "bitnetruns.bitnet.training" denied the request: ' in said
     assert field in said
@@ -123,7 +94,7 @@ def test_what_only_the_operator_finds_wrong_is_refused_with_the_mend(
 
 
 def test_what_is_risky_is_taken_with_a_warning(kubectl: Kubectl, namespace: str) -> None:
-    risky = json.dumps(_document("risky", optimizer={"adamLearningRate": 0.0001}))
+    risky = json.dumps(suspended_document("risky", optimizer={"adamLearningRate": 0.0001}))
     apply = ("apply", "-n", namespace, "--filename", "-")
     with pytest.raises(CommandFailed) as warned:
         kubectl(*apply, "--dry-run=server", "--warnings-as-errors", stdin=risky)
@@ -135,15 +106,15 @@ def test_what_is_risky_is_taken_with_a_warning(kubectl: Kubectl, namespace: str)
 
 
 def test_a_wrong_change_is_refused_and_a_label_is_none(kubectl: Kubectl, namespace: str) -> None:
-    right = _document("changing")
+    right = suspended_document("changing")
     kubectl("apply", "-n", namespace, "--filename", "-", stdin=json.dumps(right))
-    document = _document("changing", seed=right["spec"].get("seed", 0) + 1)
+    document = suspended_document("changing", seed=right["spec"].get("seed", 0) + 1)
     assert "a run's seed cannot change once it exists: make a new run" in _refusal(
         kubectl, namespace, document
     )
     template = {**right["spec"]["workers"], "template": SECRET_WRITTEN_OUT}
     assert "denied the request: spec.workers.template" in _refusal(
-        kubectl, namespace, _document("changing", workers=template)
+        kubectl, namespace, suspended_document("changing", workers=template)
     )
     kubectl("label", "bnr", "changing", "-n", namespace, "team=a")
 
@@ -160,7 +131,7 @@ def test_a_standby_answers_too(admitting: list[OperatorProcess]) -> None:
 def test_while_nobody_answers_a_wrong_run_is_taken_and_its_condition_says_the_same(
     kubectl: Kubectl, namespace: str, admitting: list[OperatorProcess]
 ) -> None:
-    wrong = _document("unasked", phases=_with_an_empty_phase())
+    wrong = suspended_document("unasked", phases=with_an_empty_phase())
     refused = _refusal(kubectl, namespace, wrong).partition("denied the request: ")[2].strip()
     for replica in admitting:
         replica.stop()

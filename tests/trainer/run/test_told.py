@@ -49,7 +49,7 @@ worker.main()
 
 def test_two_ranks_write_more_checkpoints_stop_and_go_on_as_if_never_told(make_run, ended, tell, weights_of):
     """By the file alone, in mid-run; every figure and every bit is that of the run that was told nothing."""
-    run = make_run(steps=200, workers=2, every_steps=1000, phases=ALONE, teacher=None)
+    run = make_run(steps=80, workers=2, every_steps=1000, phases=ALONE, teacher=None)
     worker = run.root / "worker.py"
     worker.write_text(SLOWLY)
     process = run.launch(worker)
@@ -64,14 +64,14 @@ def test_two_ranks_write_more_checkpoints_stop_and_go_on_as_if_never_told(make_r
     assert ended(process) == ExitCode.PREEMPTED
     word = run.last_word()
     first, *_, last = steps_of(run)
-    assert word.step == word.checkpoint.step == last == run.metrics()[-1].step < 200
+    assert word.step == word.checkpoint.step == last == run.metrics()[-1].step < 80
     # No rank wrote one at another step, which no other would have joined in.
     assert steps_of(run)[:-1] == list(range(first, last, 3))
 
     tell(keep=1)
     assert ended(run.launch()) == 0
-    assert steps_of(run) == [200]
-    twin = make_run(name="twin", steps=200, workers=2, every_steps=1000, phases=ALONE, teacher=None)
+    assert steps_of(run) == [80]
+    twin = make_run(name="twin", steps=80, workers=2, every_steps=1000, phases=ALONE, teacher=None)
     tell()
     assert ended(twin.launch()) == 0
     assert run.figures() == twin.figures()
