@@ -114,10 +114,11 @@ def lines(
     stacked: bool = False,
     counts: bool = False,
     colors: Colors | None = None,
+    names: Mapping[str, str] | None = None,
     absent: str = "",
 ) -> timeseries.Panel:
     """Lines over time, their newest values in the legend. `counts` steps from value to value; `colors` draws
-    a threshold, dashed; `absent` stands where no query has data."""
+    a threshold, dashed; `names` has colours of lines; `absent` stands where no query has data."""
     panel = _described(timeseries.Panel(), title, description, unit, width, height)
     for letter, query in _lettered(queries):
         panel.with_target(_asked(letter, query))
@@ -137,6 +138,8 @@ def lines(
     if colors is not None:
         dashed = style.GraphThresholdsStyleConfig().mode(GraphTresholdsStyleMode.DASHED)
         panel.thresholds(_thresholds(colors)).thresholds_style(dashed)
+    for name, color in (names or {}).items():
+        panel.override_by_name(name, [_colored(color)])
     if absent:
         panel.no_value(absent)
     return panel

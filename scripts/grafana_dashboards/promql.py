@@ -17,6 +17,8 @@ HEALTH = {
     4: ("stalled", "red"),
 }
 """Words and colour of a run's health, by the value of `health`."""
+LIFE = {"Pending": "yellow", "Running": "green", "Suspended": "purple", "Succeeded": "blue", "Failed": "red"}
+"""Colours of the phases of a run's life."""
 
 
 def by_run(series: str, matchers: str, *labels: str) -> str:

@@ -5,9 +5,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from grafana_dashboards import learning, machinery
 from grafana_dashboards.board import RUN_UID, AnyPanel, Mark, board, variable
 from grafana_dashboards.panels import Query, states, value
-from grafana_dashboards.promql import HEALTH, RUN, checkpoints_behind, health, one, seconds_left
-
-_LIFE = {"Pending": "yellow", "Running": "green", "Suspended": "yellow", "Succeeded": "blue", "Failed": "red"}
+from grafana_dashboards.promql import HEALTH, LIFE, RUN, checkpoints_behind, health, one, seconds_left
 
 
 def run() -> Dashboard:
@@ -65,7 +63,7 @@ def _at_once() -> list[AnyPanel]:
             " Failed or Succeeded stays so.",
             "none",
             Query(f"{one('bitnetrun_phase', 'phase')} == 1", "{{phase}}"),
-            names=_LIFE,
+            names=LIFE,
             absent="no such run",
         ),
         value(
