@@ -12,7 +12,8 @@ def written(value: float, unit: str, decimals: int | None = None) -> str:
     if unit == "sci":
         return f"{value:.2e}"
     if unit.startswith("si:"):
-        return _scaled(value, 1000, ("", "k", "M", "G")) + unit.removeprefix("si:")
+        number, _, prefix = _scaled(value, 1000, ("", "k", "M", "G")).partition(" ")
+        return f"{number} {prefix}{unit.removeprefix('si:')}"
     if unit == "ops":
         return f"{_plain(value, decimals)} /s"
     if unit == "short":

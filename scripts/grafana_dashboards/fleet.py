@@ -85,7 +85,7 @@ def _at_once() -> list[AnyPanel]:
         value(
             "Speed",
             "Tokens trained in a second by all runs together. It falls to nothing where none trains.",
-            "si: tok/s",
+            "si:tok/s",
             Query(f"sum({by_run('bitnetrun_tokens_per_second', FLEET)})", "tokens a second"),
             history=True,
             absent="none trains",
@@ -136,7 +136,7 @@ def _runs() -> AnyPanel:
             Column("Progress", f"{step} / {steps}", "percentunit", decimals=0, gauge=True),
             Column("Time left", seconds_left(FLEET), "s", decimals=0),
             Column("Loss", by_run("bitnetrun_loss", FLEET), "none", decimals=4),
-            Column("Speed", by_run("bitnetrun_tokens_per_second", FLEET), "si: tok/s", decimals=0),
+            Column("Speed", by_run("bitnetrun_tokens_per_second", FLEET), "si:tok/s", decimals=0),
             Column("GPUs", by_run("bitnetrun_gpus", FLEET), "none", decimals=0),
             Column("Attempts", attempts, "none", decimals=0, colors={None: "text", 1: "orange"}),
             Column("allowed", limit, "none", decimals=0),
@@ -260,7 +260,7 @@ def _machines() -> list[AnyPanel]:
         lines(
             "Speed by run",
             f"Tokens trained in a second. {_TEN} Flat is normal, with a step down where a teacher comes in.",
-            "si: tok/s",
+            "si:tok/s",
             Query(f"topk(10, {by_run('bitnetrun_tokens_per_second', FLEET)})", _NAME),
             low=0,
         ),

@@ -12,7 +12,7 @@ def speed() -> list[AnyPanel]:
             "Tokens a second",
             "By all ranks, a mean over ten steps. Flat within a phase, lower with a teacher in. A fall"
             " without a change of phase or shape is a slow disk, network or neighbour.",
-            "si: tok/s",
+            "si:tok/s",
             Query(one("bitnet_trainer_tokens_per_second"), "tokens a second"),
             low=0,
         ),

@@ -103,7 +103,7 @@ def _at_once() -> list[AnyPanel]:
         value(
             "Speed",
             "Tokens trained in a second by all ranks. Flat within a phase.",
-            "si: tok/s",
+            "si:tok/s",
             Query(one("bitnetrun_tokens_per_second"), "speed"),
             history=True,
             absent="not training",
