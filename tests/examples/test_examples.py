@@ -12,7 +12,7 @@ from bitnet_trainer.report import StepRecord, read_metrics
 from in_process import train_in_process, tune_in_process
 from scaled_down import EXAMPLES, FAMILIES, STEPS, TRAINED, document, order_of, scaled_down, write_scene
 
-ALL = sorted(EXAMPLES.glob("*.yaml"))
+ALL = sorted([*EXAMPLES.glob("*.yaml"), *EXAMPLES.glob("gke/*.yaml")])
 
 
 def test_the_scenarios_are_all_here() -> None:
