@@ -39,6 +39,7 @@ groups:
     folder: BitNet
     rules:
       - title: A
+        data: [{datasourceUid: prometheus}, {datasourceUid: __expr__}]
         labels: {severity: warning}
         annotations: {summary: '{{ $labels.name }}', runbook_url: https://bitnet.training/runbooks/A}
       - title: B
@@ -116,18 +117,17 @@ def test_with_every_alert_left_out_and_no_record_there_are_no_rules(tmp_path: Pa
 def test_grafana_has_the_alerts_where_it_is_asked_to(chart: Path) -> None:
     assert "ConfigMap grafana-alerts" not in render(chart=chart)
     values = (
-        'grafanaAlerts={"enabled":true,"namespace":"grafana"}',
-        'alerts={"labels":{"team":"a"},"disabled":["B"]}',
+        'grafanaAlerts={"enabled":true,"namespace":"grafana","datasourceUid":"mine"}',
+        'alerts={"labels":{"team":"a"},"disabled":["B"],"runbookUrl":"https://wiki.example"}',
     )
-    found = render(*values, 'alerts.runbookUrl="https://wiki.example"', chart=chart)[
-        "ConfigMap grafana grafana-alerts"
-    ]
+    found = render(*values, chart=chart)["ConfigMap grafana grafana-alerts"]
     assert found["metadata"]["labels"]["grafana_alert"] == "1"
     (content,) = found["data"].values()
     (group,) = yaml.safe_load(content)["groups"]
     (rule,) = group["rules"]
     assert rule == {
         "title": "A",
+        "data": [{"datasourceUid": "mine"}, {"datasourceUid": "__expr__"}],
         "labels": {"severity": "warning", "team": "a"},
         "annotations": {"summary": "{{ $labels.name }}", "runbook_url": "https://wiki.example/A"},
     }

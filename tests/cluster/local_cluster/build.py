@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -80,12 +81,9 @@ def _compile(go: Path, program: Program, package: str, output: Path) -> None:
 
 
 def _module_source(go: Path, program: Program, module: str) -> Path:
-    where = run(
-        [go, "list", "-mod=readonly", "-m", "-f", "{{.Dir}}", module],
-        cwd=program.module_folder,
-        env=BUILD_ENVIRONMENT,
-    )
-    return Path(where.strip())
+    """Where a module's files are: fetched, unless the programs built from it had it fetched already."""
+    told = run([go, "mod", "download", "-json", module], cwd=program.module_folder, env=BUILD_ENVIRONMENT)
+    return Path(json.loads(told)["Dir"])
 
 
 def find_go() -> Path:

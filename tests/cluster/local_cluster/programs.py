@@ -113,6 +113,24 @@ KUEUE = Program(
         )
     ),
 )
+KINDS = Program(
+    name="kinds",
+    binaries=(),
+    manifests=tuple(
+        Manifest(module, path)
+        for module, paths in {
+            "github.com/prometheus-operator/prometheus-operator": tuple(
+                f"example/prometheus-operator-crd/monitoring.coreos.com_{kind}.yaml"
+                for kind in ("podmonitors", "prometheusrules", "servicemonitors")
+            ),
+            "github.com/cert-manager/cert-manager": tuple(
+                f"deploy/crds/cert-manager.io_{kind}.yaml" for kind in ("certificates", "issuers")
+            ),
+        }.items()
+        for path in paths
+    ),
+)
+"""Kinds of others that the chart makes objects of; nothing is built."""
 POD_PROGRAMS = Program(
     name="pod-programs", binaries=(("pause", "./cmd/pause"), ("wait-for-name", "./cmd/wait-for-name"))
 )
