@@ -57,14 +57,16 @@ verify: setup  ## Generated files are up to date
 	$(BIN)/python scripts/draw_life.py --check
 	$(BIN)/python scripts/draw_dashboards.py --check
 	$(BIN)/python scripts/list_metrics.py --check
+	$(BIN)/python scripts/grafana_alerts.py --check
 	$(BIN)/python scripts/chart_readme.py --check
 
 crds: setup  ## Generate the CRD anew
 	$(BIN)/python -m bitnet_crds.schema
 
-docs: setup  ## Generate anew what docs/runs.md, docs/metrics.md, the chart's dashboards and README have from elsewhere
+docs: setup  ## Generate anew what docs/runs.md, docs/metrics.md, the chart's alerts, dashboards and README have from elsewhere
 	$(BIN)/python scripts/draw_life.py
 	$(BIN)/python scripts/list_metrics.py
+	$(BIN)/python scripts/grafana_alerts.py
 	$(BIN)/python scripts/draw_dashboards.py
 	$(BIN)/python scripts/chart_readme.py
 

@@ -1,9 +1,10 @@
 """Faults of a pod, by its environment: Python imports this as it starts, wherever the folder is on its path.
 
-NOT_FINITE: numbers of global batches, with commas, whose loss is not a number. FITTING: the most sequences of
-a pass that fit into memory with the teacher there; more end in the error that an allocator raises. A run that
-asks for GPUs then has the processor for one. STEP_SECONDS: how long a step takes at least, where a tiny
-model's would be over before anybody interrupts.
+NOT_FINITE: numbers of global batches, with commas, whose loss is not a number. SPIKES: those whose loss is
+ten times what it was. FITTING: the most sequences of a pass that fit into memory with the teacher there; more
+end in the error that an allocator raises. A run that asks for GPUs then has the processor for one.
+STEP_SECONDS: how long a step takes at least, where a tiny model's would be over before anybody interrupts;
+`0.2,100:0.5` is half a second from batch 100 on.
 """
 
 import importlib.abc
@@ -16,8 +17,15 @@ from types import ModuleType
 from typing import Any
 
 NOT_FINITE = {int(batch) for batch in os.environ.get("NOT_FINITE", "").split(",") if batch}
+SPIKES = {int(batch) for batch in os.environ.get("SPIKES", "").split(",") if batch}
 FITTING = int(os.environ.get("FITTING", "0"))
-STEP_SECONDS = float(os.environ.get("STEP_SECONDS", "0"))
+STEP_SECONDS = [
+    (int(batch or 0), float(seconds))
+    for batch, _, seconds in (
+        each.rpartition(":") for each in os.environ.get("STEP_SECONDS", "").split(",") if each
+    )
+]
+"""From which batch on, and how long a step takes then at least; in order."""
 
 
 def into_step(module: ModuleType) -> None:
@@ -29,6 +37,8 @@ def into_step(module: ModuleType) -> None:
         measured = over_ranks(self, parts)
         if stepper.batch in NOT_FINITE:
             measured.values[0] = float("nan")
+        if stepper.batch in SPIKES:
+            measured.values[0] *= 10
         return measured
 
     def limited(passes: Any) -> Any:
@@ -47,7 +57,8 @@ def into_step(module: ModuleType) -> None:
     def slow_call(self: Any, step: Any, weights: Any) -> Any:
         began = time.monotonic()
         losses = call(self, step, weights)
-        time.sleep(max(0.0, began + STEP_SECONDS - time.monotonic()))
+        least = [seconds for batch, seconds in STEP_SECONDS if (stepper.batch or 0) >= batch]
+        time.sleep(max(0.0, began + (least[-1] if least else 0.0) - time.monotonic()))
         return losses
 
     stepper._over_ranks, stepper.batch = faulty_over_ranks, None
@@ -100,5 +111,5 @@ class Faults(importlib.abc.MetaPathFinder):
         return spec
 
 
-if NOT_FINITE or FITTING or STEP_SECONDS:
+if NOT_FINITE or SPIKES or FITTING or STEP_SECONDS:
     sys.meta_path.insert(0, Faults())
