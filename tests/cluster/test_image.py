@@ -25,7 +25,7 @@ import importlib.util, json, os, shutil, sys
 
 programs = ["cc", "gcc", "c++", "ld", "make", "git", "curl", "pip", "pip3"]
 modules = ["pip", "setuptools", "ensurepip", "hatchling", "packaging", "torch", "pytest"]
-stale = lambda module: not os.path.exists(module.__cached__)
+bytecode = lambda module: getattr(module, "__cached__", None)
 import bitnet_operator.main
 print(json.dumps({
     "user": [os.getuid(), os.getgid()],
@@ -33,7 +33,8 @@ print(json.dumps({
     "modules": [name for name in modules if importlib.util.find_spec(name)],
     "writable": [path for path in ("/", "/opt/bitnet", "/etc", "/tmp") if os.access(path, os.W_OK)],
     "uncompiled": [name for name, module in sys.modules.items()
-                   if str(getattr(module, "__file__", "")).endswith(".py") and stale(module)],
+                   if bytecode(module) and not os.path.exists(bytecode(module))],
+    "compiled": sum(os.path.exists(bytecode(module) or "") for module in sys.modules.values()) > 500,
     "settings": [path for path in ("/run/secrets/pip.conf", "/etc/pip.conf") if os.path.exists(path)],
 }))
 """
@@ -112,6 +113,7 @@ def test_it_holds_nothing_that_builds(run_image: Callable[..., str]) -> None:
         "modules": [],
         "writable": [],
         "uncompiled": [],
+        "compiled": True,
         "settings": [],
     }
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from local_cluster.operator_image import apt_settings, build_context, operator_key, pip_settings
+from local_cluster.operator_image import (
+    UNFINISHED,
+    apt_settings,
+    build_context,
+    operator_key,
+    pip_settings,
+    remove_all_but,
+)
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -69,3 +77,12 @@ def test_no_settings_of_pips() -> None:
 def test_how_packages_are_fetched_goes_into_the_base() -> None:
     kept = 'Acquire::http::Proxy "http://proxy.example";\nAcquire::Check-Valid-Until "false";\n'
     assert apt_settings('APT::Architecture "amd64";\n' + kept + 'Dir "/";\n') == kept
+
+
+def test_the_cache_keeps_the_newest_and_what_is_being_built(tmp_path: Path) -> None:
+    for age, name in enumerate(("newest", "middle", "oldest", f"{UNFINISHED}a")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "operator.tar").touch()
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    remove_all_but(2, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"newest", "middle", f"{UNFINISHED}a"}

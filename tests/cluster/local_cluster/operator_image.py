@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import platform
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -31,6 +32,9 @@ BASE_OPTIONS = (
     f'--customize-hook=rm "$1/{_PIN}" "$1/etc/apt/apt.conf.d/99mmdebstrap"',
     *(f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in ("doc", "info", "locale", "man")),
 )
+KEPT = 3
+"""Images of the operator that the cache holds."""
+UNFINISHED = "unfinished-"
 AUTHORITY = "pip-ca.crt"
 """Name of the secret with the authorities that pip trusts; the Dockerfile knows it, and `pip.conf`."""
 
@@ -44,12 +48,13 @@ def operator_image(checkout: Path, report: Report = print) -> Path:
         MissingRequirement: no buildah or no mmdebstrap.
         CommandFailed: a step failed; its own words are in the message.
     """
-    finished = cache_folder() / "images" / operator_key(checkout)
+    finished = cache_folder() / "images" / "operator" / operator_key(checkout)
     if not finished.is_dir():
         base = _base(report)
         report("building the operator's image …")
         with _unfinished(finished) as (content, work):
             _build(checkout, base, content / "operator.tar", work)
+        remove_all_but(KEPT, finished.parent)
     return finished / "operator.tar"
 
 
@@ -88,6 +93,13 @@ def pip_settings(listed: str) -> tuple[str, Path | None]:
     return "\n".join(["[global]", *lines, ""]), Path(certificates) if certificates else None
 
 
+def remove_all_but(kept: int, folder: Path) -> None:
+    """Removes all but the newest images of a folder; each change of source makes another of 180 MB."""
+    images = [path for path in folder.iterdir() if not path.name.startswith(UNFINISHED)]
+    for image in sorted(images, key=lambda path: path.stat().st_mtime)[:-kept]:
+        shutil.rmtree(image)
+
+
 def apt_settings(dumped: str) -> str:
     """Those of the settings that `apt-config dump` printed that say how packages are fetched."""
     wanted = ("Acquire::http", "Acquire::Check-", "Acquire::Languages")
@@ -121,7 +133,7 @@ def _base_key() -> str:
 
 def _base(report: Report) -> Path:
     """The tar of a root with Debian's Python, made now unless the cache has it."""
-    finished = cache_folder() / "images" / _base_key()
+    finished = cache_folder() / "images" / "python" / _base_key()
     if not finished.is_dir():
         report("making a Debian with Python …")
         with _unfinished(finished) as (content, work):
@@ -138,7 +150,7 @@ def _base(report: Report) -> Path:
 def _unfinished(finished: Path) -> Iterator[tuple[Path, Path]]:
     """A folder that becomes `finished` where the block ends well, and one for what is of no use later."""
     finished.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="image-", dir=finished.parent) as name:
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=finished.parent) as name:
         content, work = Path(name) / "content", Path(name) / "work"
         content.mkdir()
         work.mkdir()
