@@ -14,11 +14,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 PATIENCE_SECONDS = 90.0
 """A lease passes on within 17 s, and a certificate is trusted soon after it was made."""
-RUN = {
+RUN: dict[str, Any] = {
     "apiVersion": "bitnet.training/v1alpha1",
     "kind": "BitNetRun",
     "metadata": {"name": "helm-test"},
@@ -69,14 +70,14 @@ def replicas(host: str, health_port: int = 8080, metrics_port: int = 9090) -> st
     return f"{len(roles)} replicas answer: {', '.join(roles)}"
 
 
-def empty_phase() -> dict:
+def empty_phase() -> dict[str, Any]:
     """A run that the kind's schema takes and the operator does not: its first phase gets no step."""
     run = copy.deepcopy(RUN)
     run["spec"]["phases"][0]["until"] = "0.0001%"
     return run
 
 
-def ask(server: str, namespace: str, run: dict, account: Path = ACCOUNT) -> tuple[int, str]:
+def ask(server: str, namespace: str, run: dict[str, Any], account: Path = ACCOUNT) -> tuple[int, str]:
     """The API server's code and words for a run that is not stored."""
     request = urllib.request.Request(
         f"{server}/apis/bitnet.training/v1alpha1/namespaces/{namespace}/bitnetruns?dryRun=All",
