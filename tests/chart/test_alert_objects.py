@@ -11,7 +11,6 @@ import yaml
 
 from chart import CHART, MANAGED_PROMETHEUS, PROMETHEUS_OPERATOR, render
 
-RUNBOOKS = "https://bitnet.training/runbooks"
 RULES = """# Two groups, one of which has nothing but an alert.
 groups:
   - name: first
@@ -131,6 +130,25 @@ def test_grafana_has_the_alerts_where_it_is_asked_to(chart: Path) -> None:
         "labels": {"severity": "warning", "team": "a"},
         "annotations": {"summary": "{{ $labels.name }}", "runbook_url": "https://wiki.example/A"},
     }
+
+
+def test_the_charts_own_alerts_are_all_there_and_lead_to_the_runbooks_of_the_values() -> None:
+    values = ('alerts.runbookUrl="https://wiki.example"', "grafanaAlerts.enabled=true")
+    found = render(*values, apis=BOTH)
+    wanted = {
+        rule["alert"]: f"https://wiki.example/{rule['alert']}"
+        for group in yaml.safe_load((CHART / "files/alerts.yaml").read_text())["groups"]
+        for rule in group["rules"]
+        if "alert" in rule
+    }
+    (provisioned,) = found["ConfigMap grafana-alerts"]["data"].values()
+    for made, name in (
+        (groups(found, "PrometheusRule"), "alert"),
+        (groups(found, "ClusterRules"), "alert"),
+        (yaml.safe_load(provisioned)["groups"], "title"),
+    ):
+        alerts = [rule for group in made for rule in group["rules"] if name in rule]
+        assert {rule[name]: rule["annotations"]["runbook_url"] for rule in alerts} == wanted
 
 
 def test_every_dashboard_is_a_config_map_that_the_sidecar_finds() -> None:
