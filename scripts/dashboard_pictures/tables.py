@@ -13,7 +13,7 @@ ROWS = 12
 
 
 def merged(panel: dict[str, Any], recording: Recording) -> list[dict[str, str | float]]:
-    """A dict of titles and cells for each set of labels that all queries share."""
+    """Titles and cells of each run, or of each series of a single query, as the table sorts them."""
     organized = panel["transformations"][1]["options"]
     several = len(panel["targets"]) > 1
     rows: dict[tuple[str, ...], dict[str, str | float]] = {}
@@ -27,7 +27,10 @@ def merged(panel: dict[str, Any], recording: Recording) -> list[dict[str, str | 
             for name, cell in cells.items():
                 if cell is not None and name in organized["renameByName"]:
                     row[organized["renameByName"][name]] = cell
-    return [rows[key] for key in sorted(rows)]
+    found = [rows[key] for key in sorted(rows)]
+    for order in panel["options"].get("sortBy", []):
+        found.sort(key=lambda row: float(row.get(order["displayName"], 0)), reverse=order["desc"])
+    return found
 
 
 def draw_table(axes: Axes, panel: dict[str, Any], recording: Recording, colors: dict[str, str]) -> None:

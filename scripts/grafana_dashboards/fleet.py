@@ -151,6 +151,7 @@ def _runs() -> AnyPanel:
         labels=_LABELS | {"phase": "Phase", "trains": "Trains", "reason": "Last failure"},
         link=_LINK,
         absent="No run exists in these namespaces.",
+        worst="Health",
         height=10,
     )
 

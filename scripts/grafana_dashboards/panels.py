@@ -166,11 +166,13 @@ def rows(
     labels: Mapping[str, str],
     link: tuple[str, str, str],
     absent: str,
+    worst: str = "",
     height: int,
     width: int = 24,
 ) -> table.Panel:
     """A table with one row for each set of `labels` (label to title), and a cell for each query. `link` is
-    the title of a label's column, what it links to, and that link's tooltip."""
+    the title of a label's column, what it links to, and that link's tooltip. Of the column `worst` the
+    highest value stands on top."""
     panel = _described(table.Panel(), title, description, "short", width, height).no_value(absent)
     renamed, hidden = dict(labels), {"Time": True}
     for letter, column in _lettered(columns):
@@ -184,6 +186,8 @@ def rows(
         renamed[field] = column.title
         panel.override_by_name(column.title, _cell(column))
     panel.show_header(True)
+    if worst:
+        panel.sort_by([style.TableSortByFieldState().display_name(worst).desc(True)])
     place = {field: number for number, field in enumerate(renamed)}
     organize = {"excludeByName": hidden, "indexByName": place, "renameByName": renamed}
     panel.with_transformation(DataTransformerConfig(id_val="merge", options={}))

@@ -52,11 +52,14 @@ def test_every_query_of_a_panel_has_an_answer(prometheus: str, name: str) -> Non
 
 def test_a_run_of_which_two_replicas_tell_counts_once(prometheus: str) -> None:
     assert figure(prometheus, "fleet", "Training") == 1
+    assert figure(prometheus, "fleet", "Pending") == 1
     assert figure(prometheus, "fleet", "Not well") == 1
     assert figure(prometheus, "fleet", "GPUs held") == backfilled.GPUS
     assert figure(prometheus, "fleet", "Leader") == 1
     for query in asked("fleet", "Runs"):
-        assert len(answer(prometheus, query)) == 1, query.legend
+        names = [series["metric"]["name"] for series in answer(prometheus, query)]
+        assert names.count(backfilled.RUN) == 1, query.legend
+        assert names.count(backfilled.WAITS) <= 1, query.legend
 
 
 def test_what_is_worst_stands_for_a_runs_health(prometheus: str) -> None:

@@ -52,10 +52,10 @@ def test_what_is_kept_is_what_was_recorded(tmp_path: Path) -> None:
     assert kept(tmp_path / "kept.json") == recording
 
 
-def test_a_run_is_one_row_of_its_table(images: Path) -> None:
+def test_a_run_is_one_row_of_its_table_and_what_is_not_well_comes_first(images: Path) -> None:
     (runs,) = (panel for panel in panels(dashboard("fleet")) if panel["title"] == "Runs")
-    (row,) = merged(runs, kept(images / "dashboard-fleet.json"))
-    assert row["Run"] == backfilled.RUN
+    row, waits = merged(runs, kept(images / "dashboard-fleet.json"))
+    assert (row["Run"], waits["Run"]) == (backfilled.RUN, backfilled.WAITS)
     assert (row["Phase"], row["Trains"], row["GPUs"]) == ("Running", "main", backfilled.GPUS)
 
 

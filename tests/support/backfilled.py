@@ -1,4 +1,4 @@
-"""A real Prometheus that holds every series there is: half an hour of one run and of two replicas."""
+"""A real Prometheus that holds every series there is: half an hour of a run and of two replicas."""
 
 import contextlib
 import subprocess
@@ -17,6 +17,9 @@ from ports import free_port
 START, END, STEP = 1767225600, 1767225600 + 1800, 15
 """Seconds since 1970, and between two scrapes."""
 NAMESPACE, RUN = "team", "qwen3"
+WAITS = "gemma"
+"""Another run, with nothing but these series."""
+_OF_WAITS = {"bitnetrun_attempts": 0.0, "bitnetrun_gpus": 0.0}
 GPUS, STEPS_DONE = 8, 120
 Labels = dict[str, str]
 
@@ -67,6 +70,10 @@ def _scraped(number: int) -> Iterator[tuple[str, Labels, float]]:
         for each in RUNS:
             for name, labels, value in _samples(each, number):
                 yield name, labels | run | target, value
+        for name, value in _OF_WAITS.items():
+            yield name, target | {"namespace": NAMESPACE, "name": WAITS}, value
+        waiting = {"namespace": NAMESPACE, "name": WAITS, "phase": str(RunPhase.PENDING)}
+        yield "bitnetrun_phase", waiting | target, 1.0
         for each in OPERATOR:
             for name, labels, value in _samples(each, number):
                 led = float(replica == "1") if name == "bitnet_operator_leader" else value
