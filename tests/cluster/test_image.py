@@ -58,7 +58,12 @@ def run_image(kubectl: Kubectl, namespace: str, operator_image_name: str) -> Cal
             "spec": {
                 "restartPolicy": "Never",
                 "automountServiceAccountToken": False,
-                "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+                "securityContext": {
+                    "runAsNonRoot": True,
+                    # The user is the image's own; of its group the kubelet takes no notice, as the chart knows.
+                    "runAsGroup": 65532,
+                    "seccompProfile": {"type": "RuntimeDefault"},
+                },
                 "containers": [
                     {
                         "name": "operator",
