@@ -60,7 +60,7 @@ def run_image(kubectl: Kubectl, namespace: str, operator_image_name: str) -> Cal
                 "automountServiceAccountToken": False,
                 "securityContext": {
                     "runAsNonRoot": True,
-                    # The user is the image's own; of its group the kubelet takes no notice, as the chart knows.
+                    # The user is the image's own; its group the kubelet does not take from there.
                     "runAsGroup": 65532,
                     "seccompProfile": {"type": "RuntimeDefault"},
                 },
