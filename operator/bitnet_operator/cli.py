@@ -30,7 +30,7 @@ from bitnet_operator.case import Settings
 from bitnet_operator.documents import check_local_files, read_document
 from bitnet_operator.failing import reopened
 from bitnet_operator.live import LiveView
-from bitnet_operator.local_folder import local_folder
+from bitnet_operator.local_folder import kept_at, local_folder
 from bitnet_operator.moments import parse_timestamp
 from bitnet_operator.observation import Key
 from bitnet_operator.outcome import render_outcome
@@ -98,7 +98,7 @@ def run_command(file: RunFile) -> None:
             machine = asyncio.run(_drive(document, run))
     except RunInUseError as error:
         _exit_with(str(error))
-    out.print(render_outcome(run, machine.status))
+    out.print(render_outcome(run, machine.status, _kept_at(run, machine.status)))
     if _ended_before(machine.status, begun):
         beside = (
             f" and {run_address(run.spec, run.metadata.namespace, run.metadata.name)}"
@@ -124,12 +124,12 @@ def status_command(
                 f"{run} was never run here: there is no {folder / STATUS_FILE}. "
                 f"Start it with `bitnetctl run {run}`."
             )
-        status = known
+        status, kept = known, _kept_at(parsed, known)
     else:
         document = asyncio.run(_from_cluster(Key(namespace, run)))
         parsed = _or_exit(lambda: parse_run(document))
-        status = BitNetRunStatus.model_validate(document.get("status") or {})
-    out.print(render_outcome(parsed, status))
+        status, kept = BitNetRunStatus.model_validate(document.get("status") or {}), None
+    out.print(render_outcome(parsed, status, kept))
 
 
 @app.command("export")
@@ -225,6 +225,11 @@ def _interrupt(machine: LocalMachine) -> None:
     else:
         out.print("stopping: the step is finished and a checkpoint written. Ctrl-C again kills at once")
         machine.stop_requested = True
+
+
+def _kept_at(run: BitNetRun, status: BitNetRunStatus) -> str:
+    metadata = run.metadata
+    return kept_at(run.spec, metadata.namespace, metadata.name, status.checkpoint_step or 0)
 
 
 def _ended_before(status: BitNetRunStatus, moment: datetime) -> bool:

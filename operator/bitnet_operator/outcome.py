@@ -43,14 +43,15 @@ _MODELS = (
 """What is measured, in the order of reading, and in which style it is shown."""
 
 
-def render_outcome(run: BitNetRun, status: BitNetRunStatus) -> RenderableType:
-    """Perplexities, places, and the history of a run that has ended or was stopped."""
+def render_outcome(run: BitNetRun, status: BitNetRunStatus, kept_at: str | None = None) -> RenderableType:
+    """Perplexities, places, and the history of a run that has ended or was stopped; `kept_at` is where its
+    checkpoint is, if not at the address that it gave."""
     parts: list[RenderableType] = [_title(run, status)]
     if reason := _reason(run, status):
         parts.append(Text(reason))
     if status.evaluation is not None:
         parts += _qualities(status.evaluation)
-    parts.append(_places(run, status))
+    parts.append(_places(status, kept_at or run_address(run.spec, run.metadata.namespace, run.metadata.name)))
     if lines := list(befell(status.adjustments)):
         parts.append(_adjustments(lines))
     if status.segments:
@@ -115,15 +116,14 @@ def _quality(heading: str, values: Sequence[str | None]) -> Table:
     return table
 
 
-def _places(run: BitNetRun, status: BitNetRunStatus) -> Table:
+def _places(status: BitNetRunStatus, kept_at: str) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     table.add_column("what came out", no_wrap=True)
     table.add_column("where", overflow="fold")
     for kind, address in status.artifacts.items():
         table.add_row(_ARTIFACTS.get(kind, kind), Text(place(address)))
     if status.checkpoint_step is not None:
-        folder = place(run_address(run.spec, run.metadata.namespace, run.metadata.name))
-        table.add_row(f"checkpoint of step {count(status.checkpoint_step)}", Text(folder))
+        table.add_row(f"checkpoint of step {count(status.checkpoint_step)}", Text(place(kept_at)))
     if not table.row_count:
         table.add_row("nothing yet", "-")
     return table

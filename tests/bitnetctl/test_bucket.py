@@ -21,3 +21,27 @@ def test_a_run_in_a_bucket_is_run_and_its_status_read_here(make_bitnetctl, tmp_p
     code, output = bitnetctl("status", str(bitnetctl.file))
     assert code == 0
     assert place in output
+
+
+def test_without_credentials_it_trains_on_this_machine_and_says_where(make_bitnetctl, tmp_path, monkeypatch):
+    bitnetctl = make_bitnetctl()
+    bitnetctl.document["spec"]["checkpoint"] |= {"uri": "gs://bucket/runs", "required": False}
+    for name in ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS"):
+        monkeypatch.delenv(name, raising=False)
+    cache = tmp_path / "cache"
+    for name, value in {
+        "BITNET_RUN_CACHE": str(cache),
+        "CLOUDSDK_CONFIG": str(tmp_path),
+        "NO_GCE_CHECK": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    code, output = bitnetctl("run", str(bitnetctl.file))
+    assert code == 0
+    assert "GCS disabled: training continues, checkpoints stay on " in output.replace("\n", " ")
+    folder = cache / "bucket/runs/default" / bitnetctl.document["metadata"]["name"]
+    assert list((folder / "checkpoints").glob("step-*/COMMITTED"))
+    for words in (output, bitnetctl("status", str(bitnetctl.file))[1]):
+        out_of = words.replace("\n", "").replace(" ", "")
+        _, _, places = out_of.partition("whatcameout")
+        assert f"{folder}/export/huggingface" in places
+        assert "gs://" not in places

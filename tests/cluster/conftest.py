@@ -129,6 +129,7 @@ def start(
         model: str = TINY_MODEL,
         backend: str = "PyTorchJob",
         faults: Mapping[str, str] | None = None,
+        env: Mapping[str, str] | None = None,
         step_seconds: float = 0.0,
         every_steps: int = 10,
         labels: Mapping[str, str] | None = None,
@@ -137,7 +138,8 @@ def start(
         # A folder of its own for each test, since two of them may name a run alike.
         kept = {"uri": f"file:///data/runs-{namespace}", "everySteps": every_steps, "keep": 2}
         changes.setdefault("checkpoint", kept)
-        template = pod_template(checkout, data, {**(faults or {}), "STEP_SECONDS": str(step_seconds)})
+        slowly = {"STEP_SECONDS": str(step_seconds)}
+        template = pod_template(checkout, data, {**(faults or {}), **slowly, **(env or {})})
         document = run_document(name, template, steps=steps, model=model, **changes)
         document["metadata"]["labels"] = dict(labels or {})
         document["spec"]["workers"].setdefault("backend", backend)

@@ -65,7 +65,7 @@ def run_document(name: str, template: Document, *, steps: int, model: str, **cha
 
 def pod_template(checkout: Path, data: Path, faults: Mapping[str, str] | None = None) -> Document:
     """Pods that run this checkout's own trainer, `data` of the host being their /data; `faults` are those of
-    faults/sitecustomize.py."""
+    faults/sitecustomize.py, or other variables."""
     # The environment may be another checkout's.
     env = {"PYTHONPATH": f"{checkout}/crds:{checkout}/trainer:{checkout}/tests/support/faults"}
     env |= faults or {}

@@ -9,7 +9,7 @@ import pytest
 
 from local_cluster import build as building
 from local_cluster.errors import INSTALL_SCRIPT, LocalClusterError, MissingRequirement
-from local_cluster.programs import KINDS, KUBERNETES, KUEUE, PROGRAMS, Program
+from local_cluster.programs import FAKE_GCS_SERVER, KINDS, KUBERNETES, KUEUE, PROGRAMS, Program
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_key_does_not_depend_on_where_the_checkout_lies(program: Program, tmp_pa
 
 
 def test_every_program_has_a_module() -> None:
-    for program in (*PROGRAMS, KINDS, KUEUE):
+    for program in (*PROGRAMS, FAKE_GCS_SERVER, KINDS, KUEUE):
         assert (program.module_folder / "go.mod").is_file(), program.name
     sums = (KUBERNETES.module_folder / "go.sum").read_text()
     assert "k8s.io/kubernetes v1.36.3 h1:" in sums

@@ -138,3 +138,18 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.delenv("HF_TOKEN", raising=False)
         HfFileSystem.clear_instance_cache()
         yield hub
+
+
+@pytest.fixture
+def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], None]:
+    """Takes away all that Google's client would find credentials by, here and in processes started after."""
+
+    def take() -> None:
+        for name in ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+        # Read as the client is imported, which was long ago in this process.
+        monkeypatch.setenv("NO_GCE_CHECK", "true")
+        monkeypatch.setattr("google.auth.compute_engine._metadata._NO_GCE_CHECK", True)
+
+    return take

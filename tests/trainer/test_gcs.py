@@ -14,7 +14,7 @@ from google.auth.exceptions import RefreshError, TransportError
 from requests.exceptions import ConnectionError as RequestsConnectionError
 
 from bitnet_trainer import cloud
-from bitnet_trainer.cloud import CloudError
+from bitnet_trainer.cloud import CloudError, NoCredentialsError
 from bitnet_trainer.errors import ModelUnavailable
 from bitnet_trainer.models.gcs import local_copy
 from gcs_server import gcs_server, upload
@@ -112,16 +112,64 @@ def test_a_folder_without_config_is_not_fetched_and_the_gguf_in_it_named(bucket,
     assert not cache.exists()
 
 
-def test_no_credentials(monkeypatch, tmp_path):
-    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
-    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
-    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
-    monkeypatch.setenv("NO_GCE_CHECK", "true")
+def test_no_credentials(no_credentials):
+    no_credentials()
     with pytest.raises(
         ModelUnavailable, match=r"gs://bucket/m: .*no credentials .*GOOGLE_APPLICATION_CREDENTIALS"
     ) as told:
         local_copy("bucket", "m")
     assert not told.value.transient
+
+
+def asked_for(place: cloud.Place) -> type[CloudError]:
+    """What is raised where `place` is listed."""
+    with pytest.raises(CloudError) as told, cloud.said_plainly(place), cloud.connected() as client:
+        list(client.list_blobs(place.bucket, timeout=1, retry=None))
+    return told.type
+
+
+def test_a_key_file_that_is_named_and_is_not_there_is_a_mistake_and_no_lack(
+    no_credentials, monkeypatch, tmp_path
+):
+    no_credentials()
+    place = cloud.Place("bucket", "m")
+    assert asked_for(place) is NoCredentialsError
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    assert asked_for(place) is CloudError
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(404, NoCredentialsError), (403, CloudError), (503, CloudError)]
+)
+def test_a_metadata_server_lacks_a_service_account_or_refuses_it_or_is_not_ready(
+    no_credentials, monkeypatch, status, kind
+):
+    """A node without one, an account that the pod may not act as, and the server of a node that comes up."""
+    no_credentials()
+
+    class Metadata(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            of_account = "/service-accounts/" in self.path
+            self.send_response(status if of_account else 200)
+            self.send_header("Metadata-Flavor", "Google")
+            self.send_header("Content-Type", "text/plain")
+            self.end_headers()
+            self.wfile.write(b"googleapis.com" if "universe" in self.path else b"refused")
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        where = f"127.0.0.1:{server.server_port}"
+        monkeypatch.setattr("google.auth.compute_engine._metadata._NO_GCE_CHECK", False)
+        monkeypatch.setattr("google.auth.compute_engine._metadata._GCE_METADATA_HOST", where)
+        monkeypatch.setattr("google.auth._exponential_backoff.time.sleep", lambda _: None)
+        monkeypatch.setenv("GCE_METADATA_IP", where)
+        assert asked_for(cloud.Place("bucket", "m")) is kind
+        server.shutdown()
+        thread.join()
 
 
 def test_a_token_that_cannot_be_had_now_may_be_had_later():

@@ -13,6 +13,7 @@ import pytest
 from bitnet_crds import ExitCode, Order, TerminationReport, plan
 from bitnet_trainer import remove as removal
 from bitnet_trainer.checkpoint.address import open_store
+from bitnet_trainer.checkpoint.local import LocalStore
 from bitnet_trainer.errors import CheckpointError
 from bitnet_trainer.remove import remove
 from gcs_faults import Fault
@@ -193,6 +194,17 @@ def test_its_exit_code_and_last_word_say_how_it_went(tmp_path, content, code, wo
     assert (word.exit_code, word.reason) == (code, code.label)
     assert words in word.message
     assert order.folder.exists() == (code != ExitCode.SUCCEEDED)
+
+
+def test_without_credentials_what_is_here_goes_and_what_the_bucket_has_is_not_taken_for_gone(
+    tmp_path, no_credentials
+):
+    no_credentials()
+    order = order_of("gs://bucket/runs", tmp_path / "scratch")
+    write(LocalStore(order.folder / "checkpoints", 2), 5)
+    with pytest.raises(CheckpointError, match="no credentials for it"):
+        remove(order)
+    assert not order.folder.exists()
 
 
 def test_asked_to_stop_it_stops_and_says_that_the_next_try_goes_on(tmp_path):

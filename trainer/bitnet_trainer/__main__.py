@@ -25,7 +25,13 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from bitnet_crds.carried_out import carried_out
 from bitnet_crds.protocol import ExitCode, Order, TerminationReport, Told, exit_code_label
 from bitnet_trainer.errors import BadInput
-from bitnet_trainer.outcome import REPORTS, collect_reports, publish, with_newest_checkpoint
+from bitnet_trainer.outcome import (
+    REPORTS,
+    collect_reports,
+    order_left,
+    publish,
+    with_newest_checkpoint,
+)
 from bitnet_trainer.stop import LAUNCHER, SIGNALS, STOP_SECONDS, at_once_on_signal
 from bitnet_trainer.told import listening
 
@@ -149,7 +155,8 @@ def _launch(path: Path, scratch: Path, worker: Sequence[str]) -> _End:
     # A pod that was told to stop is not being removed.
     removed = asked and not told_to_stop.is_set() and report.exit_code == ExitCode.PREEMPTED
     outlives = removed or report.exit_code == ExitCode.PEER_LOST
-    return _End(with_newest_checkpoint(report, carried_out(order)), outlives and place.nodes > 1)
+    order = carried_out(order_left(scratch, order))
+    return _End(with_newest_checkpoint(report, order), outlives and place.nodes > 1)
 
 
 def _run_ranks(

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,7 +24,7 @@ from google.api_core.exceptions import (
     Unauthorized,
 )
 from google.api_core.retry import Retry
-from google.auth.exceptions import GoogleAuthError
+from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 from google.cloud import storage  # type: ignore[import-untyped]
 from google.cloud.storage.exceptions import InvalidResponse  # type: ignore[import-untyped]
 from google.cloud.storage.retry import DEFAULT_RETRY, _should_retry  # type: ignore[import-untyped]
@@ -71,6 +72,10 @@ WRITING = Access(
 
 class CloudError(TrainerError):
     """Storage did not do what it was asked; whoever asked says what that means for them."""
+
+
+class NoCredentialsError(CloudError):
+    """This machine has no credentials for storage: none were refused, and none can be renewed later."""
 
 
 class OccupiedError(CloudError):
@@ -175,20 +180,22 @@ def copied_to(
 def said_plainly(place: Place, access: Access = READING) -> Iterator[None]:
     """Turns what Google's client raises inside, while it works on `place`, into CloudError."""
 
-    def problem(what: str, error: Exception, mend: str) -> CloudError:
+    def problem(what: str, error: Exception, mend: str, kind: type[CloudError] = CloudError) -> CloudError:
         # Without the request that follows.
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-        return CloudError(f"{place}: {what} ({reason}); {mend}", transient=_is_transient(error))
+        return kind(f"{place}: {what} ({reason}); {mend}", transient=_is_transient(error))
 
     try:
         yield
     except (GoogleAuthError, Unauthorized) as error:
         # The client tells a network that is away while it renews a token as one of credentials.
+        lacking = _none_found(error)
         raise problem(
-            "there are no credentials for it that hold",
+            f"there are no credentials for it{'' if lacking else ' that hold'}",
             error,
             f"run with a service account whose role is {access.role} (on GKE, workload identity), or name a "
             "key file in GOOGLE_APPLICATION_CREDENTIALS",
+            NoCredentialsError if lacking else CloudError,
         ) from error
     except Forbidden as error:
         raise problem(
@@ -205,6 +212,16 @@ def said_plainly(place: Place, access: Access = READING) -> Iterator[None]:
             error,
             "check this machine's way to it, and try again",
         ) from error
+
+
+def _none_found(error: Exception) -> bool:
+    """Whether nothing here offers credentials: no key file, no login of gcloud, and no metadata server, or a
+    machine that has no service account."""
+    if isinstance(error, DefaultCredentialsError):
+        # It is raised, too, for a key file that is named and cannot be read: that is a mistake, to be told.
+        return "credentials were not found" in str(error)
+    answer = next(iter(getattr(error.__cause__, "args", ())[1:]), None)
+    return getattr(answer, "status", None) == HTTPStatus.NOT_FOUND
 
 
 def _is_transient(error: Exception) -> bool:

@@ -40,6 +40,7 @@ REPORTS = "BITNET_REPORTS"
 """Environment variable: the folder in which each rank leaves its report for the launcher."""
 TERMINATION_LOG = "BITNET_TERMINATION_LOG"
 """Environment variable: where the launcher writes the pod's last word."""
+_ORDER = "order.json"
 _KUBERNETES_TERMINATION_LOG = Path("/dev/termination-log")
 
 _CHECKPOINTS_TOLD = 50
@@ -115,6 +116,21 @@ def leave_report(report: TerminationReport) -> None:
         pending.replace(Path(folder, f"rank-{report.rank}.json"))
 
 
+def leave_order(order: Order) -> None:
+    """Tells the launcher what order its ranks carry out, where that is another than they were given."""
+    folder = os.environ.get(REPORTS)
+    if folder is not None:
+        pending = Path(folder, f".{_ORDER}")
+        pending.write_text(order.model_dump_json(by_alias=True))
+        pending.replace(Path(folder, _ORDER))
+
+
+def order_left(folder: Path, given: Order) -> Order:
+    """The order that the ranks carried out, which were given `given`."""
+    left = folder / _ORDER
+    return Order.model_validate_json(left.read_text()) if left.exists() else given
+
+
 def collect_reports(folder: Path) -> dict[int, TerminationReport]:
     """The reports that ranks left in `folder`, by rank."""
     reports = [TerminationReport.model_validate_json(path.read_text()) for path in folder.glob("rank-*.json")]
@@ -141,7 +157,11 @@ def with_newest_checkpoint(report: TerminationReport, order: Order) -> Terminati
 
 
 def reported(order: Order, committed: Committed) -> Checkpoint:
-    """A checkpoint as operator and person know it: by the address that the run gave."""
+    """A checkpoint as operator and person know it: by the address that the run gave, unless it is one that is
+    still to move there."""
+    here = order.folder / "checkpoints" / committed.name
+    if order.spec.checkpoint.uri.startswith("gs://") and committed.address == str(here):
+        return Checkpoint(step=committed.step, uri=f"file://{here}")
     return Checkpoint(step=committed.step, uri=f"{order.address}/checkpoints/{committed.name}")
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bitnet_crds.carried_out import carried_out
 from bitnet_crds.machines import pods_of
 from bitnet_crds.protocol import Evaluation, Order, TrainerState
 from bitnet_trainer.checkpoint import resume
 from bitnet_trainer.checkpoint.address import open_store
 from bitnet_trainer.checkpoint.saver import Saver
 from bitnet_trainer.checkpoint.state import Position, Training
-from bitnet_trainer.checkpoint.store import CheckpointStore
 from bitnet_trainer.data import Cursor
 from bitnet_trainer.errors import CheckpointError
 from bitnet_trainer.export.stock import check_exportable
@@ -26,6 +26,7 @@ from bitnet_trainer.finish import (
     measure_teacher,
     write_artifacts,
 )
+from bitnet_trainer.kept import prepared
 from bitnet_trainer.loop import TrainingLoop
 from bitnet_trainer.mirror import Mirror
 from bitnet_trainer.models.convert import ConversionReport
@@ -77,12 +78,14 @@ def train(order: Order, reporter: Reporter, stop: StopRequest) -> Result:
     Every rank calls it, in a process that torchrun's environment variables describe. Raises the errors of
     `bitnet_trainer.errors`.
     """
-    purpose = purpose_of(order)
-    spec, plan = purpose.order.spec, purpose.order.plan
-    pods = pods_of(spec, plan.phases.index(plan.phase_at(purpose.order.first_step)))
+    carried = carried_out(order)
+    plan = carried.plan
+    pods = pods_of(carried.spec, plan.phases.index(plan.phase_at(carried.first_step)))
     ranks = Ranks.join(pods.gpus_per_worker)
+    check_world(carried, ranks.world)
+    order = prepared(order, ranks, reporter)
     with ExitStack() as ending:
-        result = _train(order, purpose, reporter, stop, ranks, ending)
+        result = _train(order, purpose_of(order), reporter, stop, ranks, ending)
     if result.stopped:
         # The first rank told its tracker the end meanwhile; a pod that ends before its pod takes it along.
         ranks.wait()
@@ -94,11 +97,8 @@ def _train(
 ) -> Result:
     order = purpose.order
     spec, plan = order.spec, order.plan
-    check_world(order, ranks.world)
-
     store, mirror = open_store(order, ranks.rank), Mirror(order)
     if ranks.first:
-        _prepare(store, reporter, required=spec.checkpoint.required)
         purpose.fetch()
     ranks.wait()
 
@@ -251,18 +251,6 @@ def _for_other_pods(order: Order, step: int, world: int) -> Result:
         f"{phase.shape.world_size} ranks, and these pods have {world}",
         boundary=True,
     )
-
-
-def _prepare(store: CheckpointStore, reporter: Reporter, *, required: bool) -> None:
-    """Sees that checkpoints can be written. Raises CheckpointError where they are required and cannot."""
-    try:
-        store.prepare()
-    except CheckpointError as error:
-        if required:
-            raise
-        message = f"{error} Training begins without; each checkpoint tries again."
-        _log.error("%s", message)
-        reporter.update(checkpoint_error=message, checkpoint_failures=1)
 
 
 def _write_inference(

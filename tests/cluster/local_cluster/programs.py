@@ -131,6 +131,7 @@ KINDS = Program(
     ),
 )
 """Kinds of others that the chart makes objects of; nothing is built."""
+FAKE_GCS_SERVER = Program(name="fake-gcs-server", binaries=(("fake-gcs-server", "./cmd/fake-gcs-server"),))
 POD_PROGRAMS = Program(
     name="pod-programs", binaries=(("pause", "./cmd/pause"), ("wait-for-name", "./cmd/wait-for-name"))
 )

@@ -45,6 +45,8 @@ class Network:
     """The training operator's admission webhook; that program always takes every address of the host."""
     kueue_webhook_port: int = 19444
     """Kueue's, on the bridge."""
+    storage_port: int = 19445
+    """fake-gcs-server's, on the bridge."""
 
     @property
     def node_address(self) -> str:

@@ -92,7 +92,7 @@ class LocalStore:
         except OSError as error:
             raise _cannot_write(final, error) from error
         try:
-            self._prune()
+            self.prune(self.keep)
         except OSError as error:
             _log.warning("older checkpoints in %s cannot be removed (%s)", self.root, error.strerror or error)
         return Committed(step, str(final))
@@ -169,8 +169,9 @@ class LocalStore:
             if not _is_there(folder / MARKER) and not _is_there(folder / DAMAGED)
         ]
 
-    def _prune(self) -> None:
-        for old in self.committed()[self.keep :]:
+    def prune(self, kept: int) -> None:
+        """Removes all but so many of the newest, and what was set aside. Raises OSError."""
+        for old in self.committed()[kept:]:
             # The marker goes first: half a removal must not look like a checkpoint.
             (Path(old.address) / MARKER).unlink()
             shutil.rmtree(Path(old.address))
