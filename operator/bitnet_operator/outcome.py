@@ -83,7 +83,7 @@ def _reason(run: BitNetRun, status: BitNetRunStatus) -> str:
         return f"The same command goes on from step {step}."
     if status.phase is RunPhase.RUNNING:
         said = {c.type: c.message for c in status.conditions if c.type == "Running" or c.status == "True"}
-        return ". ".join(said[of] for of in ("Running", "Stalled", "LossPlateau") if of in said)
+        return ". ".join(said[of] for of in ("Running", "Stalled", "LossPlateau", "Warnings") if of in said)
     return ""
 
 

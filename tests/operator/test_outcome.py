@@ -52,6 +52,13 @@ def test_a_run_that_waits_says_for_what(scene) -> None:
     assert "segment 0 Start waits for its pods" in shown(scene)
 
 
+def test_a_run_that_trains_says_what_its_trainer_warns_of(scene) -> None:
+    """Such as that its checkpoints are not where the table of places has them."""
+    scene.decide()
+    scene.decide(scene.says(3, 2, warnings=("GCS disabled: checkpoints stay on /here.",)))
+    assert "phase main. GCS disabled: checkpoints stay on /here." in shown(scene)
+
+
 @pytest.fixture
 def tuned(make_scene: Callable[..., Any]) -> Any:
     scene = make_scene(teacher={"from": "file:///models/teacher", "tune": {"tokens": 16 * 8 * 5}})
