@@ -101,6 +101,6 @@ def _words(here: Order, missing: str) -> str:
     if here.scratch == SCRATCH:
         words += (
             " This is the pods' volume `cache`: an emptyDir, which goes with its pod and takes all of this "
-            "along, unless workers.template puts another volume in its place."
+            "along, and the run cannot go on then, unless workers.template puts another volume in its place."
         )
     return words
