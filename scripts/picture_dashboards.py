@@ -13,7 +13,9 @@ IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 def main(arguments: list[str] | None = None, images: Path = IMAGES) -> None:
     """Draws what was recorded; with --prometheus it is recorded anew, of a run that was scraped."""
     parser = argparse.ArgumentParser(prog="python scripts/picture_dashboards.py", description=main.__doc__)
-    parser.add_argument("dashboard", nargs="*", choices=[*NAMES, []], help="one of them; both if left out")
+    parser.add_argument(
+        "dashboard", nargs="*", choices=[*NAMES, []], help="one of them; all that were recorded if left out"
+    )
     parser.add_argument("--prometheus", help="its address, such as http://127.0.0.1:9090")
     parser.add_argument(
         "--namespace", default="default", help="of the run; a regular expression for the fleet"
@@ -22,7 +24,10 @@ def main(arguments: list[str] | None = None, images: Path = IMAGES) -> None:
     parser.add_argument("--start", type=float, help="seconds since 1970")
     parser.add_argument("--end", type=float, help="seconds since 1970")
     given = parser.parse_args(arguments)
-    for name in given.dashboard or NAMES:
+    recorded_ones = [
+        name for name in NAMES if given.prometheus or (images / f"dashboard-{name}.json").exists()
+    ]
+    for name in given.dashboard or recorded_ones:
         recorded = images / f"dashboard-{name}.json"
         if given.prometheus:
             found = record(given.prometheus, name, given.namespace, given.name, given.start, given.end)

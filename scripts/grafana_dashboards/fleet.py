@@ -84,11 +84,10 @@ def _at_once() -> list[AnyPanel]:
         ),
         value(
             "Speed",
-            "Tokens trained in a second by all runs together. It falls to nothing where none trains.",
+            "Tokens trained in a second by all runs together. It falls to 0 where none trains.",
             "si:tok/s",
-            Query(f"sum({by_run('bitnetrun_tokens_per_second', FLEET)})", "tokens a second"),
+            Query(f"sum({by_run('bitnetrun_tokens_per_second', FLEET)}) or vector(0)", "tokens a second"),
             history=True,
-            absent="none trains",
         ),
         value(
             "Leader",

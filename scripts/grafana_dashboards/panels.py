@@ -90,7 +90,8 @@ def value(
     panel.color_mode(BigValueColorMode.VALUE)
     panel.graph_mode(BigValueGraphMode.AREA if history else BigValueGraphMode.NONE)
     panel.reduce_options(style.ReduceDataOptions().calcs(["lastNotNull"]))
-    panel.text_mode(BigValueTextMode.VALUE if len(queries) == 1 else BigValueTextMode.VALUE_AND_NAME)
+    several = len(queries) > 1 or "{{" in queries[0].legend
+    panel.text_mode(BigValueTextMode.VALUE_AND_NAME if several else BigValueTextMode.VALUE)
     if decimals is not None:
         panel.decimals(decimals)
     if words is not None:

@@ -102,11 +102,11 @@ def _at_once() -> list[AnyPanel]:
         ),
         value(
             "Speed",
-            "Tokens trained in a second by all ranks. Flat within a phase.",
+            "Tokens trained in a second by all ranks. Flat within a phase, 0 while it does not train.",
             "si:tok/s",
-            Query(one("bitnetrun_tokens_per_second"), "speed"),
+            # Without the 0 the last speed would stand here when the run is over.
+            Query(f"{one('bitnetrun_tokens_per_second')} or 0 * {one('bitnetrun_attempts')}", "speed"),
             history=True,
-            absent="not training",
         ),
         value(
             "Behind",

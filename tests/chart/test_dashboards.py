@@ -116,6 +116,13 @@ def test_a_legend_names_labels_that_its_query_keeps(name: str) -> None:
                 assert label in kept[1].split(", "), panel["title"]
 
 
+def test_large_figures_of_which_there_are_several_have_names(name: str) -> None:
+    for panel in panels(dashboard(name)):
+        legends = [target["legendFormat"] for target in panel["targets"]]
+        if panel["type"] == "stat" and (len(legends) > 1 or "{{" in legends[0]):
+            assert panel["options"]["textMode"] in ("name", "value_and_name"), panel["title"]
+
+
 def test_series_are_grouped_by_labels_that_they_have(name: str) -> None:
     """What the scrape adds: the run's names, and of which replica it is."""
     scraped = {"namespace", "name", "pod", "instance"}

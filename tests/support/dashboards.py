@@ -25,7 +25,6 @@ class Needs(StrEnum):
 
 
 NEEDS = {
-    ("fleet", "Speed"): Needs.TRAINING,
     ("fleet", "Speed by run"): Needs.TRAINING,
     ("fleet", "Runs: Time left"): Needs.TRAINING,
     ("fleet", "Runs: Speed"): Needs.TRAINING,
@@ -35,7 +34,6 @@ NEEDS = {
     ("fleet", "Attempts used"): Needs.RETRIES,
     ("fleet", "Runs: Last failure"): Needs.FAILURE,
     ("run", "Time left"): Needs.TRAINING,
-    ("run", "Speed"): Needs.TRAINING,
     ("run", "Largest attention logit"): Needs.MUONCLIP,
     ("run", "Clipped heads"): Needs.MUONCLIP,
     ("run", "Model FLOPs utilisation"): Needs.GPU,
