@@ -150,6 +150,14 @@ def test_it_insists_until_it_holds_and_not_for_ever(
         script.insist(never, patience=0)
 
 
+def test_what_is_wrong_is_said_in_a_line(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"REPLICAS": "nobody.invalid", "NAMESPACE": "bitnet", "WEBHOOK": "true"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(script, "insist", lambda check: check())
+    with pytest.raises(SystemExit, match=r"the release does not work: nobody\.invalid"):
+        script.main()
+
+
 def test_the_pod_has_the_script_and_what_it_asks_for() -> None:
     (pod,) = [each for each in manifests(Given()) if each["kind"] == "Pod"]
     (asking,) = pod["spec"]["containers"]

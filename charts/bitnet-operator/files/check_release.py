@@ -125,9 +125,12 @@ def insist(check: Callable[[], str], patience: float = PATIENCE_SECONDS) -> str:
 def main() -> None:
     """Asks what the environment names: REPLICAS (a host name, or none), NAMESPACE, WEBHOOK."""
     host, namespace, webhook = os.environ["REPLICAS"], os.environ["NAMESPACE"], os.environ["WEBHOOK"]
-    if host:
-        print(insist(lambda: replicas(host)), flush=True)
-    print(insist(lambda: admission("https://kubernetes.default.svc", namespace, webhook == "true")))
+    try:
+        if host:
+            print(insist(lambda: replicas(host)), flush=True)
+        print(insist(lambda: admission("https://kubernetes.default.svc", namespace, webhook == "true")))
+    except NotYetError as error:
+        raise SystemExit(f"the release does not work: {error}") from None
 
 
 if __name__ == "__main__":
