@@ -17,7 +17,7 @@ from record_series import FOLDER, RULES, values
 ROOT = Path(__file__).resolve().parents[2]
 RUNBOOKS = ROOT / "docs" / "runbooks"
 FILES = sorted(FOLDER.glob("*.yaml"))
-QUIET = ("healthy",)
+QUIET = ("healthy", "preempted")
 HEADINGS = ["Meaning", "Impact", "Diagnosis", "Mitigation"]
 ALERTS: list[dict[str, Any]] = [
     rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]
@@ -37,6 +37,22 @@ def test_the_rules_are_valid() -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_alerts_fire_on_sick_series_and_on_no_other(file: Path) -> None:
     promtool("test", "rules", file)
+
+
+def test_a_recording_is_read_as_it_was_written() -> None:
+    for samples in ([None, None, 1.5, 1.5, 1.5, None, None, 2e-05, 0.0], [3.0], [None], [1.0, None, 1.0]):
+        assert list(expanded(values(samples))) == samples
+
+
+def test_each_alert_fires_in_one_of_these_tests() -> None:
+    expected = set(re.findall(r'alertname="?:? ?"?(\w+)', "".join(file.read_text() for file in FILES)))
+    expected |= {
+        case["alertname"]
+        for file in FILES
+        for test in yaml.safe_load(file.read_text())["tests"]
+        for case in test.get("alert_rule_test", [])
+    }
+    assert {alert["alert"] for alert in ALERTS} <= expected
 
 
 @pytest.mark.parametrize("name", QUIET)
@@ -67,7 +83,7 @@ def test_healthy_runs_are_quiet_when_the_operator_restarts_and_in_another_pod(
 def expanded(notation: str) -> Iterator[float | None]:
     """The samples of promtool's notation, as the recorder writes it."""
     for word in notation.split():
-        match = re.fullmatch(r"(_|stale|[-+.\de]+?)(?:([-+]\d+))?(?:x(\d+))?", word)
+        match = re.fullmatch(r"(_|stale|-?[\d.]+(?:e[-+]\d+)?)([-+]\d+)?(?:x(\d+))?", word)
         assert match, word
         first, step, times = match.groups()
         if first in ("_", "stale"):

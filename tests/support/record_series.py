@@ -17,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,7 @@ def _values(text: str, labels: Mapping[str, str]) -> Iterator[tuple[str, float]]
                 yield f"{sample.name}{{{inside}}}", sample.value
 
 
+@cache
 def named() -> set[str]:
     """The series of runs that the alerts name."""
     return set(re.findall(r"\b(?:bitnetrun|bitnet_trainer)_\w+", RULES.read_text()))
@@ -155,7 +157,7 @@ def as_test(run: AlertRun, samples: list[Sample]) -> dict[str, Any]:
     recorded = [{"series": each, "values": values([s.get(each) for s in samples])} for each in names]
     return {
         "rule_files": [os.path.relpath(RULES, FOLDER)],
-        "evaluation_interval": f"{INTERVAL}s",
+        "evaluation_interval": "1m",
         "tests": [
             {
                 "name": run.about,
