@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import aiohttp
 
-from bitnet_crds import Plan, parse_run
+from bitnet_crds import Plan
 from bitnet_operator.api import RUNS, Api
 from bitnet_operator.apply import apply
 from bitnet_operator.decision import Decision
@@ -41,8 +41,8 @@ class Cluster:
         """Makes the decision true: children, then the status in one write, then events."""
         await apply(self.api, self.trainer_image, key, observation, plan, decision)
         # Without a plan its spec cannot be read.
-        run = None if plan is None else parse_run(observation.document)
-        self.metrics.saw(key, decision.status, run, observation.gpus)
+        spec = {} if plan is None else observation.document["spec"]
+        self.metrics.saw(key, decision.status, spec, observation.gpus)
 
     async def keys(self, namespaces: Iterable[str]) -> list[Key]:
         """All runs in these namespaces; in the whole cluster where none is named."""

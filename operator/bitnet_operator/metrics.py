@@ -1,15 +1,15 @@
 """Metrics for Prometheus: of every run, from its status so that they end with it, and of this replica."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from bitnet_crds import BitNetRun, BitNetRunStatus
+from bitnet_crds import BitNetRunStatus
 from bitnet_crds.series import RUNS, series
 from bitnet_crds.status import RunPhase, SegmentOutcome
 from bitnet_operator.conditions import condition
@@ -28,8 +28,8 @@ class Seen:
     """One run, as it was looked at last."""
 
     status: BitNetRunStatus
-    run: BitNetRun | None
-    """None where its spec cannot be read."""
+    spec: Mapping[str, Any]
+    """As the API server has it, with all defaults; empty where it cannot be read."""
     gpus: int
     """GPUs that its pods hold."""
 
@@ -44,9 +44,9 @@ class RunMetrics(Collector):
     def __init__(self) -> None:
         self._runs: dict[Key, Seen] = {}
 
-    def saw(self, key: Key, status: BitNetRunStatus, run: BitNetRun | None = None, gpus: int = 0) -> None:
-        """The run has this status and spec, and its pods hold so many GPUs."""
-        self._runs[key] = Seen(status, run, gpus)
+    def saw(self, key: Key, status: BitNetRunStatus, spec: Mapping[str, Any], gpus: int = 0) -> None:
+        """The run has this status and spec (as the API server has it), and its pods hold so many GPUs."""
+        self._runs[key] = Seen(status, spec, gpus)
 
     def gone(self, key: Key) -> None:
         """The run does not exist any more."""
@@ -126,8 +126,8 @@ def _of_status(value: Callable[[BitNetRunStatus], float | None]) -> Callable[[Se
     return lambda seen: [((), value(seen.status))]
 
 
-def _of_spec(value: Callable[[BitNetRun], float]) -> Callable[[Seen], Values]:
-    return lambda seen: [((), None if seen.run is None else value(seen.run))]
+def _of_spec(value: Callable[[Mapping[str, Any]], float | None]) -> Callable[[Seen], Values]:
+    return lambda seen: [((), value(seen.spec))]
 
 
 def _when(moment: str | None) -> float | None:
@@ -186,9 +186,9 @@ _VALUES: dict[str, Callable[[Seen], Values]] = {
     "bitnetrun_loss": _of_status(lambda s: None if s.loss is None else float(s.loss)),
     "bitnetrun_progress_timestamp_seconds": _of_status(lambda s: _when(s.progress_at)),
     "bitnetrun_checkpoint_step": _of_status(lambda s: s.checkpoint_step),
-    "bitnetrun_checkpoint_every_steps": _of_spec(lambda run: run.spec.checkpoint.every_steps),
+    "bitnetrun_checkpoint_every_steps": _of_spec(lambda spec: spec.get("checkpoint", {}).get("everySteps")),
     "bitnetrun_attempts": _of_status(lambda s: s.attempts),
-    "bitnetrun_retries_limit": _of_spec(lambda run: run.spec.retries),
+    "bitnetrun_retries_limit": _of_spec(lambda spec: spec.get("retries")),
     "bitnetrun_failure": _failure,
     "bitnetrun_segments": _of_status(lambda s: len(s.segments)),
     "bitnetrun_segment_start_timestamp_seconds": _of_status(_segment_start),

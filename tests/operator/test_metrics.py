@@ -40,6 +40,7 @@ def test_a_run_has_its_series_labelled_by_namespace_and_name() -> None:
                 rollbacks=(Rollback(checkpoint_step=4, first_batch=5, batches=1, learning_rate_factor=0.5),),
             ),
         ),
+        {},
     )
     text = scrape(metrics)
     for line in (
@@ -59,13 +60,13 @@ def test_a_run_has_its_series_labelled_by_namespace_and_name() -> None:
 
 def test_what_is_not_known_yet_has_no_series() -> None:
     metrics = RunMetrics()
-    metrics.saw(KEY, BitNetRunStatus())
+    metrics.saw(KEY, BitNetRunStatus(), {})
     assert "bitnetrun_loss{" not in scrape(metrics)
 
 
 def test_series_vanish_with_the_run() -> None:
     metrics = RunMetrics()
-    metrics.saw(KEY, BitNetRunStatus(loss="1.0"))
+    metrics.saw(KEY, BitNetRunStatus(loss="1.0"), {})
     metrics.gone(KEY)
     assert 'name="small"' not in scrape(metrics)
 
@@ -84,7 +85,7 @@ def test_what_the_spec_allows_and_what_its_pods_hold_stand_beside_what_was_done(
         RunMetrics(),
         BitNetRunStatus(segments=(segment(0),), progress_at="2026-01-01T00:00:30Z"),
     )
-    metrics.saw(KEY, status, parse_run(small_document(retries=5)), gpus=16)
+    metrics.saw(KEY, status, small_document(retries=5)["spec"], gpus=16)
     text = scrape(metrics)
     began = START.timestamp()
     for line in (
@@ -106,7 +107,7 @@ def _same(line: str, text: str) -> bool:
 
 def test_a_run_without_pods_holds_0_gpus_and_has_no_limits_while_its_spec_cannot_be_read() -> None:
     metrics = RunMetrics()
-    metrics.saw(KEY, BitNetRunStatus(segments=(segment(0, outcome=SegmentOutcome.COMPLETED),)))
+    metrics.saw(KEY, BitNetRunStatus(segments=(segment(0, outcome=SegmentOutcome.COMPLETED),)), {})
     text = scrape(metrics)
     assert 'bitnetrun_gpus{name="small",namespace="team"} 0.0' in text
     for name in ("retries_limit", "checkpoint_every_steps", "segment_start_timestamp_seconds"):
@@ -140,7 +141,7 @@ def test_a_run_without_pods_holds_0_gpus_and_has_no_limits_while_its_spec_cannot
 )
 def test_why_it_failed_is_told_while_that_counts(status: BitNetRunStatus, reasons: list[str]) -> None:
     metrics = RunMetrics()
-    metrics.saw(KEY, status)
+    metrics.saw(KEY, status, {})
     lines = [line for line in scrape(metrics).splitlines() if line.startswith("bitnetrun_failure{")]
     assert lines == [
         f'bitnetrun_failure{{name="small",namespace="team",reason="{reason}"}} 1.0' for reason in reasons

@@ -99,7 +99,7 @@ def _one_in_a_row(spec: dict[str, Any]) -> None:
 
 
 def _impatient(spec: dict[str, Any]) -> None:
-    spec["health"]["stallSeconds"] = 60
+    spec["health"]["stallSeconds"] = 90
 
 
 def _no_checkpoint(spec: dict[str, Any]) -> None:
@@ -113,8 +113,11 @@ def _optional_checkpoints(spec: dict[str, Any]) -> None:
 
 
 def _stop(running: Running) -> None:
-    if running.once("stop", step=60):
-        running.signal(signal.SIGSTOP)
+    if running.once("stop", step=40):
+        launcher = Path(f"/proc/{running.job.process()[0]}")
+        for ranks in launcher.glob("task/*/children"):
+            for rank in ranks.read_text().split():
+                os.kill(int(rank), signal.SIGSTOP)
 
 
 def _preempt(running: Running) -> None:
@@ -186,8 +189,8 @@ RUNS = (
     ),
     AlertRun(
         "stalled",
-        "a run whose processes are stopped, and are ended for that after health.stallSeconds",
-        steps=160,
+        "a run whose rank is stopped, and ended for that after health.stallSeconds",
+        steps=100,
         alerts=("BitNetRunStalled",),
         spec=_impatient,
         act=_stop,

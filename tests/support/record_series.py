@@ -57,6 +57,7 @@ def record(run: AlertRun, folder: Path) -> list[Sample]:
     file = folder / "run.yaml"
     file.write_text(yaml.safe_dump(document))
     parsed, metrics = parse_run(document), RunMetrics()
+    spec = parsed.spec.model_dump(by_alias=True)
     registry = CollectorRegistry()
     registry.register(metrics)
     key = Key(parsed.metadata.namespace, parsed.metadata.name)
@@ -71,7 +72,7 @@ def record(run: AlertRun, folder: Path) -> list[Sample]:
             time.sleep(max(0.0, began + tick * PERIOD - time.monotonic()))
             ended = process.poll() is not None
             if (status := read_status(running.run_folder)) is not None:
-                metrics.saw(key, status, parsed)
+                metrics.saw(key, status, spec)
                 running.status = status
                 run.act(running)
             texts = [(generate_latest(registry).decode(), {})]

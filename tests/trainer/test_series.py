@@ -125,7 +125,7 @@ def _runs() -> RunMetrics:
         evaluation=Evaluation(tokens=10, perplexity_after="7.5", accuracy_after="0.5"),
     )
     metrics = RunMetrics()
-    metrics.saw(Key("team", "small"), status, run)
+    metrics.saw(Key("team", "small"), status, small_document()["spec"])
     return metrics
 
 
