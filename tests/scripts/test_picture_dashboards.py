@@ -17,10 +17,10 @@ from grafana_dashboards.asked import NAMES, dashboard, panels
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both pictures, and what they are drawn of."""
     folder = tmp_path_factory.mktemp("images")
-    with backfilled.prometheus(tmp_path_factory.mktemp("prometheus")) as address:
+    with backfilled.prometheus(tmp_path_factory.mktemp("prometheus")) as prometheus:
         run = ["--namespace", backfilled.NAMESPACE, "--name", backfilled.RUN]
         between = ["--start", str(backfilled.START), "--end", str(backfilled.END)]
-        picture_dashboards.main(["--prometheus", address, *run, *between], folder)
+        picture_dashboards.main(["--prometheus", prometheus.address, *run, *between], folder)
     return folder
 
 

@@ -2,9 +2,6 @@
 
 import contextlib
 import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +9,7 @@ from bitnet_crds.protocol import TeacherState, TrainerState
 from bitnet_crds.series import OPERATOR, RUNS, TRAINER, Series
 from bitnet_crds.status import RunPhase
 from chart_tools import program
-from ports import free_port
+from prometheus import Prometheus, running
 
 START, END, STEP = 1767225600, 1767225600 + 1800, 15
 """Seconds since 1970, and between two scrapes."""
@@ -95,38 +92,8 @@ def _backfill(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def prometheus(folder: Path) -> Iterator[str]:
-    """The address of one that keeps all that in this folder. Raises RuntimeError where it does not start."""
+def prometheus(folder: Path) -> Iterator[Prometheus]:
+    """One that keeps all that in this folder."""
     _backfill(folder)
-    config = folder / "prometheus.yaml"
-    config.write_text("{}\n")
-    address = f"127.0.0.1:{free_port()}"
-    command = [
-        program("prometheus"),
-        f"--config.file={config}",
-        f"--storage.tsdb.path={folder / 'data'}",
-        "--storage.tsdb.retention.time=100y",
-        f"--web.listen-address={address}",
-    ]
-    with (
-        (folder / "prometheus.log").open("w") as log,
-        subprocess.Popen(command, stdout=log, stderr=log) as running,
-    ):
-        try:
-            _wait_until_ready(f"http://{address}", running)
-            yield f"http://{address}"
-        finally:
-            running.terminate()
-
-
-def _wait_until_ready(address: str, running: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        if running.poll() is not None:
-            break
-        with (
-            contextlib.suppress(urllib.error.URLError, ConnectionError),
-            urllib.request.urlopen(f"{address}/-/ready"),
-        ):
-            return
-        time.sleep(0.1)
-    raise RuntimeError("Prometheus does not answer: see prometheus.log")
+    with running(folder, {}, "--storage.tsdb.retention.time=100y") as found:
+        yield found
