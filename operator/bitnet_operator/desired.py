@@ -100,6 +100,8 @@ def pod_template(
         },
         "spec": {
             "automountServiceAccountToken": False,
+            # A Service called `bitnet` would set BITNET_PORT otherwise.
+            "enableServiceLinks": False,
             "terminationGracePeriodSeconds": 60,
             "containers": [
                 {

@@ -67,6 +67,12 @@ def test_pods_hold_no_credentials_and_no_probe_that_waits_for_training(scene) ->
     assert "readinessProbe" not in container(job)
 
 
+def test_no_service_of_the_namespace_sets_a_variable_of_the_trainers(scene) -> None:
+    """Kubernetes would set BITNET_PORT where one is called `bitnet`."""
+    spec = manifest(scene)["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    assert spec["enableServiceLinks"] is False
+
+
 @pytest.mark.parametrize("changes", RIGHT.values(), ids=RIGHT)
 def test_the_trainer_reads_the_very_order_that_the_operator_wrote(changes: Changes) -> None:
     """Whatever the run leaves out, such as a teacher."""
