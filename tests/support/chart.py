@@ -1,7 +1,5 @@
 """The chart as the tests render it: helm, the manifests by kind, and the matrix of values."""
 
-import os
-import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from chart_tools import program
 
 CHART = Path(__file__).resolve().parents[2] / "charts/bitnet-operator"
 RELEASE, NAMESPACE = "trial", "bitnet"
@@ -132,12 +132,8 @@ MATRIX = {
 
 @cache
 def helm(*arguments: str) -> str:
-    """What helm prints: the one that scripts/install-chart-tools.sh fetched, or the one on PATH."""
-    cache = Path(os.environ.get("BITNET_CACHE") or Path.home() / ".cache/bitnet-operator")
-    installed = cache / "bin/helm"
-    program = str(installed) if installed.exists() else shutil.which("helm")
-    assert program, "helm is missing: run scripts/install-chart-tools.sh"
-    return subprocess.run([program, *arguments], check=True, capture_output=True, text=True).stdout
+    """What helm prints."""
+    return subprocess.run([program("helm"), *arguments], check=True, capture_output=True, text=True).stdout
 
 
 def manifests(given: Given, *options: str, chart: Path = CHART) -> list[Manifest]:
