@@ -178,6 +178,8 @@ async def _operate(options: _Options, metrics: RunMetrics, own: ReplicaMetrics) 
                 registry=registry,
                 settings=settings,
                 standalone=True,
+                # kopf would ask for the user's name, and the image's user has none.
+                identity=own_identity(),  # type: ignore[arg-type]  # a NewType that kopf keeps to itself
                 clusterwide=not options.namespaces,
                 namespaces=options.namespaces,
                 stop_flag=over,
