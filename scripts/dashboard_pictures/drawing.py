@@ -18,6 +18,7 @@ from grafana_dashboards.asked import dashboard, marks
 Panel = dict[str, Any]
 
 _INK, _FAINT, _BOARD = "#24292e", "#8a96a3", "#f0f1f3"
+_LEGEND_POINTS = 6.5
 _LINES = (
     "#5a9e4b",
     "#d9a514",
@@ -179,18 +180,29 @@ class Board:
             axes.set_ylim(top=defaults["max"] * 1.02)
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=defaults.get("decimals") == 0))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: written(value, unit)))
-        if found:
-            axes.legend(
-                loc="upper left",
-                bbox_to_anchor=(-0.02, -0.14),
-                ncols=3 if len(found) > 3 else max(len(found), 1),
-                frameon=False,
-                fontsize=6.5,
-                handlelength=1,
-                columnspacing=1,
-                borderpad=0,
-                labelspacing=0.2,
-            )
+        self._legend(axes)
+
+    def _legend(self, axes: Axes) -> None:
+        """Two rows of names, as many as the panel is wide; Grafana would scroll through the rest."""
+        handles, names = axes.get_legend_handles_labels()
+        if not names:
+            return
+        width = axes.get_position().width * self.figure.get_figwidth() * 72 / _LEGEND_POINTS
+        room = int(width / 0.58) - 5
+        columns = max(1, min(3, len(names), int(room / (max(map(len, names)) + 6))))
+        axes.legend(
+            handles[: 2 * columns],
+            [name if len(name) <= room else f"{name[: room - 1]}…" for name in names[: 2 * columns]],
+            loc="upper left",
+            bbox_to_anchor=(-0.02, -0.14),
+            ncols=columns,
+            frameon=False,
+            fontsize=_LEGEND_POINTS,
+            handlelength=1,
+            columnspacing=1,
+            borderpad=0,
+            labelspacing=0.2,
+        )
 
     def _states(self, axes: Axes, panel: Panel) -> None:
         self._time(axes, marked=False)
