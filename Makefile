@@ -2,7 +2,7 @@
 # `make help` lists it. Commands run in .venv, which is made anew where the lock files or pyproject.toml change.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-cluster test-kueue lint format verify crds docs bench lock clean
+.PHONY: help setup quickstart test cluster-programs test-cluster test-kueue lint format verify crds docs bench lock clean
 SHELL := /bin/bash
 
 BIN := .venv/bin
@@ -26,13 +26,15 @@ test: setup  ## Every test that needs no cluster and no GPU
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/install-chart-tools.sh
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=auto --dist=loadfile --durations=15
 
-test-cluster: root-or-cluster setup  ## The same on a real Kubernetes, built and started here (root), or BITNET_TEST_KUBECONFIG's
+cluster-programs: root-or-cluster setup  ## Install and build what test-cluster starts, where the cache lacks it
 	@[ -n "$$BITNET_TEST_KUBECONFIG" ] || PATH="$(CURDIR)/$(BIN):$$PATH" scripts/install-cluster-prerequisites.sh
+	@[ -n "$$BITNET_TEST_KUBECONFIG" ] || (cd tests/cluster && $(CURDIR)/$(BIN)/python -m local_cluster build)
+
+test-cluster: cluster-programs  ## The same on a real Kubernetes, built and started here (root), or BITNET_TEST_KUBECONFIG's
 	@$(BIN)/python scripts/fetch_quickstart.py
 	$(BIN)/pytest -m cluster tests/cluster -v --durations=0
 
-test-kueue: root-or-cluster setup  ## Runs in a real Kueue's queue, on such a cluster; the first time it builds Kueue
-	@[ -n "$$BITNET_TEST_KUBECONFIG" ] || PATH="$(CURDIR)/$(BIN):$$PATH" scripts/install-cluster-prerequisites.sh
+test-kueue: cluster-programs  ## Runs in a real Kueue's queue, on such a cluster; the first time it builds Kueue
 	@$(BIN)/python scripts/fetch_quickstart.py
 	$(BIN)/pytest -m kueue tests/cluster -v --durations=0
 

@@ -151,15 +151,13 @@ def test_a_drained_node_costs_no_attempt_and_no_step(
     assert steps.repeated == 0
 
 
-@pytest.mark.parametrize("backend", ["PyTorchJob", "Job"])
 def test_a_suspended_run_gives_its_machines_back_and_goes_on_where_it_was(
     start: Callable[..., WatchedRun],
     watched: Callable[[WatchedRun], Any],
     kubectl: Kubectl,
     namespace: str,
-    backend: str,
 ) -> None:
-    run = start("paused", steps=2000, backend=backend, workers={"count": 1})
+    run = start("paused", steps=2000, workers={"count": 1})
     with watched(run) as steps:
         run.wait_until(lambda status: status.get("step", 0) >= 5, "first steps")
         run.change(suspend=True)

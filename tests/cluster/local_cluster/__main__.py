@@ -11,6 +11,8 @@ from pathlib import Path
 from local_cluster.build import build_all
 from local_cluster.cluster import LocalCluster
 from local_cluster.errors import LocalClusterError
+from local_cluster.operator_image import operator_image
+from local_cluster.programs import FAKE_GCS_SERVER, KINDS, PROGRAMS
 from local_cluster.settings import cache_folder, tools_folder
 
 
@@ -22,7 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     cluster = LocalCluster(options.work, report=_report)
     try:
         if options.action == "build":
-            build_all(_report)
+            build_all(_report, (*PROGRAMS, FAKE_GCS_SERVER, KINDS))
+            operator_image(Path(__file__).resolve().parents[3], _report)
         elif options.action == "down":
             _down(cluster)
         elif options.action == "env":

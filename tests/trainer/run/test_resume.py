@@ -107,7 +107,7 @@ def test_killed_at_any_step_it_is_bit_equal_to_never_killed(make_run, weights_of
     ).map(lambda kills: sorted(kills, key=lambda kill: kill.step))
 
     # A smaller example says no more here, and each one is a training.
-    @settings(max_examples=3, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+    @settings(max_examples=2, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
     @example(kills=[Kill(8), Kill(13)])
     @given(kills=kills)
     def check(kills):
