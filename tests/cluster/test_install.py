@@ -147,7 +147,7 @@ def runs(
 
 def _quickstart(checkout: Path, data: Path) -> list[Document]:
     """examples/quickstart-cluster.yaml as it stands, but for an eighth of its steps, a third of its held-out
-    text, and for what this cluster has not: a provisioner of volumes, and a registry with the trainer's image.
+    text, and for what this cluster has not: a provisioner of volumes, and a registry.
 
     The init container finds model and text in the claim, so that it fetches nothing.
     """
