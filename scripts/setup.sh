@@ -19,6 +19,15 @@ fi
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 
 echo "setup: installing the packages of requirements/dev.lock (about 3 GB to download the first time)"
-pip install --require-hashes --requirement requirements/dev.lock ||
+# Two at once: pip unpacks with one core, and CUDA's packages are as much work as all the others. The lock file is
+# whole, so neither half asks for what the other one brings.
+halves=$(mktemp -d)
+trap 'rm -rf "$halves"' EXIT
+awk -v cuda="$halves/cuda.lock" -v others="$halves/others.lock" '
+  BEGIN { half = others }
+  /^[a-z0-9]/ { half = /^(nvidia|cuda|triton)/ ? cuda : others }
+  { print > half }' requirements/dev.lock
+pip install --quiet --no-deps --require-hashes --requirement "$halves/cuda.lock" &
+pip install --no-deps --require-hashes --requirement "$halves/others.lock" && wait $! ||
   fail "the packages could not be installed; pip says why above. Mend that and run make setup again: it goes on where it stopped"
 pip install --quiet --no-deps --no-build-isolation --editable .

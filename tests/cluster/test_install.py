@@ -146,7 +146,7 @@ def runs(
 
 
 def _quickstart(checkout: Path, data: Path) -> list[Document]:
-    """examples/quickstart-cluster.yaml as it stands, but for an eighth of its steps, a third of its held-out
+    """examples/quickstart-cluster.yaml as it stands, but for a twelfth of its steps, a third of its held-out
     text, and for what this cluster has not: a provisioner of volumes, and a registry.
 
     The init container finds model and text in the claim, so that it fetches nothing.
@@ -168,9 +168,9 @@ def _quickstart(checkout: Path, data: Path) -> list[Document]:
     }
     claim["spec"] |= {"storageClassName": "", "volumeName": volume["metadata"]["name"]}
     spec = quickstart["spec"]
-    spec["budget"]["tokens"] //= 8
-    spec["quantization"]["lambdaWarmup"]["steps"] //= 8
-    spec["checkpoint"]["everySteps"] //= 8
+    spec["budget"]["tokens"] //= 12
+    spec["quantization"]["lambdaWarmup"]["steps"] //= 12
+    spec["checkpoint"]["everySteps"] //= 12
     spec["data"]["heldOut"] = "0.1%"
     template = pod_template(checkout, data)
     (fetch,) = spec["workers"]["template"]["spec"]["initContainers"]
@@ -271,8 +271,8 @@ def test_an_upgrade_goes_by_unnoticed(
 def test_the_quickstart_trains_to_its_end(runs: dict[str, WatchedRun], place: str, data: Path) -> None:
     status = runs["quickstart"].succeeded(600)
     assert [each["reason"] for each in status["segments"]] == ["Start", "TeacherPhase"]
-    assert status["step"] == status["totalSteps"] == 15
-    # Fifteen steps teach nothing; tests/cluster/test_runs.py has the figures of a run that learns.
+    assert status["step"] == status["totalSteps"] == 10
+    # Ten steps teach nothing; tests/cluster/test_runs.py has the figures of a run that learns.
     assert {"perplexityOriginal", "perplexityBefore", "perplexityAfter"} <= status["evaluation"].keys()
     exported = data / "claim-quickstart/runs" / place / "quickstart/export/huggingface"
     assert (exported / "model.safetensors").is_file()
