@@ -57,7 +57,8 @@ def run_image(kubectl: Kubectl, namespace: str, operator_image_name: str) -> Cal
                 "automountServiceAccountToken": False,
                 "securityContext": {
                     "runAsNonRoot": True,
-                    # The user is the image's own; its group the kubelet does not take from there.
+                    # As the chart has them: the kubelet takes the user from the image, and not its group.
+                    "runAsUser": 65532,
                     "runAsGroup": 65532,
                     "seccompProfile": {"type": "RuntimeDefault"},
                 },
@@ -103,7 +104,7 @@ def _file(image: tarfile.TarFile, name: str) -> Any:
 
 
 def test_it_says_what_it_does(run_image: Callable[..., str]) -> None:
-    """With the image's own user and command."""
+    """With the image's own command."""
     assert "--trainer-image" in run_image("help", args=["--help"])
 
 
