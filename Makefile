@@ -2,7 +2,7 @@
 # `make help` lists it. Commands run in .venv, which is made anew where the lock files or pyproject.toml change.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test cluster-programs test-cluster test-kueue lint format verify crds docs bench lock clean
+.PHONY: help setup quickstart test cluster-programs test-cluster test-cluster-thorough test-kueue lint format verify crds docs bench lock clean
 SHELL := /bin/bash
 
 BIN := .venv/bin
@@ -31,6 +31,10 @@ cluster-programs: root-or-cluster setup  ## Install and build what test-cluster 
 	@[ -n "$$BITNET_TEST_KUBECONFIG" ] || (cd tests/cluster && $(CURDIR)/$(BIN)/python -m local_cluster build)
 
 test-cluster: cluster-programs  ## The same on a real Kubernetes, built and started here (root), or BITNET_TEST_KUBECONFIG's
+	@$(BIN)/python scripts/fetch_quickstart.py
+	$(BIN)/pytest -m 'cluster and not thorough' tests/cluster -v --durations=0
+
+test-cluster-thorough: cluster-programs  ## The same, and every fault under both backends: ten minutes more
 	@$(BIN)/python scripts/fetch_quickstart.py
 	$(BIN)/pytest -m cluster tests/cluster -v --durations=0
 

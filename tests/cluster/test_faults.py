@@ -87,6 +87,7 @@ def test_losses_that_are_not_finite_are_rolled_back_and_their_batches_passed_ove
     assert after == pytest.approx(before / 2)
 
 
+@pytest.mark.thorough
 def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(
     start: Callable[..., WatchedRun], watched: Callable[[WatchedRun], Any]
 ) -> None:
@@ -107,6 +108,7 @@ def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(
     assert status["attempts"] == 0
 
 
+@pytest.mark.thorough
 def test_a_loss_that_stopped_falling_ends_training_and_the_model_is_exported(
     start: Callable[..., WatchedRun], watched: Callable[[WatchedRun], Any], data: Path
 ) -> None:
@@ -151,13 +153,15 @@ def test_a_drained_node_costs_no_attempt_and_no_step(
     assert steps.repeated == 0
 
 
+@pytest.mark.parametrize("backend", ["PyTorchJob", pytest.param("Job", marks=pytest.mark.thorough)])
 def test_a_suspended_run_gives_its_machines_back_and_goes_on_where_it_was(
     start: Callable[..., WatchedRun],
     watched: Callable[[WatchedRun], Any],
     kubectl: Kubectl,
     namespace: str,
+    backend: str,
 ) -> None:
-    run = start("paused", steps=2000, workers={"count": 1})
+    run = start("paused", steps=2000, backend=backend, workers={"count": 1})
     with watched(run) as steps:
         run.wait_until(lambda status: status.get("step", 0) >= 5, "first steps")
         run.change(suspend=True)

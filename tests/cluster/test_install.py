@@ -261,8 +261,8 @@ def test_an_upgrade_goes_by_unnoticed(
     since = time.monotonic()
     release.install(operator_image_name, "replicas=2", "resources.limits.memory=600Mi")
     _until(lambda: before.isdisjoint(pod["metadata"]["name"] for pod in release.pods()), "new pods", 120)
-    step = runs["quickstart"].status()["step"]
-    runs["quickstart"].wait_until(lambda status: status["step"] > step, "a step that a new pod tells of")
+    step = runs["stalls"].status()["step"]
+    runs["stalls"].wait_until(lambda status: status["step"] > step, "a step that a new pod tells of")
     measured(f"helm upgrade: a new step in the status after {time.monotonic() - since:.0f} s")
     for each in runs.values():
         assert each.status()["attempts"] == 0

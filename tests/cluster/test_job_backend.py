@@ -47,6 +47,7 @@ def start_job(start: Callable[..., WatchedRun]) -> Callable[..., WatchedRun]:
     return apply
 
 
+@pytest.mark.thorough
 def test_two_workers_train_through_the_teacher_phase_to_the_end(
     start_job: Callable[..., WatchedRun], operator: OperatorProcess, data: Path
 ) -> None:
@@ -60,6 +61,7 @@ def test_two_workers_train_through_the_teacher_phase_to_the_end(
     assert 1 <= len(about) <= 5, about
 
 
+@pytest.mark.thorough
 def test_a_rank_killed_with_sigkill_is_retried_from_the_checkpoint(
     start_job: Callable[..., WatchedRun], watched: Callable[[WatchedRun], Any]
 ) -> None:

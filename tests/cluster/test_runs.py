@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,6 +49,16 @@ def test_two_workers_train_through_the_teacher_phase_to_the_end(
     assert len({step["tokens"] - 64 * step["step"] for step in steps}) == 1  # tokens a step never change
 
 
+@pytest.mark.thorough
+def test_a_rank_killed_with_sigkill_is_retried_from_the_checkpoint(
+    start: Callable[..., WatchedRun], watched: Callable[[WatchedRun], Any]
+) -> None:
+    run = start("killed", steps=2000, every_steps=5)
+    with watched(run):
+        failed = run.retried_after_sigkill()
+    assert "SIGKILL" in failed["message"]
+
+
 def test_an_operator_that_was_away_finds_the_run_as_it_is(
     start: Callable[..., WatchedRun], operator: OperatorProcess
 ) -> None:
@@ -80,15 +91,17 @@ def test_what_belongs_to_a_deleted_run_goes_with_it_and_what_it_keeps_stays(
     assert (data / f"runs-{namespace}" / namespace / "deleted/run.json").is_file()
 
 
+@pytest.mark.parametrize("backend", ["PyTorchJob", pytest.param("Job", marks=pytest.mark.thorough)])
 def test_what_a_deleted_run_keeps_goes_with_it_where_the_run_says_so(
     start: Callable[..., WatchedRun],
     kubectl: Kubectl,
     data: Path,
     namespace: str,
+    backend: str,
     measured: Callable[[str], None],
 ) -> None:
     checkpoint = {"uri": f"file:///data/runs-{namespace}", "everySteps": 2, "onDelete": "Remove"}
-    run = start("tidy", steps=2000, checkpoint=checkpoint, workers={"count": 1})
+    run = start("tidy", steps=2000, backend=backend, checkpoint=checkpoint, workers={"count": 1})
     run.wait_until(lambda status: status.get("checkpointStep", 0) >= 2, "first checkpoint")
     folder = data / f"runs-{namespace}" / namespace / "tidy"
     beside = folder.with_name("tidy2")
@@ -108,6 +121,7 @@ def test_what_a_deleted_run_keeps_goes_with_it_where_the_run_says_so(
     assert "CheckpointsRemoved" in [event["reason"] for event in run.events()]
 
 
+@pytest.mark.thorough
 def test_a_removal_that_cannot_be_is_told_and_a_person_gives_it_up(
     start: Callable[..., WatchedRun], kubectl: Kubectl, data: Path, namespace: str
 ) -> None:
