@@ -93,6 +93,7 @@ def test_an_evicted_pod_costs_no_attempt(
     assert steps.repeated == 0
 
 
+@pytest.mark.thorough
 def test_a_run_whose_kind_is_missing_waits_until_it_is_installed(
     start: Callable[..., WatchedRun], kubectl: Kubectl
 ) -> None:
