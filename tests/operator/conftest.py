@@ -58,7 +58,9 @@ class Scene:
         watched_since: datetime | None = None,
     ) -> Decision:
         """Decides on these jobs and writes the status down."""
-        observation = Observation(self.document, self.status, jobs, stop, left_over, watched_since)
+        observation = Observation(
+            self.document, self.status, jobs, stop, left_over, watched_since=watched_since
+        )
         decision = decide(self.run, self.plan, observation, self.now, self.settings)
         self.status = decision.status
         return decision
