@@ -1,13 +1,12 @@
 """Writes the table of values into the chart's README from values.yaml: `python scripts/chart_readme.py`."""
 
-import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 
-from generated import put, write
+from generated import check_asked, put, write
 
 CHART = Path(__file__).resolve().parents[1] / "charts" / "bitnet-operator"
 BEGIN = "<!-- Generated from values.yaml by `make docs`. Do not edit. -->"
@@ -80,11 +79,7 @@ def written(page: str, values: str) -> str:
 
 def main(arguments: list[str] | None = None, chart: Path = CHART) -> int:
     """Writes the table into the page, or checks that it is there."""
-    parser = argparse.ArgumentParser(prog="python scripts/chart_readme.py", description=main.__doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="fail, and show how, where the page is not up to date"
-    )
-    check, page = parser.parse_args(arguments).check, chart / "README.md"
+    check, page = check_asked("chart_readme", main.__doc__, arguments), chart / "README.md"
     return write(page, written(page.read_text(), (chart / "values.yaml").read_text()), check=check)
 
 

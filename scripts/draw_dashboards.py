@@ -1,11 +1,10 @@
 """Writes both Grafana dashboards into the chart as JSON: `python scripts/draw_dashboards.py`."""
 
-import argparse
 from pathlib import Path
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from generated import write
+from generated import check_asked, write
 from grafana_dashboards.asked import FOLDER
 from grafana_dashboards.fleet import fleet
 from grafana_dashboards.run import run
@@ -21,11 +20,7 @@ def drawn() -> dict[str, str]:
 
 def main(arguments: list[str] | None = None, folder: Path = FOLDER) -> int:
     """Writes both dashboards, or checks that they are as the code draws them."""
-    parser = argparse.ArgumentParser(prog="python scripts/draw_dashboards.py", description=main.__doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="fail, and show how, where a file is not up to date"
-    )
-    check = parser.parse_args(arguments).check
+    check = check_asked("draw_dashboards", main.__doc__, arguments)
     folder.mkdir(parents=True, exist_ok=True)
     return max(write(folder / name, wanted, check=check) for name, wanted in drawn().items())
 

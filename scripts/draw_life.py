@@ -1,13 +1,12 @@
 """Draws the life of a run into docs/runs.md from the operator's own table: `python scripts/draw_life.py`."""
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
 from bitnet_crds import SegmentReason
 from bitnet_crds.status import RunPhase
 from bitnet_operator.life import LIFE, Course
-from generated import put, write
+from generated import check_asked, put, write
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "runs.md"
 BEGIN = "<!-- Generated from operator/bitnet_operator/life.py by `make docs`. Do not edit. -->"
@@ -68,11 +67,7 @@ def drawn(page: str) -> str:
 
 def main(arguments: list[str] | None = None, page: Path = PAGE) -> int:
     """Writes diagram and table into the page, or checks that they are there."""
-    parser = argparse.ArgumentParser(prog="python scripts/draw_life.py", description=main.__doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="fail, and show how, where the page is not up to date"
-    )
-    check = parser.parse_args(arguments).check
+    check = check_asked("draw_life", main.__doc__, arguments)
     return write(page, drawn(page.read_text()), check=check)
 
 

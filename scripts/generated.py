@@ -1,5 +1,6 @@
 """What scripts that generate files share: a place in a page, and the check that a file is up to date."""
 
+import argparse
 import difflib
 import sys
 from pathlib import Path
@@ -16,6 +17,15 @@ def put(page: str, begin: str, end: str, lines: list[str]) -> str:
     if not (found and closed):
         raise PlaceError(f"no place for what is generated: write a line `{begin}` and, below, `{end}`")
     return before + begin + "\n".join(["", "", *lines, "", ""]) + end + after
+
+
+def check_asked(script: str, description: str | None, arguments: list[str] | None) -> bool:
+    """Whether a script's command line asks to check what it would write; `arguments` stand for sys.argv's."""
+    parser = argparse.ArgumentParser(prog=f"python scripts/{script}.py", description=description)
+    parser.add_argument(
+        "--check", action="store_true", help="fail, and show how, where what is written is not up to date"
+    )
+    return bool(parser.parse_args(arguments).check)
 
 
 def write(path: Path, wanted: str, *, check: bool) -> int:

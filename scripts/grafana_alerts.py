@@ -1,12 +1,11 @@
 """Writes the alerts as Grafana's provisioning file, from Prometheus': `python scripts/grafana_alerts.py`."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from generated import write
+from generated import check_asked, write
 
 FILES = Path(__file__).resolve().parents[1] / "charts" / "bitnet-operator" / "files"
 DATASOURCE = "prometheus"
@@ -91,11 +90,7 @@ _Dumper.ignore_aliases = lambda *_: True  # type: ignore[method-assign]
 
 def main(arguments: list[str] | None = None, folder: Path = FILES) -> int:
     """Writes grafana-alerts.yaml from alerts.yaml, or checks that it is up to date."""
-    parser = argparse.ArgumentParser(prog="python scripts/grafana_alerts.py", description=main.__doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="fail, and show how, where the file is not up to date"
-    )
-    check = parser.parse_args(arguments).check
+    check = check_asked("grafana_alerts", main.__doc__, arguments)
     rules = yaml.safe_load((folder / "alerts.yaml").read_text())
     text = yaml.dump(provisioning(rules), Dumper=_Dumper, sort_keys=False, width=110)
     return write(folder / "grafana-alerts.yaml", HEADER + text, check=check)

@@ -1,11 +1,10 @@
 """Lists the series of /metrics in docs/metrics.md from their table: `python scripts/list_metrics.py`."""
 
-import argparse
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bitnet_crds.series import OPERATOR, RUNS, TRAINER, Series
-from generated import put, write
+from generated import check_asked, put, write
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "metrics.md"
 TABLES = {"TRAINER": TRAINER, "RUNS": RUNS, "OPERATOR": OPERATOR}
@@ -35,11 +34,7 @@ def listed(page: str) -> str:
 
 def main(arguments: list[str] | None = None, page: Path = PAGE) -> int:
     """Writes the tables into the page, or checks that they are there."""
-    parser = argparse.ArgumentParser(prog="python scripts/list_metrics.py", description=main.__doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="fail, and show how, where the page is not up to date"
-    )
-    check = parser.parse_args(arguments).check
+    check = check_asked("list_metrics", main.__doc__, arguments)
     return write(page, listed(page.read_text()), check=check)
 
 
