@@ -104,6 +104,21 @@ class TinyRun:
             text=True,
         )
 
+    def launch_node(
+        self, rank: int, rendezvous: int, nodes: int = 2, worker: Path | None = None, **more: Any
+    ) -> "subprocess.Popen[str]":
+        """Starts the launcher of one node of several, as PyTorchJob's pods do; they meet at a port here.
+        Its last word goes to `node-<rank>`."""
+        return self.launch(
+            worker,
+            PET_NNODES=str(nodes),
+            PET_NODE_RANK=str(rank),
+            PET_MASTER_ADDR="127.0.0.1",
+            PET_MASTER_PORT=str(rendezvous),
+            BITNET_TERMINATION_LOG=str(self.root / f"node-{rank}"),
+            **more,
+        )
+
     def wait_for_step(self, step: int, process: "subprocess.Popen[str]", seconds: float = 180) -> None:
         """Returns as soon as metrics.jsonl has the step."""
         log = self.folder / "metrics.jsonl"

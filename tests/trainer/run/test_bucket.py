@@ -84,16 +84,7 @@ def test_machines_without_a_shared_disk_write_one_checkpoint_and_another_number_
     for rank in (0, 1):
         run.order = run.order.model_copy(update={"scratch": f"{run.root}/pod-{rank}", "name": "tiny"})
         file = run.order_file.rename(run.root / f"order-{rank}.json")
-        nodes.append(
-            run.launch(
-                order=file,
-                PET_NNODES="2",
-                PET_NODE_RANK=str(rank),
-                PET_MASTER_ADDR="127.0.0.1",
-                PET_MASTER_PORT=str(port),
-                BITNET_TERMINATION_LOG=str(run.root / f"node-{rank}"),
-            )
-        )
+        nodes.append(run.launch_node(rank, port, order=file))
     run.order = run.order.model_copy(update={"scratch": f"{run.root}/pod-0"})
     run.wait_for_step(5, nodes[0])
     for node in nodes:

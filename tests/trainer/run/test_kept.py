@@ -163,16 +163,7 @@ def test_machines_that_share_the_folder_write_one_checkpoint_and_others_say_what
             folder = "pods" if shared else f"pod-{rank}"
             run.order = run.order.model_copy(update={"scratch": f"{run.root}/{folder}"})
             file = run.order_file.rename(run.root / f"order-{rank}.json")
-            nodes.append(
-                run.launch(
-                    order=file,
-                    PET_NNODES="2",
-                    PET_NODE_RANK=str(rank),
-                    PET_MASTER_ADDR="127.0.0.1",
-                    PET_MASTER_PORT=str(port),
-                    BITNET_TERMINATION_LOG=str(run.root / f"node-{rank}"),
-                )
-            )
+            nodes.append(run.launch_node(rank, port, order=file))
         if not shared:
             assert [ended(node) for node in nodes] == [ExitCode.CHECKPOINT_UNAVAILABLE] * 2
             assert "share no disk" in run.last_word("node-0").message

@@ -37,17 +37,15 @@ def launch_nodes(run, worker=None, count=2, port=0):
     """Launchers that find each other as PyTorchJob's pods do; each leaves its last word in `node-<rank>`."""
     rendezvous = free_port()
     return [
-        run.launch(
+        run.launch_node(
+            rank,
+            rendezvous,
+            count,
             worker,
-            PET_NNODES=str(count),
-            PET_NODE_RANK=str(rank),
             PET_NPROC_PER_NODE="auto",
-            PET_MASTER_ADDR="127.0.0.1",
-            PET_MASTER_PORT=str(rendezvous),
             WORLD_SIZE=str(count),
             RANK=str(rank),
             BITNET_PORT=str(port),
-            BITNET_TERMINATION_LOG=str(run.root / f"node-{rank}"),
         )
         for rank in range(count)
     ]
