@@ -52,7 +52,7 @@ def test_muon_by_formula(shape):
     for step in range(4):
         gradient = torch.randn(*shape)
         rate = 0.02 / (step + 1)
-        muon_step(weight, gradient, momentum, learning_rate=rate, weight_decay=0.1)
+        muon_step([weight], [gradient], [momentum], learning_rate=rate, weight_decay=0.1)
         twin_momentum = 0.95 * twin_momentum + gradient.double()
         nesterov = gradient.double() + 0.95 * twin_momentum
         u, s, v = torch.linalg.svd(nesterov, full_matrices=False)
@@ -74,7 +74,7 @@ def test_muon_is_torchs_where_they_coincide(shape):
     for _ in range(3):
         theirs.grad = torch.randn(*shape)
         optimizer.step()
-        muon_step(weight, theirs.grad, momentum, learning_rate=0.02, weight_decay=0.1)
+        muon_step([weight], [theirs.grad], [momentum], learning_rate=0.02, weight_decay=0.1)
         assert torch.equal(momentum, optimizer.state[theirs]["momentum_buffer"])
     difference, moved = (weight - theirs).norm(), (weight - before).norm()
     assert difference < 0.05 * moved
@@ -85,7 +85,7 @@ def test_an_update_has_the_root_mean_square_of_adamws():
     for shape in ((64, 64), (32, 128), (128, 32)):
         torch.manual_seed(0)
         weight = torch.zeros(shape)
-        muon_step(weight, torch.randn(*shape), torch.zeros(shape), learning_rate=1.0, weight_decay=0.0)
+        muon_step([weight], [torch.randn(*shape)], [torch.zeros(shape)], learning_rate=1.0, weight_decay=0.0)
         assert weight.square().mean().sqrt().item() == pytest.approx(0.2, rel=0.2)
 
 
@@ -95,7 +95,9 @@ def test_a_skipped_step_changes_nothing_whatever_is_in_the_gradient(poison):
     weight, momentum, gradient = torch.randn(4, 6), torch.randn(4, 6), torch.randn(4, 6)
     gradient[1, 2] = poison
     before = weight.clone(), momentum.clone()
-    muon_step(weight, gradient, momentum, learning_rate=0.1, weight_decay=0.1, skipped=torch.tensor(True))
+    muon_step(
+        [weight], [gradient], [momentum], learning_rate=0.1, weight_decay=0.1, skipped=torch.tensor(True)
+    )
     assert torch.equal(weight, before[0])
     assert torch.equal(momentum, before[1])
 
@@ -104,9 +106,14 @@ def test_a_step_that_is_not_skipped_is_as_without_the_question():
     torch.manual_seed(0)
     weight, momentum, gradient = torch.randn(4, 6), torch.randn(4, 6), torch.randn(4, 6)
     other, other_momentum = weight.clone(), momentum.clone()
-    muon_step(weight, gradient, momentum, learning_rate=0.1, weight_decay=0.1)
+    muon_step([weight], [gradient], [momentum], learning_rate=0.1, weight_decay=0.1)
     muon_step(
-        other, gradient, other_momentum, learning_rate=0.1, weight_decay=0.1, skipped=torch.tensor(False)
+        [other],
+        [gradient],
+        [other_momentum],
+        learning_rate=0.1,
+        weight_decay=0.1,
+        skipped=torch.tensor(False),
     )
     assert torch.equal(weight, other)
     assert torch.equal(momentum, other_momentum)

@@ -75,7 +75,7 @@ def test_each_role_has_its_algorithm():
         adamw.step()
         for weight, momentum in zip(roles["hidden"], momenta, strict=True):
             with torch.no_grad():
-                muon_step(weight, weight.grad, momentum, learning_rate=0.02, weight_decay=0.1)
+                muon_step([weight], [weight.grad], [momentum], learning_rate=0.02, weight_decay=0.1)
     assert differing(dict(model.named_parameters()), dict(twin.named_parameters())) == []
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from bitnet_trainer.optim.adamw import fused_adamw
-from bitnet_trainer.optim.muon import muon_step
+from bitnet_trainer.optim.muon import Kernels, muon_step
 from bitnet_trainer.optim.qk_clip import QKClip
 from bitnet_trainer.optim.roles import parameter_group, parameters_by_role
 
@@ -18,6 +18,8 @@ class MuonClip(torch.optim.Optimizer):
     """
 
     found_inf: Tensor | None = None
+    kernels: Kernels | None = None
+    """What Triton does of Muon; None picks by device."""
 
     def __init__(
         self,
@@ -58,16 +60,16 @@ class MuonClip(torch.optim.Optimizer):
         skipped = None if self.found_inf is None else self.found_inf.bool()
         for group in self.param_groups:
             if group["role"] == "hidden":
-                for weight in group["params"]:
-                    if weight.grad is not None:
-                        muon_step(
-                            weight,
-                            weight.grad,
-                            self._momentum(weight),
-                            learning_rate=group["lr"],
-                            weight_decay=group["weight_decay"],
-                            skipped=skipped,
-                        )
+                weights = [weight for weight in group["params"] if weight.grad is not None]
+                muon_step(
+                    weights,
+                    [weight.grad for weight in weights],
+                    [self._momentum(weight) for weight in weights],
+                    learning_rate=group["lr"],
+                    weight_decay=group["weight_decay"],
+                    skipped=skipped,
+                    kernels=self.kernels,
+                )
         self._step_adamw()
         self._clip.apply(skipped)
 

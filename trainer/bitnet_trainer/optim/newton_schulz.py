@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from bitnet_trainer.optim.products import self_product
+
 STEPS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of `a x + b x^3 + c x^5`, which singular values go through. They climb fast from 0 and then stay between
@@ -11,24 +13,38 @@ about 0.7 and 1.2 instead of converging to 1; an update needs no better."""
 _LEAST_NORM = 1e-7
 
 
-def newton_schulz(matrix: Tensor) -> Tensor:
-    """`U S' V^T` of `matrix = U S V^T`, S' near the identity; 0 for a matrix of zeros.
+def newton_schulz(matrices: Tensor, *, symmetric: bool = False) -> Tensor:
+    """`U S' V^T` of each `matrix = U S V^T`, S' near the identity; 0 for a matrix of zeros.
 
     Args:
-        matrix: (n, m). Its scale does not matter.
+        matrices: (..., n, m), of one size so that a product of all is one call. Their scales do not matter.
+        symmetric: computes half of each product that is symmetric, by a kernel for bfloat16 on CUDA.
 
     Returns:
-        (n, m): bfloat16 on CUDA, at least float32 elsewhere, which is what it was computed in.
+        (..., n, m): bfloat16 on CUDA, at least float32 elsewhere, which is what it was computed in.
 
     Source: arXiv 2502.16982, section 2.1, after Keller Jordan's Muon.
     """
     a, b, c = COEFFICIENTS
-    x = matrix.to(torch.bfloat16 if matrix.is_cuda else torch.promote_types(matrix.dtype, torch.float32))
+    x = matrices.to(working_type(matrices)).reshape(-1, *matrices.shape[-2:])
     # The Gram matrix is of the shorter side.
-    wide = x.shape[0] <= x.shape[1]
-    x = x if wide else x.T
-    x = x / torch.linalg.matrix_norm(x).clamp(min=_LEAST_NORM)
+    wide = x.shape[-2] <= x.shape[-1]
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=_LEAST_NORM)
     for _ in range(STEPS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x if wide else x.T
+        gram = self_product(x if wide else x.mT, kernel=symmetric)
+        polynomial = self_product(gram, gram, alpha=c, beta=b, kernel=symmetric)
+        x = torch.baddbmm(x, *((polynomial, x) if wide else (x, polynomial)), beta=a)
+    return x.reshape(matrices.shape)
+
+
+def working_type(matrices: Tensor) -> torch.dtype:
+    """What the iteration over these is computed in."""
+    return torch.bfloat16 if matrices.is_cuda else torch.promote_types(matrices.dtype, torch.float32)
+
+
+def operations(rows: int, columns: int, *, symmetric: bool = False) -> int:
+    """Floating-point operations of the iteration's products over one matrix (rows, columns)."""
+    short, long = sorted((rows, columns))
+    whole_or_half = 1 if symmetric else 2
+    grams = whole_or_half * short**2 * (long + short)
+    return STEPS * (grams + 2 * short**2 * long)

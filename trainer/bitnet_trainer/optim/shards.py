@@ -1,11 +1,12 @@
 """Parameters that FSDP2 shards, as optimisers see them: a rank's own part, and the whole."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Placement, Shard, distribute_tensor
 
 
 def own_part(tensor: Tensor) -> Tensor:
@@ -16,12 +17,16 @@ def own_part(tensor: Tensor) -> Tensor:
     return part
 
 
-def gathered(part: Tensor, like: Tensor) -> Tensor:
-    """The whole of what the ranks hold parts of, cut as `like` is; every rank calls it, and waits for it."""
+def gathered(parts: Tensor, like: Tensor) -> Tensor:
+    """The whole of what the ranks hold parts of; every rank calls it, and waits for it.
+
+    `parts` (B, ...) are one rank's of B tensors, each cut as `like` is; together they are gathered at once.
+    """
     if not isinstance(like, DTensor):
-        return part
+        return parts
+    shape = torch.Size((len(parts), *like.shape))
     sharded = DTensor.from_local(
-        part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+        parts.contiguous(), like.device_mesh, _one_on(like), shape=shape, stride=_strides(shape)
     )
     whole: Tensor = sharded.full_tensor()
     return whole
@@ -32,6 +37,26 @@ def cut(whole: Tensor, like: Tensor) -> Tensor:
     if not isinstance(like, DTensor):
         return whole
     return own_part(distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None))
+
+
+def cut_each(wholes: Tensor, like: Tensor) -> Tensor:
+    """This rank's parts of `wholes` (B, ...), each of which is cut as `like` is. Nothing is sent."""
+    if not isinstance(like, DTensor):
+        return wholes
+    return own_part(distribute_tensor(wholes, like.device_mesh, _one_on(like), src_data_rank=None))
+
+
+def _one_on(like: DTensor) -> list[Placement]:
+    """How a stack of such tensors is cut, each as `like` is."""
+    return [
+        Shard(placement.dim + 1) if isinstance(placement, Shard) else placement
+        for placement in like.placements
+    ]
+
+
+def _strides(shape: torch.Size) -> tuple[int, ...]:
+    """Of a contiguous tensor."""
+    return tuple(math.prod(shape[place + 1 :]) for place in range(len(shape)))
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:

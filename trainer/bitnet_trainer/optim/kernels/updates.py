@@ -1,0 +1,104 @@
+"""Muon's arithmetic around Newton-Schulz: two kernels over many matrices of a size, wherever each one is."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_BLOCK = 2048
+
+
+def advance(
+    gradients: list[Tensor],
+    momenta: list[Tensor],
+    *,
+    share: float,
+    dtype: torch.dtype,
+    skipped: Tensor | None,
+) -> Tensor:
+    """As `bitnet_trainer.optim.updates.advance`, for float32."""
+    like = momenta[0]
+    out = torch.empty(len(momenta), *like.shape, dtype=dtype, device=like.device)
+    of_gradients, of_momenta = _places(gradients, momenta)
+    _advance[_grid(like, len(momenta))](
+        of_gradients,
+        of_momenta,
+        of_momenta if skipped is None else skipped.view(torch.uint8),
+        out,
+        like.numel(),
+        share,
+        guarded=skipped is not None,
+        block=_BLOCK,
+        num_warps=8,
+    )
+    return out
+
+
+def move(
+    weights: list[Tensor], directions: Tensor, *, keep: float, step: float, skipped: Tensor | None
+) -> None:
+    """As `bitnet_trainer.optim.updates.move`, for float32 weights."""
+    like = weights[0]
+    (places,) = _places(weights)
+    _move[_grid(like, len(weights))](
+        places,
+        directions.contiguous(),
+        places if skipped is None else skipped.view(torch.uint8),
+        keep,
+        step,
+        like.numel(),
+        guarded=skipped is not None,
+        block=_BLOCK,
+        num_warps=8,
+    )
+
+
+def _grid(like: Tensor, count: int) -> tuple[int, int]:
+    return triton.cdiv(like.numel(), _BLOCK), count
+
+
+def _places(*lists: list[Tensor]) -> Tensor:
+    """Addresses of the tensors, (lists, B) int64 on their device, without the host waiting for it."""
+    addresses = torch.tensor([[tensor.data_ptr() for tensor in each] for each in lists])
+    device = lists[0][0].device
+    if device.type != "cuda":
+        return addresses
+    return addresses.pin_memory().to(device, non_blocking=True)
+
+
+@triton.jit
+def _at(addresses, number):
+    """Where a matrix of float32 begins. The host has seen to it that it is aligned."""
+    return tl.multiple_of(tl.load(addresses + number).to(tl.pointer_type(tl.float32)), 16)
+
+
+@triton.jit
+def _advance(gradients, momenta, skipped, out, count, share, guarded: tl.constexpr, block: tl.constexpr):
+    number = tl.program_id(1).to(tl.int64)
+    offsets = tl.program_id(0) * block + tl.arange(0, block)
+    inside = offsets < count
+    place = _at(momenta, number) + offsets
+    gradient = tl.load(_at(gradients, number) + offsets, mask=inside, other=0.0)
+    before = tl.load(place, mask=inside, other=0.0)
+    moved = before + share * (gradient - before)
+    # lerp(gradient, moved, 1 - share) as torch rounds it.
+    direction = moved - (moved - gradient) * share
+    end = count
+    if guarded:
+        end = tl.where(tl.load(skipped) == 0, count, 0)
+    tl.store(place, moved, mask=offsets < end)
+    tl.store(out + number * count + offsets, direction.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _move(weights, directions, skipped, keep, step, count, guarded: tl.constexpr, block: tl.constexpr):
+    number = tl.program_id(1).to(tl.int64)
+    offsets = tl.program_id(0) * block + tl.arange(0, block)
+    inside = offsets < count
+    place = _at(weights, number) + offsets
+    weight = tl.load(place, mask=inside, other=0.0)
+    direction = tl.load(directions + number * count + offsets, mask=inside, other=0.0).to(tl.float32)
+    end = count
+    if guarded:
+        end = tl.where(tl.load(skipped) == 0, count, 0)
+    tl.store(place, weight * keep - step * direction, mask=offsets < end)

@@ -1,0 +1,94 @@
+"""What Muon does to each number before and after Newton-Schulz, over many matrices of one size at once."""
+
+from importlib import import_module
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+_ALIGNED = 16
+"""Bytes; what the kernels read and write at a time."""
+
+
+def advance(
+    gradients: list[Tensor],
+    momenta: list[Tensor],
+    *,
+    share: float,
+    dtype: torch.dtype,
+    skipped: Tensor | None = None,
+    kernel: bool = False,
+) -> Tensor:
+    """Takes the gradients into the momenta, in place, and looks ahead by Nesterov.
+
+    `M = (1 - share) M + share G`, then `(1 - share) M + share G` again is the direction.
+
+    Args:
+        gradients: B of (n, m).
+        momenta: B of (n, m).
+        share: of the gradient, from 0 to a half.
+        dtype: of what comes back.
+        skipped: 0-dim bool on the device; where True the momenta stay, whatever is in the gradients.
+        kernel: by Triton, where the tensors allow it.
+
+    Returns:
+        (B, n, m), the directions.
+    """
+    if kernel and _suited([*gradients, *momenta]):
+        advanced: Tensor = _kernels().advance(gradients, momenta, share=share, dtype=dtype, skipped=skipped)
+        return advanced
+    moved = torch._foreach_lerp(momenta, gradients, share)
+    directions = torch.stack(torch._foreach_lerp(gradients, moved, 1 - share)).to(dtype)
+    _put(momenta, moved, skipped)
+    return directions
+
+
+def move(
+    weights: list[Tensor],
+    directions: Tensor,
+    *,
+    keep: float,
+    step: float,
+    skipped: Tensor | None = None,
+    kernel: bool = False,
+) -> None:
+    """`W = keep W - step D`, in place.
+
+    Args:
+        weights: B of (n, m).
+        directions: (B, n, m), of any floating type.
+        keep: what decay leaves of a weight.
+        step: how far along its direction.
+        skipped: 0-dim bool on the device; where True nothing changes, whatever is in the directions.
+        kernel: by Triton, where the tensors allow it.
+    """
+    if kernel and _suited(weights):
+        _kernels().move(weights, directions, keep=keep, step=step, skipped=skipped)
+        return
+    moved = torch._foreach_mul(weights, keep)
+    torch._foreach_add_(moved, directions.to(weights[0].dtype).unbind(), alpha=-step)
+    _put(weights, moved, skipped)
+
+
+def _put(goals: list[Tensor], values: tuple[Tensor, ...], skipped: Tensor | None) -> None:
+    if skipped is None:
+        torch._foreach_copy_(goals, values)
+        return
+    # Chosen, not multiplied: 0 times a NaN is a NaN.
+    for goal, value in zip(goals, values, strict=True):
+        goal.copy_(torch.where(skipped, goal, value))
+
+
+def _suited(tensors: list[Tensor]) -> bool:
+    return all(
+        tensor.dtype == torch.float32
+        and tensor.is_contiguous()
+        and tensor.numel() > 0
+        and tensor.data_ptr() % _ALIGNED == 0
+        for tensor in tensors
+    )
+
+
+def _kernels() -> ModuleType:
+    # Imported where it is used: Triton takes long to start, and need not be installed.
+    return import_module("bitnet_trainer.optim.kernels.updates")
