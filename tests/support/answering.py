@@ -44,6 +44,7 @@ class SmallModel(nn.Module):
         attention_mask: Tensor | None,  # noqa: ARG002
         capture: Capture,
         position_ids: Tensor | None = None,  # noqa: ARG002
+        documents: Tensor | None = None,  # noqa: ARG002
     ) -> Answer:
         self.seen.append(input_ids.clone())
         places = torch.arange(1, input_ids.shape[1] + 1)[:, None]

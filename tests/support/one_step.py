@@ -20,8 +20,13 @@ from families import VOCABULARY, small_model
 MICRO_BATCHES = 2
 
 
-def step_of(optimizer_name: str, architecture: str, device: torch.device) -> Callable[[], StepLosses]:
-    """What takes one step: two micro batches, gradients, the guard, the optimiser, the average."""
+def step_of(
+    optimizer_name: str, architecture: str, device: torch.device, *, documents: bool = False
+) -> Callable[[], StepLosses]:
+    """What takes one step: two micro batches, gradients, the guard, the optimiser, the average.
+
+    Rows are one text each, or hold several `documents`.
+    """
     model = small_model(architecture).train()
     convert(model)
     model.to(device)
@@ -41,7 +46,10 @@ def step_of(optimizer_name: str, architecture: str, device: torch.device) -> Cal
     stepper = Stepper(
         LanguageModel(model), 2, optimizer, NonFiniteGuard(device), ranks, gradient_clipping=1.0
     )
-    rows = [Rows.of(torch.randint(2, VOCABULARY, (2, 12))) for _ in range(MICRO_BATCHES)]
+    tokens = [torch.randint(2, VOCABULARY, (2, 12)) for _ in range(MICRO_BATCHES)]
+    for each in tokens if documents else ():
+        each[:, 4] = 1
+    rows = [Rows.of_documents(each, end=1) if documents else Rows.of(each) for each in tokens]
     manager = ObjectiveManager({"crossEntropy": CrossEntropyObjective()})
     step = StepInput(rows, manager, {"crossEntropy": 44}, None)
 

@@ -102,9 +102,13 @@ def test_the_objective_asks_the_student_once_and_counts_rows() -> None:
     hidden, linear = torch.randn(2, 4, HIDDEN), head(torch.randn(LABELS, HIDDEN))
 
     def student(
-        input_ids: Tensor, attention_mask: Tensor | None, capture: Capture, position_ids: Tensor | None
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        capture: Capture,
+        position_ids: Tensor | None,
+        documents: Tensor | None,
     ) -> Answer:
-        assert position_ids is None
+        assert position_ids is documents is None
         asked.append((input_ids.shape, attention_mask, capture))
         return Answer(hidden=hidden, head=linear)
 

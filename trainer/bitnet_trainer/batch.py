@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bitnet_trainer.documents import cumulative_lengths
+
 IGNORED = -100
 """Label of a position or row that nothing is learned from, as in transformers and torch."""
 
@@ -36,6 +38,8 @@ class Rows:
     position_ids: Tensor | None = None
     """(B, S) int64: each token's place in its document, where no document of a row sees another; none where
     a row is one text. Not together with an attention_mask."""
+    documents: Tensor | None = None
+    """(N + 1,) int32: the `cumulative_lengths` of position_ids, which are found on the way to a GPU."""
     classes: Tensor | None = None
     """(B,) int64: the label of each row, for classification."""
     ids: tuple[SequenceId, ...] = ()
@@ -78,6 +82,7 @@ class Rows:
             labels=self.labels[rows],
             attention_mask=None if self.attention_mask is None else self.attention_mask[rows],
             position_ids=None if self.position_ids is None else self.position_ids[rows],
+            documents=None,
             classes=None if self.classes is None else self.classes[rows],
             ids=self.ids[rows],
         )
@@ -99,6 +104,7 @@ class Rows:
             labels=torch.cat((self.labels, nothing)),
             attention_mask=joined(self.attention_mask, like.attention_mask),
             position_ids=joined(self.position_ids, like.position_ids),
+            documents=None,
             classes=joined(self.classes, nothing[:, 0]),
             ids=self.ids + like.ids,
         )
@@ -116,11 +122,15 @@ class Rows:
         ids, labels = moved(self.input_ids), moved(self.labels)
         assert ids is not None
         assert labels is not None
+        documents = self.documents
+        if self.position_ids is not None and device.type == "cuda" and not self.position_ids.is_cuda:
+            documents = moved(cumulative_lengths(self.position_ids))
         return replace(
             self,
             input_ids=ids,
             labels=labels,
             attention_mask=moved(self.attention_mask),
             position_ids=moved(self.position_ids),
+            documents=documents,
             classes=moved(self.classes),
         )

@@ -48,6 +48,7 @@ from bitnet_trainer.setup import (
     open_run_corpus,
     phases_from,
     planned_teacher,
+    settle_attention,
     write_record,
 )
 from bitnet_trainer.sharding import WholeModel, called_directly, shard
@@ -156,6 +157,7 @@ def _train(
     written = WholeModel(loaded.model)
     if spec.workers.parallelism == "FSDP" and ranks.world > 1:
         written = shard(student, ranks)
+    settle_attention(order, student, evaluation_batch, ranks)
     optimizer = build_optimizer(spec.optimizer, loaded.model)
     _log.info("%s", groups_table(optimizer))
     average = WeightAverage(loaded.model, spec.averaging.decay) if spec.averaging is not None else None

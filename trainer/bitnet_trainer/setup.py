@@ -17,10 +17,13 @@ from bitnet_crds.protocol import Order, tuned_teacher_address
 from bitnet_crds.spec import BitNetRunSpec
 from bitnet_trainer.data import Corpus, LabelledCorpus, Reading, open_corpus, open_labelled
 from bitnet_trainer.errors import BadInput, ModelUnavailable
+from bitnet_trainer.models.attention import prefer
+from bitnet_trainer.models.attention_backends import AttentionShape, fastest, measure
 from bitnet_trainer.models.convert import ConversionReport
 from bitnet_trainer.models.load import LoadedModel, load_model, load_tokenizer
 from bitnet_trainer.models.presets import build_preset
 from bitnet_trainer.models.sequence_classification import classifier_from
+from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.record import Baseline, RunRecord, now, revision, versions
 from bitnet_trainer.teacher import Teacher
@@ -92,6 +95,31 @@ def wrapped(student: nn.Module, ranks: Ranks) -> nn.Module:
         gradient_as_bucket_view=True,
         **options,
     )
+
+
+def settle_attention(order: Order, student: LanguageModel, rows: int, ranks: Ranks) -> None:
+    """Has whole rows attended to by the kernel that is fastest on the first rank's GPU; every rank calls it.
+
+    Of micro batches of so many `rows`. On the CPU, and where no row is one text, there is nothing to choose.
+    """
+    spec = order.spec
+    if ranks.device.type != "cuda" or spec.classification is not None or spec.data.documents == "Separate":
+        return
+    chosen = None
+    if ranks.first:
+        shape = AttentionShape(
+            batch=rows,
+            heads=student.model.config.num_attention_heads,
+            key_heads=student.key_heads,
+            length=order.plan.sequence_length,
+            head_dim=student.head_dim,
+        )
+        seconds = measure(shape, ranks.device)
+        chosen = fastest(seconds)
+        each = ", ".join(f"{name} {took * 1e3:.2f} ms" for name, took in seconds.items())
+        _log.info("attention of a layer by %s; forward and backward: %s", chosen or "torch's choice", each)
+    # One run's ranks compute alike, whatever each of them would have measured.
+    prefer(student.model, ranks.from_first(chosen))
 
 
 def open_run_corpus(

@@ -118,7 +118,9 @@ class Teacher:
 
         Its logits have the student's width: outputs that stand for no token are cut off, or ruled out (-inf).
         """
-        answer: Answer = self._asked(rows.input_ids, rows.attention_mask, capture, rows.position_ids)
+        answer: Answer = self._asked(
+            rows.input_ids, rows.attention_mask, capture, rows.position_ids, rows.documents
+        )
         surplus = self._student_vocabulary - self._asked.model.config.vocab_size
         if not surplus:
             return answer

@@ -43,9 +43,10 @@ class Counted(torch.nn.Module):
         attention_mask: Tensor | None,
         capture: Capture,
         position_ids: Tensor | None = None,
+        documents: Tensor | None = None,
     ) -> Answer:
         self.asked.append(input_ids)
-        answer: Answer = self.view(input_ids, attention_mask, capture, position_ids)
+        answer: Answer = self.view(input_ids, attention_mask, capture, position_ids, documents)
         return answer
 
 

@@ -23,7 +23,9 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
+from bitnet_trainer.documents import begins
 from bitnet_trainer.errors import BadInput
+from bitnet_trainer.models.attention import attend
 from bitnet_trainer.models.attention_logits import LayerLogits
 from bitnet_trainer.models.rope import angles, rotate
 from bitnet_trainer.objectives.cross_entropy import cross_entropy
@@ -114,19 +116,29 @@ class BitNetLlamaAttention(nn.Module):
         self.attn_sub_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.largest_logits: LayerLogits | None = None
 
-    def forward(self, hidden: Tensor, angle: Tensor, mask: Tensor | None) -> Tensor:
-        """hidden (B, S, D) -> (B, S, D); `mask` (B, 1, S, S) bool says who may look at whom; none: causal."""
+    def forward(
+        self, hidden: Tensor, angle: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None
+    ) -> Tensor:
+        """hidden (B, S, D) -> (B, S, D); `mask` (B, 1, S, S) bool says who may look at whom, or `cu_seqlens`
+        (N + 1,) where documents begin; with neither it is causal."""
         queries = rotate(self._heads(self.q_proj(hidden)), angle)
         keys = rotate(self._heads(self.k_proj(hidden)), angle)
+        values = self._heads(self.v_proj(hidden))
+        if mask is None and (hidden.is_cuda or cu_seqlens is not None):
+            attended = attend(self, queries, keys, values, cu_seqlens=cu_seqlens)
+        else:
+            attended = self._masked(queries, keys, values, mask)
+        out: Tensor = self.o_proj(self.attn_sub_norm(attended.flatten(2)))
+        return out
+
+    def _masked(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, heads, S, head_dim) each, fewer heads in keys and values -> (B, S, heads, head_dim)."""
         if self.largest_logits is not None and self.training:
             self.largest_logits(queries, keys, mask)
-        keys = keys.repeat_interleave(self.groups, dim=1)
-        values = self._heads(self.v_proj(hidden)).repeat_interleave(self.groups, dim=1)
-        attended = F.scaled_dot_product_attention(
+        keys, values = (each.repeat_interleave(self.groups, dim=1) for each in (keys, values))
+        return F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=mask, is_causal=mask is None
-        )
-        out: Tensor = self.o_proj(self.attn_sub_norm(attended.transpose(1, 2).flatten(2)))
-        return out
+        ).transpose(1, 2)
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, S, heads * head_dim) -> (B, heads, S, head_dim)."""
@@ -163,9 +175,11 @@ class BitNetLlamaLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, hidden: Tensor, angle: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, hidden: Tensor, angle: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None
+    ) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), angle, mask)
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), angle, mask, cu_seqlens)
         out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return out
 
@@ -197,6 +211,7 @@ class BitNetLlamaModel(BitNetLlamaPreTrainedModel):
         position_ids: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool = False,
+        cu_seqlens: Tensor | None = None,
     ) -> BaseModelOutput:
         """
         Args:
@@ -209,6 +224,7 @@ class BitNetLlamaModel(BitNetLlamaPreTrainedModel):
             use_cache: there is no cache of keys and values; True is an error.
             output_hidden_states: whether to keep the embeddings and what each layer puts out, the last one
                 behind the final norm, as transformers does.
+            cu_seqlens: (N + 1,) int32, the `cumulative_lengths` of position_ids, instead of a mask.
 
         Raises:
             BadInput: a cache is asked for, or a mask or positions are of a shape or dtype that means nothing.
@@ -218,14 +234,14 @@ class BitNetLlamaModel(BitNetLlamaPreTrainedModel):
                 "BitNetLlama keeps no cache of keys and values: call it with use_cache=False, or generate "
                 "with the exported model, which transformers runs"
             )
-        mask = _mask(input_ids, attention_mask, position_ids)
+        mask = _mask(input_ids, attention_mask, position_ids) if cu_seqlens is None else None
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         angle = angles(position_ids, self.config.head_dim, self.config.rope_theta)
         hidden = self.embed_tokens(input_ids)
         states = [hidden]
         for layer in self.layers:
-            hidden = layer(hidden, angle, mask)
+            hidden = layer(hidden, angle, mask, cu_seqlens)
             states.append(hidden)
         hidden = states[-1] = self.norm(hidden)
         return BaseModelOutput(
@@ -333,7 +349,7 @@ def _mask(input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor
     if attention_mask is None:
         if position_ids is None:
             return None
-        document = F.pad(position_ids.diff(dim=1) != 1, (1, 0)).cumsum(dim=1)
+        document = begins(position_ids).cumsum(dim=1)
         allowed = document[:, :, None] == document[:, None, :]
     elif attention_mask.shape == (batch, length):
         allowed = attention_mask.bool()[:, None, :]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bitnet_trainer.answer import Answer, Capture, Projections
+from bitnet_trainer.models.attention import is_maskless, unmasked
 
 _NOTHING = Capture()
 
@@ -42,18 +43,27 @@ class LanguageModel(nn.Module):
         config = self.model.config
         return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
 
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        layers: Any = self.decoder_layers
+        return int(layers[0].self_attn.head_dim)
+
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         capture: Capture = _NOTHING,
         position_ids: Tensor | None = None,
+        documents: Tensor | None = None,
     ) -> Answer:
         """One forward pass of input_ids (B, S) with attention_mask or position_ids (B, S), or neither.
 
-        Of position_ids without a mask, transformers' decoders make a mask by themselves: a position that does
-        not follow the one before begins a document, which sees no other.
+        Of position_ids without a mask, decoders make a mask by themselves: a position that does not follow
+        the one before begins a document, which sees no other. With `documents`, the `cumulative_lengths` of
+        the position_ids, they need none where attention can do without.
         """
+        packed: dict[str, Tensor] = {}
         hidden_states: dict[int, Tensor] = {}
         outputs: dict[tuple[int, str], Tensor] = {}
         with ExitStack() as hooks:
@@ -64,11 +74,16 @@ class LanguageModel(nn.Module):
                 attention = self.decoder_layers[number].self_attn
                 for name in ("q_proj", "k_proj", "v_proj"):
                     hooks.enter_context(_output(getattr(attention, name), outputs, (number, name)))
+            known = attention_mask is None and (position_ids is None) == (documents is None)
+            if known and is_maskless(self.model, input_ids, documents):
+                hooks.enter_context(unmasked(self.model))
+                packed = {} if documents is None else {"cu_seqlens": documents}
             hidden = self._base(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
                 use_cache=False,
+                **packed,
             ).last_hidden_state
         return Answer(
             hidden=hidden,

@@ -25,8 +25,10 @@ class LanguageModel(Protocol):
         attention_mask: Tensor | None,
         capture: Capture,
         position_ids: Tensor | None,
+        documents: Tensor | None,
     ) -> Answer:
-        """input_ids (B, S), and attention_mask and position_ids (B, S) or none, all on the model's device."""
+        """input_ids (B, S), and attention_mask and position_ids (B, S) or none, all on the model's device;
+        documents as in Rows."""
 
 
 class AskedTeacher(Protocol):
@@ -108,7 +110,7 @@ class MicroBatch:
         return self._loaded_teacher.top_k(self.rows, lambda: self.teacher, k, temperature)
 
     def _asked(self, rows: Rows, capture: Capture) -> Answer:
-        return self._student(rows.input_ids, rows.attention_mask, capture, rows.position_ids)
+        return self._student(rows.input_ids, rows.attention_mask, capture, rows.position_ids, rows.documents)
 
     @property
     def _loaded_teacher(self) -> AskedTeacher:
