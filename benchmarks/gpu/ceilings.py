@@ -28,7 +28,7 @@ class Product:
     """Likewise; torchao's Triton kernel, which writes bfloat16, scaled by row. None without torchao."""
 
 
-def _seconds(actions: Sequence[Callable[[], object]], device: torch.device) -> float:
+def seconds_each(actions: Sequence[Callable[[], object]], device: torch.device) -> float:
     """Median of one call; the actions take turns, so that no input stays in the cache."""
 
     def all_of_them() -> None:
@@ -45,7 +45,7 @@ def product(rows: int, inner: int, columns: int, device: torch.device) -> Produc
 
     def reached(make: Callable[[int, int], Tensor], multiply: Callable[[Tensor, Tensor], Tensor]) -> float:
         pairs = [(make(rows, inner), make(columns, inner).t()) for _ in range(4)]
-        return operations / _seconds([lambda a=a, b=b: multiply(a, b) for a, b in pairs], device)
+        return operations / seconds_each([lambda a=a, b=b: multiply(a, b) for a, b in pairs], device)
 
     def floats(*size: int) -> Tensor:
         return torch.randn(*size, device=device, dtype=torch.bfloat16)
@@ -68,4 +68,4 @@ def copied(device: torch.device, size: int = 2**31) -> float:
     """Bytes a second, read and written, of a copy on the device of `size` bytes."""
     source = torch.randint(0, 127, (size,), device=device, dtype=torch.int8)
     goal = torch.empty_like(source)
-    return 2 * size / _seconds([lambda: goal.copy_(source)], device)
+    return 2 * size / seconds_each([lambda: goal.copy_(source)], device)

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from bitnet_trainer.optim import muon
 from bitnet_trainer.optim.muon import Kernels, muon_step
 from bitnet_trainer.optim.newton_schulz import newton_schulz, operations
-from bitnet_trainer.optim.products import has_kernels, self_product
+from bitnet_trainer.optim.products import self_product
+from bitnet_trainer.triton_kernels import has_kernels
 
 SHAPES = [(6, 20), (8, 8), (20, 6), (6, 20), (8, 8), (6, 20), (1, 5), (6, 20)]
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from bitnet_trainer.optim.newton_schulz import newton_schulz, working_type
-from bitnet_trainer.optim.products import has_kernels
 from bitnet_trainer.optim.shards import cut_each, gathered, own_part
 from bitnet_trainer.optim.updates import advance, move
+from bitnet_trainer.triton_kernels import has_kernels
 
 MOMENTUM = 0.95
 RMS = 0.2

@@ -1,24 +1,9 @@
 """Products of matrices with their own transposes: by torch, or by a kernel that computes half of them."""
 
-from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
-
-_LEAST_CAPABILITY = (8, 0)
-"""CUDA's, from which on tensor cores multiply bfloat16."""
-
-
-@cache
-def has_kernels(device: torch.device) -> bool:
-    """Whether this device runs Triton kernels with products in bfloat16."""
-    return (
-        device.type == "cuda"
-        and torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY
-        and find_spec("triton") is not None
-    )
 
 
 def self_product(
@@ -31,8 +16,7 @@ def self_product(
         plus: symmetric (B, n, n), or none.
         alpha: factor of the product.
         beta: factor of `plus`.
-        kernel: computes the lower triangle and mirrors it, on a device that `has_kernels`, or anywhere under
-            Triton's interpreter.
+        kernel: computes the lower triangle and mirrors it, by Triton.
 
     Returns:
         (B, n, n), of x's type. Of the kernel, symmetric to the bit.

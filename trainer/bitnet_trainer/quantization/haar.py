@@ -5,6 +5,8 @@ the same energy in the weights.
 """
 
 import math
+from importlib import import_module
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -12,8 +14,10 @@ from torch import Tensor
 from bitnet_trainer.errors import BadInput
 from bitnet_trainer.precision import at_least_float32
 from bitnet_trainer.quantization.codes import quantize_weights
+from bitnet_trainer.triton_kernels import picked
 
-_SQRT2 = math.sqrt(2)
+_ROOT = 1 / math.sqrt(2)
+"""Multiplied by, which rounds alike on every device; a division by sqrt2 does not."""
 
 
 def haar_transform_1d_row(x: Tensor) -> Tensor:
@@ -32,14 +36,14 @@ def haar_transform_1d_row(x: Tensor) -> Tensor:
     """
     _check_even(x.shape[-1])
     even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.cat(((even + odd) / _SQRT2, (even - odd) / _SQRT2), dim=-1)
+    return torch.cat(((even + odd) * _ROOT, (even - odd) * _ROOT), dim=-1)
 
 
 def inverse_haar_transform_1d_row(x: Tensor) -> Tensor:
     """Undoes `haar_transform_1d_row`: (..., n) laid out [low | high] -> (..., n). Raises as that does."""
     _check_even(x.shape[-1])
     low, high = x.chunk(2, dim=-1)
-    return torch.stack(((low + high) / _SQRT2, (low - high) / _SQRT2), dim=-1).flatten(-2)
+    return torch.stack(((low + high) * _ROOT, (low - high) * _ROOT), dim=-1).flatten(-2)
 
 
 def haar_weight_quantization_no_scale(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,9 +65,13 @@ def haar_weight_quantization_no_scale(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantize_haar(codes: Tensor, scales: Tensor) -> Tensor:
-    """The weight (out, in) of codes (out, in), laid out [low | high], and the scales (2,) of their bands."""
+    """The weight (out, in) of codes (out, in), laid out [low | high], and the scales (2,) of their bands.
+
+    Of many matrices likewise: codes (..., out, in), scales (..., 2).
+    """
     low, high = codes.chunk(2, dim=-1)
-    return inverse_haar_transform_1d_row(torch.cat((low * scales[0], high * scales[1]), dim=-1))
+    of_low, of_high = (scales[..., band, None, None] for band in (0, 1))
+    return inverse_haar_transform_1d_row(torch.cat((low * of_low, high * of_high), dim=-1))
 
 
 def haar_weight_quantization(weight: Tensor) -> Tensor:
@@ -73,6 +81,57 @@ def haar_weight_quantization(weight: Tensor) -> Tensor:
     """
     full = at_least_float32(weight)
     return dequantize_haar(*haar_weight_quantization_no_scale(full)).to(weight.dtype)
+
+
+def haar_codes(weights: Tensor, *, kernel: bool | None = None) -> tuple[Tensor, Tensor]:
+    """Codes and scales of many matrices, as `haar_weight_quantization_no_scale` has them of one.
+
+    Args:
+        weights: (..., out, in) floating point, `in` even.
+        kernel: by Triton in two passes over the weights; None picks by device.
+
+    Returns:
+        int8 (..., out, in) laid out [low | high], and the scales (..., 2), at least float32. A kernel adds up
+        in another order than torch, so that its scales may differ in the last place, and codes at a tie.
+
+    Raises:
+        BadInput: `in` is odd.
+    """
+    _check_even(weights.shape[-1])
+    if picked(weights, kernel):
+        found: tuple[Tensor, Tensor] = _kernels().haar_codes(weights.detach())
+        return found
+    flat = weights.reshape(-1, *weights.shape[-2:])
+    codes, scales = zip(*(haar_weight_quantization_no_scale(weight) for weight in flat), strict=True)
+    whole = torch.stack(codes).to(torch.int8).reshape(weights.shape)
+    return whole, torch.stack(scales).reshape(*weights.shape[:-2], 2)
+
+
+def haar_weights(codes: Tensor, scales: Tensor, dtype: torch.dtype, *, kernel: bool | None = None) -> Tensor:
+    """What `haar_codes` found, as weights again.
+
+    Args:
+        codes: int8 (..., out, in), laid out [low | high].
+        scales: (..., 2).
+        dtype: of the weights.
+        kernel: by Triton in one pass; None picks by device.
+
+    Returns:
+        (..., out, in), computed in the scales' type.
+
+    Raises:
+        BadInput: `in` is odd.
+    """
+    _check_even(codes.shape[-1])
+    if picked(codes, kernel):
+        found: Tensor = _kernels().haar_weights(codes, scales, dtype)
+        return found
+    return dequantize_haar(codes, scales).to(dtype)
+
+
+def _kernels() -> ModuleType:
+    # Imported where it is used: Triton takes long to start, and need not be installed.
+    return import_module("bitnet_trainer.quantization.kernels.haar")
 
 
 def _check_even(width: int) -> None:

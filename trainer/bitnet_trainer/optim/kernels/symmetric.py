@@ -46,6 +46,7 @@ def self_product(
         tile=min(tiles.side, triton.next_power_of_2(max(side, 16))),
         chunk=min(tiles.depth, triton.next_power_of_2(max(depth, 16))),
         num_warps=tiles.warps,
+        enable_fp_fusion=False,
         num_stages=tiles.stages,
     )
     return out

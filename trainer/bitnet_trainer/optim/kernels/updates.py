@@ -30,6 +30,7 @@ def advance(
         guarded=skipped is not None,
         block=_BLOCK,
         num_warps=8,
+        enable_fp_fusion=False,
     )
     return out
 
@@ -50,6 +51,7 @@ def move(
         guarded=skipped is not None,
         block=_BLOCK,
         num_warps=8,
+        enable_fp_fusion=False,
     )
 
 

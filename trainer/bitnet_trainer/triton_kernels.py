@@ -1,0 +1,24 @@
+"""Whether kernels written in Triton can be used: it is optional, and each kernel has a twin in torch."""
+
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
+_LEAST_CAPABILITY = (8, 0)
+"""CUDA's, from which on tensor cores multiply bfloat16."""
+
+
+@cache
+def has_kernels(device: torch.device) -> bool:
+    """Whether a device runs Triton's kernels, products in bfloat16 included."""
+    return (
+        device.type == "cuda"
+        and torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY
+        and find_spec("triton") is not None
+    )
+
+
+def picked(tensor: torch.Tensor, kernel: bool | None) -> bool:
+    """Whether a kernel is to work on a tensor: as told, or where its device has them."""
+    return has_kernels(tensor.device) and tensor.dtype != torch.float64 if kernel is None else kernel
