@@ -2,11 +2,9 @@
 
 import importlib
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +18,6 @@ from bitnet_trainer.guards import NonFiniteGuard
 from bitnet_trainer.models.convert import convert
 from bitnet_trainer.models.presets import build_preset
 from bitnet_trainer.models.view import LanguageModel
-from bitnet_trainer.objectives import cross_entropy
 from bitnet_trainer.objectives.cross_entropy import CrossEntropyObjective
 from bitnet_trainer.objectives.manager import ObjectiveManager
 from bitnet_trainer.optim import set_learning_rate
@@ -82,14 +79,11 @@ def _adamw(model: nn.Module) -> torch.optim.Optimizer:
 # --- ours
 
 
-def ours(
-    work: Workload, *, preset: bool = False, compiled: bool = False, loss_tokens: int | None = None
-) -> Trained:
+def ours(work: Workload, *, preset: bool = False, compiled: bool = False) -> Trained:
     """The trainer's step as a run without a teacher takes it, on one GPU: lambda, gradient clipping and the
     guard included.
 
-    `preset` takes our own architecture of that size. Experiments: `compiled` compiles each layer,
-    `loss_tokens` also what the loss does with so many tokens at a time.
+    `preset` takes our own architecture of that size. An experiment: `compiled` compiles each layer.
     """
     if preset:
         with work.device:
@@ -118,20 +112,9 @@ def ours(
     def take() -> Tensor:
         set_lambda(student, 1.0)
         set_learning_rate(optimizer, 1.0)
-        with nullcontext() if loss_tokens is None else _loss_compiled(loss_tokens):
-            return stepper(step, weights).values[0]
+        return stepper(step, weights).values[0]
 
     return Trained(student, optimizer, take, compiled)
-
-
-def _loss_compiled(tokens: int) -> AbstractContextManager[object]:
-    """Inside, cross-entropy goes over chunks of so many tokens, each in a compiled graph."""
-    sums = cross_entropy.sum_over_chunks
-
-    def compiled(loss: Callable[..., Tensor], *rows: Tensor, chunk_rows: int) -> Tensor:  # noqa: ARG001
-        return sums(torch.compile(loss), *rows, chunk_rows=tokens)
-
-    return patch.object(cross_entropy, "sum_over_chunks", compiled)
 
 
 # --- peers
@@ -252,8 +235,6 @@ CASES: Mapping[str, Build] = MappingProxyType(
         "ours": ours,
         "ours, BitNetLlama preset": partial(ours, preset=True),
         "experiment: ours, layers compiled": partial(ours, compiled=True),
-        "experiment: ours, layers and loss compiled": partial(ours, compiled=True, loss_tokens=512),
-        "experiment: ours, the same, loss over 4,096": partial(ours, compiled=True, loss_tokens=4096),
         "bf16, eager, plain CE": partial(bf16, compiled=False),
         "bf16, compiled, plain CE": partial(bf16, compiled=True),
         "bf16, compiled, CE compiled": partial(bf16, compiled=True, loss="compiled"),

@@ -92,12 +92,7 @@ def _marked(trained: Trained) -> Iterator[None]:
                 mark(module, "forward", "quantise activations")
             elif type(module).__name__.endswith("RMSNorm"):
                 mark(module, "forward", "norm")
-        chunks = cross_entropy.sum_over_chunks
-
-        def chunked(loss: Callable[..., Any], *rows: Any, **options: Any) -> Any:
-            return chunks(_inside("loss + head", loss), *rows, **options)
-
-        marks.enter_context(patch.object(cross_entropy, "sum_over_chunks", _inside("loss + head", chunked)))
+        mark(cross_entropy, "sum_over_tokens", "loss + head")
         mark(trainer_step, "clip_gradients", "optimiser")
         yield
 

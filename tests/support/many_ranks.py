@@ -61,7 +61,11 @@ def _phases(*objectives: dict[str, Any]) -> list[dict[str, Any]]:
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "AdamW": {},
-    "MuonClip": {"optimizer": OPTIMIZERS["MuonClip"], "averaging": {"decay": 0.9}},
+    "MuonClip": {
+        "optimizer": OPTIMIZERS["MuonClip"],
+        "averaging": {"decay": 0.9},
+        "quantization": {"lambdaWarmup": {"steps": BARELY}},
+    },
     "Masked": {
         "phases": _phases(MASKED),
         "documents": "Separate",
@@ -87,9 +91,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 """What is trained. Masked: tokens that count are few and spread unevenly. Layers: what attention and layers
-put out is compared, at first with no objective on the head, and weights are barely quantised: where rounding
-carries one of them across a threshold, its value jumps, and these objectives see it jump. Correction: most of
-the model is frozen."""
+put out is compared, at first with no objective on the head. There and with MuonClip, whose steps are as large
+however small a gradient is, weights are barely quantised: where rounding carries one of them across a
+threshold, its value jumps, and these see it jump. Correction: most of the model is frozen."""
 
 WORKER = f"""
 import json, os, sys

@@ -49,6 +49,12 @@ def test_head_of_hidden_is_the_models_logits(model: PreTrainedModel) -> None:
     torch.testing.assert_close(piecewise.transpose(0, 1), expected)
 
 
+def test_the_head_is_the_linear_itself_unless_logits_are_capped(model: PreTrainedModel) -> None:
+    """Of which a loss makes the gradients itself."""
+    linear = LanguageModel(model).head is model.get_output_embeddings()
+    assert linear == (model.config.model_type != "gemma2")
+
+
 def test_a_classifiers_logits_are_not_capped() -> None:
     """Gemma 2 caps the logits of its language model, and transformers those alone."""
     torch.manual_seed(0)

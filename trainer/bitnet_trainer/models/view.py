@@ -1,6 +1,6 @@
 """A transformers-like model as objectives see it: hidden states, the head apart, and what is captured."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -95,16 +95,19 @@ class LanguageModel(nn.Module):
             },
         )
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> logits (..., V), or (..., labels) for a classifier."""
+    @property
+    def head(self) -> Callable[[Tensor], Tensor]:
+        """(..., D) -> logits (..., V), or (..., labels) for a classifier.
+
+        The very linear where its output is the logits, so that a loss can be computed together with it.
+        """
         model: Any = self.model
-        # A module is called, not its weight used: whatever shards it gathers it so.
         if hasattr(model, "score"):
-            scores: Tensor = model.score(hidden)
-            return scores
-        logits: Tensor = model.get_output_embeddings()(hidden)
+            score: nn.Module = model.score
+            return score
+        linear: nn.Module = model.get_output_embeddings()
         cap = getattr(model.config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return linear if cap is None else lambda hidden: torch.tanh(linear(hidden) / cap) * cap
 
     @property
     def _base(self) -> Any:

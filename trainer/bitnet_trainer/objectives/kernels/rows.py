@@ -1,0 +1,64 @@
+"""What losses need of logits (n, V), row by row, and its gradient written over them.
+
+In plain operations, which are right everywhere; on CUDA by kernels that read a row twice and write it once.
+"""
+
+import math
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bitnet_trainer.precision import at_least_float32
+
+
+class Pull(NamedTuple):
+    """What pulls at a row, (n,) of the sums' type: the gradient of `mass * s' - tail * s` in x / T. Here s is
+    the log of the sum of exp(x / T) over the row, and s' that of exp(s) + exp(apart)."""
+
+    apart: Tensor
+    """The same log-sum of what belongs to the row but does not stand in it; -inf for nothing."""
+    mass: Tensor
+    tail: Tensor
+
+
+def log_sums(logits: Tensor, temperature: float, pull: Pull | None = None) -> Tensor:
+    """By row, the log of the sum of exp(logits / T).
+
+    Args:
+        logits: (n, V); a row's numbers lie side by side. With `pull` its gradient is written over them.
+        temperature: T > 0.
+        pull: what to write; none leaves the logits as they are.
+
+    Returns:
+        (n,), float32 or better; -inf where all are -inf, not finite where one is NaN or +inf.
+    """
+    if (kernels := _kernels(logits)) is not None:
+        found: Tensor = kernels.log_sums(logits, temperature, pull)
+        return found
+    scaled = at_least_float32(logits)
+    if temperature != 1:
+        scaled = scaled / temperature
+    sums = scaled.logsumexp(-1)
+    if pull is not None:
+        factors = pull.mass * torch.sigmoid(sums - pull.apart) - pull.tail
+        base = torch.where(sums == -math.inf, 0.0, sums)
+        scaled.sub_(base[:, None]).exp_().mul_(factors[:, None])
+        if scaled is not logits:
+            logits.copy_(scaled)
+    return sums
+
+
+def _kernels(logits: Tensor) -> Any:
+    """The module of the Triton kernels, where they can take these logits."""
+    if logits.is_cuda and logits.dtype != torch.float64 and _has_triton():
+        return import_module("bitnet_trainer.objectives.kernels.rows_triton")
+    return None
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
