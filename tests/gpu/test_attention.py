@@ -8,9 +8,11 @@ import torch
 from bitnet_trainer.answer import Capture
 from bitnet_trainer.batch import Rows
 from bitnet_trainer.documents import cumulative_lengths, dense_mask
-from bitnet_trainer.models.attention import attend
+from bitnet_trainer.models.attention import attend, prefer
 from bitnet_trainer.models.attention_backends import BACKENDS, AttentionShape, measure
+from bitnet_trainer.models.attention_logits import LargestLogits
 from bitnet_trainer.models.view import LanguageModel
+from bitnet_trainer.optim.qk_clip import clip_factors
 from families import small_model
 
 pytestmark = pytest.mark.gpu
@@ -26,9 +28,10 @@ def rows() -> Rows:
     return Rows.of_documents(tokens, EOS)
 
 
-@pytest.mark.parametrize(
-    ("backend", "packed"), [(None, True), (None, False), *((each, False) for each in BACKENDS)]
-)
+CASES = [(None, True), (None, False), *((each, False) for each in BACKENDS)]
+
+
+@pytest.mark.parametrize(("backend", "packed"), CASES)
 def test_it_is_the_textbooks(backend: str | None, packed: bool) -> None:
     cu_seqlens = cumulative_lengths(rows().position_ids) if packed else None
     short = SHAPE.random(CUDA, torch.bfloat16)
@@ -67,3 +70,34 @@ def test_a_model_sees_documents_as_with_a_dense_mask(architecture: str) -> None:
         joined = view(there.input_ids).hidden
     assert (packed - masked).norm() / masked.norm() < 0.02
     assert (packed - joined).norm() / joined.norm() > 0.1
+
+
+@pytest.mark.parametrize(("backend", "packed"), CASES)
+def test_heads_are_clipped_by_their_own_largest_logits(backend: str | None, packed: bool) -> None:
+    """By the kernel, from the log-sum-exp where there is one, as by torch from all logits."""
+    model = small_model("Qwen3ForCausalLM").to(CUDA).train()
+    prefer(model, backend)
+    view, there = LanguageModel(model), rows().to(CUDA)
+    largest = LargestLogits(model)
+    assert largest.kernel
+
+    def found() -> torch.Tensor:
+        largest.forget()
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            if packed:
+                view(there.input_ids, None, Capture(), there.position_ids, there.documents)
+            else:
+                view(there.input_ids)
+        return largest.values.clone()
+
+    by_kernel = found()
+    largest.kernel = False
+    exact = found()
+    torch.testing.assert_close(by_kernel, exact, rtol=0.01, atol=0.01)
+    largest.kernel, largest.threshold = True, by_kernel.median().item()
+    above = by_kernel > largest.threshold
+    assert above.any()
+    assert not above.all()
+    bounded = found()
+    assert torch.equal(bounded[above], by_kernel[above])
+    assert torch.equal(clip_factors(bounded, largest.threshold), clip_factors(by_kernel, largest.threshold))

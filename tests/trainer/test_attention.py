@@ -74,10 +74,10 @@ def test_very_short_documents_are_not_packed():
     assert cumulative_lengths(Rows.of_documents(tokens, EOS).position_ids) is None
 
 
-def passes(view, documents):
-    """Hidden states, and the gradient of what is first and last in a layer."""
+def passes(view, documents, position_ids=ROWS.position_ids):
+    """Hidden states, and the gradients of the embeddings and of a layer's values."""
     view.zero_grad()
-    hidden = view(ROWS.input_ids, None, Capture(), ROWS.position_ids, documents).hidden
+    hidden = view(ROWS.input_ids, None, Capture(), position_ids, documents).hidden
     hidden.square().sum().backward()
     embedding, layer = view.model.get_input_embeddings(), view.decoder_layers[0].self_attn
     return hidden.detach(), embedding.weight.grad.clone(), layer.v_proj.weight.grad.clone()
@@ -114,18 +114,27 @@ def test_the_largest_logits_are_taken_without_a_mask_too():
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # asked by dynamo
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen3ForCausalLM", "BitNetLlama"])
-def test_layers_are_one_graph_without_breaks_also_under_autocast(architecture):
+@pytest.mark.parametrize("documents", [DOCUMENTS, None], ids=["documents", "whole rows"])
+def test_layers_are_one_graph_without_breaks(architecture, documents):
+    """Under autocast too, and while each tells its largest logits."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
-    view = LanguageModel(small_model(architecture).train())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        expected = passes(view, DOCUMENTS)
-        for layer in view.decoder_layers:
-            layer.compile(backend=counter, fullgraph=True, dynamic=False)
-        for _ in range(2):
-            found = passes(view, DOCUMENTS)
-    for one, other in zip(found, expected, strict=True):
+    model = small_model(architecture, num_attention_heads=6, num_key_value_heads=2, hidden_size=48).train()
+    largest, view = LargestLogits(model), LanguageModel(model)
+
+    def told():
+        largest.forget()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            position_ids = None if documents is None else ROWS.position_ids
+            return *passes(view, documents, position_ids), largest.values.clone()
+
+    expected = told()
+    for layer in view.decoder_layers:
+        layer.compile(backend=counter, fullgraph=True, dynamic=False)
+    told()
+    for one, other in zip(told(), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)
+    assert expected[-1].isfinite().all()
     assert counter.frame_count == 1
     torch._dynamo.reset()
 

@@ -35,3 +35,11 @@ def dense_mask(cu_seqlens: Tensor, batch: int, length: int) -> Tensor:
     document = torch.bucketize(tokens, cu_seqlens, right=True).view(batch, 1, length)
     causal = torch.ones(length, length, dtype=torch.bool, device=cu_seqlens.device).tril()
     return causal & (document[..., :, None] == document[..., None, :])
+
+
+def first_keys(cu_seqlens: Tensor, batch: int, length: int) -> Tensor:
+    """(N + 1,) -> (B, S) int32: where in its row each token's document begins."""
+    tokens = torch.arange(batch * length, device=cu_seqlens.device, dtype=torch.int32)
+    begins = cu_seqlens[torch.bucketize(tokens, cu_seqlens, right=True) - 1]
+    rows = torch.arange(batch, device=cu_seqlens.device, dtype=torch.int32)
+    return begins.view(batch, length) - rows[:, None] * length

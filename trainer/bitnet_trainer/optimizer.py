@@ -49,7 +49,7 @@ def build_muonclip(
     heads = attention_heads(model)
     return MuonClip(
         model,
-        QKClip(heads, LargestLogits(model), threshold=threshold, alpha=alpha),
+        QKClip(heads, LargestLogits(model, threshold), threshold=threshold, alpha=alpha),
         muon_learning_rate=muon_learning_rate,
         adam_learning_rate=adam_learning_rate,
         weight_decay=weight_decay,

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
+from torch.nn.attention.varlen import AuxRequest, varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 
 from bitnet_trainer.documents import dense_mask
-from bitnet_trainer.models.attention_backends import BACKENDS
+from bitnet_trainer.models.attention_backends import BACKENDS, Attended
 
 _IMPLEMENTATION = "causal_without_mask"
 """Its name in transformers' AttentionInterface. AttentionMaskInterface has none of that name: transformers'
@@ -110,33 +110,35 @@ def attend(
     batch, heads, length, _ = query.shape
     on_cuda = query.device.type == "cuda"
     backend = getattr(module, "attention_backend", None)
-    logits = getattr(module, "largest_logits", None) if module.training else None
-    mask = None
-    if cu_seqlens is not None and (not on_cuda or logits is not None):
-        mask = dense_mask(cu_seqlens, batch, length)
-    if logits is not None:
-        logits(query, key, mask, scale)
+    lse = None
     if on_cuda and cu_seqlens is not None:
-        return _packed(query, key, value, scale, cu_seqlens)
-    if on_cuda and backend is not None and dtype in _SHORT:
-        return BACKENDS[backend](query, key, value, scale).out.transpose(1, 2)
-    return F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        is_causal=mask is None,
-        scale=scale,
-        enable_gqa=heads != key.shape[1],
-    ).transpose(1, 2)
+        out, lse = _packed(query, key, value, scale, cu_seqlens)
+    elif on_cuda and backend is not None and dtype in _SHORT:
+        out, lse = BACKENDS[backend](query, key, value, scale)
+        out = out.transpose(1, 2)
+    else:
+        mask = None if cu_seqlens is None else dense_mask(cu_seqlens, batch, length)
+        out = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scale,
+            enable_gqa=heads != key.shape[1],
+        ).transpose(1, 2)
+    if module.training and (logits := getattr(module, "largest_logits", None)) is not None:
+        logits.causal(query, key, scale, cu_seqlens, lse)
+    return out
 
 
-def _packed(query: Tensor, key: Tensor, value: Tensor, scale: float | None, cu_seqlens: Tensor) -> Tensor:
-    batch, _, length, _ = query.shape
+def _packed(query: Tensor, key: Tensor, value: Tensor, scale: float | None, cu_seqlens: Tensor) -> Attended:
+    """What comes out is (B, S, H, d) already."""
+    batch, heads, length, channels = query.shape
     query, key, value = (each.transpose(1, 2).flatten(0, 1) for each in (query, key, value))  # (B * S, H, d)
     # S is the most that a document may have: how many the longest of a micro batch has would be another
     # number each time, and another compiled layer.
-    out: Tensor = _varlen_attn(
+    out, lse = _varlen_attn(
         query,
         key,
         value,
@@ -146,9 +148,10 @@ def _packed(query: Tensor, key: Tensor, value: Tensor, scale: float | None, cu_s
         length,
         scale=scale,
         window_size=(-1, 0),
+        return_aux=AuxRequest(lse=True),
         **_GROUPED,
     )
-    return out.view(batch, length, *out.shape[1:])
+    return Attended(out.view(batch, length, heads, channels), lse.view(heads, batch, length).transpose(0, 1))
 
 
 def _dtype(device: torch.device, otherwise: torch.dtype) -> torch.dtype:

@@ -15,7 +15,8 @@ class Maxima(Protocol):
     """Where the largest logits come from."""
 
     values: Tensor
-    """(L, H): the largest logit of each layer's query heads, as this rank saw them; -inf where none was."""
+    """(L, H): the largest logit of each layer's query heads, as this rank saw them; -inf where none was. At
+    or below the threshold an upper bound, itself not above the threshold, will do."""
 
     def forget(self) -> None:
         """Begins anew."""
@@ -70,7 +71,7 @@ class QKClip:
         self._layers, self._maxima = layers, maxima
         self._threshold, self._alpha = threshold, alpha
         self.figures = torch.zeros(2, dtype=torch.float64, device=maxima.values.device)
-        """(2,) on the device, of the last step: the largest logit of all heads, and how many were clipped."""
+        """(2,) on the device, of the last step: the largest maximum, and how many heads were clipped."""
 
     def forget(self) -> None:
         """Begins a step."""

@@ -1,0 +1,1 @@
+"""Triton kernels of what models compute besides; imported only where one of them runs."""
