@@ -11,7 +11,7 @@ from transformers.masking_utils import sdpa_mask
 
 from bitnet_trainer.documents import dense_mask, first_keys
 from bitnet_trainer.errors import BadInput
-from bitnet_trainer.optim.products import has_kernels
+from bitnet_trainer.triton_kernels import has_kernels
 
 _RECORDED = "sdpa_with_largest_logits"
 _MOST_LOGITS = 2**24
