@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -41,6 +42,8 @@ def is_maskless(model: PreTrainedModel, input_ids: Tensor, cu_seqlens: Tensor | 
     config, length = base.config, input_ids.shape[1]
     if input_ids.device.type == "cuda":
         if _dtype(input_ids.device, model.dtype) not in _SHORT:
+            return False
+        if cu_seqlens is not None and not _has_flash(input_ids.device):
             return False
     elif cu_seqlens is None:
         return False
@@ -151,7 +154,16 @@ def _packed(query: Tensor, key: Tensor, value: Tensor, scale: float | None, cu_s
         return_aux=AuxRequest(lse=True),
         **_GROUPED,
     )
-    return Attended(out.view(batch, length, heads, channels), lse.view(heads, batch, length).transpose(0, 1))
+    return Attended(
+        out.view(batch, length, heads, channels), lse.reshape(heads, batch, length).transpose(0, 1)
+    )
+
+
+@cache
+def _has_flash(device: torch.device) -> bool:
+    """Whether there is a kernel of variable length: not on cards before Ampere."""
+    built = torch.backends.cuda.is_flash_attention_available()
+    return built and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _dtype(device: torch.device, otherwise: torch.dtype) -> torch.dtype:
