@@ -1,9 +1,11 @@
 """Head and loss in one: plain autograd's gradients, made once, added up in float32; and the kernels."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,6 +15,8 @@ from bitnet_trainer.batch import IGNORED
 from bitnet_trainer.objectives.cross_entropy import of_targets
 from bitnet_trainer.objectives.head_loss import sum_over_tokens
 from bitnet_trainer.objectives.kernels import rows, rows_triton
+from bitnet_trainer.objectives.teacher_logits import of_teacher, of_top_k
+from bitnet_trainer.objectives.top_k import top_k_of
 
 TOKENS, WIDTH, VOCABULARY = 7, 4, 11
 
@@ -119,6 +123,47 @@ def test_what_is_no_number_stays_none_in_the_loss_of_tokens_that_count():
         assert loss.isfinite() == finite
 
 
+DIFFERENTIABLE = ("crossEntropy", "all", "Bucket", "Renormalized")
+LOSSES = (*DIFFERENTIABLE, "whole Bucket")
+
+
+def loss_of(name, seed, dtype, temperature=2.5):
+    """A loss, and what it knows of TOKENS tokens besides their logits."""
+    torch.manual_seed(seed)
+    targets = torch.randint(VOCABULARY, (TOKENS,)).masked_fill(torch.rand(TOKENS) < 0.3, IGNORED)
+    if name == "crossEntropy":
+        return of_targets, (targets,)
+    hidden, teacher = torch.randn(TOKENS, 3, dtype=dtype), nn.Linear(3, VOCABULARY, dtype=dtype)
+    if name == "all":
+        return partial(of_teacher, head=teacher, temperature=temperature), (hidden, targets)
+    top = top_k_of(hidden, teacher, 20 if name == "whole Bucket" else 4, temperature)
+    return partial(of_top_k, temperature=temperature, tail=name.split()[-1]), (*top, targets)
+
+
+@few
+@given(st.integers(0, 10**6), st.sampled_from(DIFFERENTIABLE), st.sampled_from([1.0, 2.5]))
+def test_the_gradient_that_a_loss_writes_is_that_of_its_value(seed, name, temperature):
+    loss, known = loss_of(name, seed, torch.float64, temperature)
+    logits = (3 * torch.randn(TOKENS, VOCABULARY, dtype=torch.float64)).requires_grad_()
+    value = loss(logits, *known, gradient=False)
+    (expected,) = torch.autograd.grad(value.sum(), logits)
+    written = logits.detach().clone()
+    torch.testing.assert_close(loss(written, *known, gradient=True), value)
+    torch.testing.assert_close(written, expected)
+
+
+@given(st.integers(0, 10**6), st.sampled_from(LOSSES), st.sampled_from([3, 100]))
+@settings(max_examples=10, deadline=None)
+def test_a_head_is_only_asked_or_fused_to_the_same_end(seed, name, chunk):
+    loss, known = loss_of(name, seed, torch.float64)
+    hidden, head, _ = inputs(seed)
+    ends = []
+    for way in (head, lambda hidden: head(hidden)):
+        total = sum_over_tokens(loss, hidden, way, *known, chunk_tokens=chunk)
+        ends.append((total, *torch.autograd.grad(total, (hidden, head.weight, head.bias))))
+    torch.testing.assert_close(*ends)
+
+
 # --- the kernels, interpreted, beside what they stand for
 
 interpreted = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of the log of 0
@@ -152,3 +197,36 @@ def test_the_kernel_of_log_sums_is_its_twin(dtype, temperature):
         torch.testing.assert_close(mine, theirs, equal_nan=True)
         assert torch.equal(mine.isnan().any(-1), logits.isnan().any(-1))
         assert (pull is None) == torch.equal(mine[0], logits[0])
+
+
+@interpreted
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernel_of_divergences_is_its_twin(dtype):
+    torch.manual_seed(0)
+    logits, goal = ((4 * torch.randn(5, 16)).to(dtype)[:, :VOCABULARY] for _ in range(2))
+    goal[0, :6] = logits[1, :5] = goal[1, :5] = -torch.inf
+    goal[2] = logits[2] + 20
+    logits[3, 7] = torch.nan
+    for weights in (None, torch.rand(5)):
+        mine, theirs, before = logits.clone(), logits.clone(), goal.clone()
+        found = rows_triton.divergences(mine, goal, 2.5, weights)
+        torch.testing.assert_close(found, rows.divergences(theirs, goal, 2.5, weights), equal_nan=True)
+        torch.testing.assert_close(mine, theirs, equal_nan=True)
+        assert torch.equal(found.isnan(), logits.isnan().any(-1))
+        assert torch.equal(goal, before)
+        assert (weights is None) == torch.equal(mine[0], logits[0])
+
+
+@interpreted
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("name", LOSSES)
+def test_with_kernels_a_loss_and_its_gradients_are_the_same(name, monkeypatch):
+    loss, known = loss_of(name, 0, torch.float32)
+    hidden, head, _ = inputs(dtype=torch.float32)
+    ends = []
+    for kernels in (None, rows_triton):
+        monkeypatch.setattr(rows, "_kernels", lambda *_, kernels=kernels: kernels)
+        total = sum_over_tokens(loss, hidden, head, *known, chunk_tokens=3)
+        ends.append((total, *torch.autograd.grad(total, (hidden, head.weight, head.bias))))
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-5)

@@ -51,7 +51,7 @@ def sum_over_tokens(
     if linear is None:
         return _of_any_head(loss, hidden, head, rows, chunk_tokens or CHUNK_TOKENS)
     dtype = _dtype_of_products(hidden)
-    chunk = chunk_tokens or _chunk_tokens(hidden, linear.out_features * dtype.itemsize * held)
+    chunk = chunk_tokens or tokens_at_once(hidden, linear.out_features * dtype.itemsize * held)
     inputs = (hidden, linear.weight, linear.bias)
     if not _wants_gradient(*inputs):
         return _over_chunks(loss, chunk, dtype, inputs, rows, (False, False, False))[0]
@@ -78,8 +78,11 @@ def _dtype_of_products(hidden: Tensor) -> torch.dtype:
     return hidden.dtype
 
 
-def _chunk_tokens(hidden: Tensor, token_bytes: int) -> int:
-    """Of chunks of one size, so that none is left over for a short product."""
+def tokens_at_once(hidden: Tensor, token_bytes: int) -> int:
+    """How many of N tokens (N, D) a chunk has, on CUDA for CHUNK_BYTES with so many of each token.
+
+    All chunks have one size, so that none is left over for a short product.
+    """
     if not hidden.is_cuda:
         return CHUNK_TOKENS
     most = max(CHUNK_BYTES // token_bytes // _TILE, 1) * _TILE
@@ -146,26 +149,25 @@ def _over_chunks(
     d_weight = torch.zeros_like(weight, dtype=_longer(dtype)) if wanted[1] else None
     d_bias = torch.zeros_like(bias, dtype=_longer(dtype)) if bias is not None and wanted[2] else None
     total = torch.zeros((), device=hidden.device, dtype=_longer(dtype))
-    with torch.autocast(hidden.device.type, enabled=False):
-        weight = weight.to(dtype)
-        # Rows that begin at whole 128 bytes: products of others are slow on CUDA.
-        width = -(-columns // 64) * 64 if hidden.is_cuda else columns
-        buffer = hidden.new_empty(min(chunk, len(hidden)), width, dtype=dtype)
-        for begin in range(0, len(hidden), chunk):
-            here = slice(begin, begin + chunk)
-            x = hidden[here].to(dtype)
-            logits = buffer[: len(x), :columns]
-            if bias is None:
-                torch.mm(x, weight.t(), out=logits)
-            else:
-                torch.addmm(bias.to(dtype), x, weight.t(), out=logits)
-            total += loss(logits, *(each[here] for each in rows), gradient=any(wanted)).sum()
-            if d_hidden is not None:
-                d_hidden[here] = _product(logits, weight, d_hidden.dtype)
-            if d_weight is not None:
-                _add_product(d_weight, logits.t(), x)
-            if d_bias is not None:
-                d_bias += logits.sum(0, dtype=d_bias.dtype)
+    weight = weight.to(dtype)
+    # Rows that begin at whole 128 bytes: products of others are slow on CUDA.
+    width = -(-columns // 64) * 64 if hidden.is_cuda else columns
+    buffer = hidden.new_empty(min(chunk, len(hidden)), width, dtype=dtype)
+    for begin in range(0, len(hidden), chunk):
+        here = slice(begin, begin + chunk)
+        x = hidden[here].to(dtype)
+        logits = buffer[: len(x), :columns]
+        if bias is None:
+            torch.mm(x, weight.t(), out=logits)
+        else:
+            torch.addmm(bias.to(dtype), x, weight.t(), out=logits)
+        total += loss(logits, *(each[here] for each in rows), gradient=any(wanted)).sum()
+        if d_hidden is not None:
+            d_hidden[here] = _product(logits, weight, d_hidden.dtype)
+        if d_weight is not None:
+            _add_product(d_weight, logits.t(), x)
+        if d_bias is not None:
+            d_bias += logits.sum(0, dtype=d_bias.dtype)
     return total, (d_hidden, d_weight, d_bias)
 
 
@@ -203,7 +205,7 @@ def _of_any_head(
     def of_chunk(hidden: Tensor, *rows: Tensor) -> Tensor:
         logits = head(hidden)
         if not _wants_gradient(logits):
-            return loss(logits, *rows, gradient=False).sum()
+            return loss(logits.contiguous(), *rows, gradient=False).sum()
         total: Tensor = _OfLogits.apply(loss, logits, *rows)
         return total
 

@@ -52,9 +52,36 @@ def log_sums(logits: Tensor, temperature: float, pull: Pull | None = None) -> Te
     return sums
 
 
-def _kernels(logits: Tensor) -> Any:
+def divergences(logits: Tensor, goal: Tensor, temperature: float, weights: Tensor | None = None) -> Tensor:
+    """By row, KL(softmax(goal / T) || softmax(logits / T)).
+
+    Args:
+        logits: (n, V); a row's numbers lie side by side. With `weights`, the gradient of the weighted
+            divergence in logits / T is written over them.
+        goal: (n, V), likewise; stays as it is. A token of -inf, which it rules out, counts for nothing.
+        temperature: T > 0.
+        weights: (n,) of the result's type.
+
+    Returns:
+        (n,) in nats, unweighted, float32 or better.
+    """
+    if (kernels := _kernels(logits, goal)) is not None:
+        found: Tensor = kernels.divergences(logits, goal, temperature, weights)
+        return found
+    log_goal, log_own = ((at_least_float32(side) / temperature).log_softmax(-1) for side in (goal, logits))
+    terms = log_goal - log_own
+    # A logit of -inf would make 0 * inf.
+    ruled_out = log_goal == -math.inf
+    outcomes = log_goal.exp_()
+    found = terms.mul_(outcomes).masked_fill_(ruled_out, 0.0).sum(-1)
+    if weights is not None:
+        logits.copy_(log_own.exp_().sub_(outcomes).mul_(weights[:, None]))
+    return found
+
+
+def _kernels(*logits: Tensor) -> Any:
     """The module of the Triton kernels, where they can take these logits."""
-    if logits.is_cuda and logits.dtype != torch.float64 and _has_triton():
+    if all(each.is_cuda and each.dtype != torch.float64 for each in logits) and _has_triton():
         return import_module("bitnet_trainer.objectives.kernels.rows_triton")
     return None
 
