@@ -292,9 +292,7 @@ def sweep(shape: Shape) -> None:
             xs = [x.mT.contiguous().mT if transposed else x for x in inputs]
             ways: dict[str, Callable[[Tensor], object]] = {"torch": self_product}
             for tiles in some:
-                ways[str(tiles)] = partial(
-                    symmetric.self_product, plus=None, alpha=1.0, beta=0.0, tiles=tiles
-                )
+                ways[str(tiles)] = partial(symmetric.self_product, plus=None, tiles=tiles)
             for name, way in ways.items():
                 size = f"{batch} x {short} x {long}{', transposed' if transposed else ''}"
                 try:

@@ -97,10 +97,12 @@ def test_half_a_product_mirrored_is_the_whole(size, transposed):
     torch.manual_seed(0)
     x = torch.randn(batch, depth, side).mT if transposed else torch.randn(*size)
     plus = self_product(torch.randn(batch, side, side))
+    whole = 2 * x @ x.mT - 0.5 * plus + 3 * torch.eye(side)
+    torch.testing.assert_close(self_product(x, plus, alpha=2.0, beta=-0.5, shift=3.0), whole)
     for tiles in (kernel.Tiles(side=16, depth=32), kernel.Tiles()):
-        found = kernel.self_product(x, plus, alpha=2.0, beta=-0.5, tiles=tiles)
-        torch.testing.assert_close(found, 2 * x @ x.mT - 0.5 * plus, rtol=1e-5, atol=1e-4)
-        alone = kernel.self_product(x, None, alpha=1.0, beta=0.0, tiles=tiles)
+        found = kernel.self_product(x, plus, alpha=2.0, beta=-0.5, shift=3.0, tiles=tiles)
+        torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-4)
+        alone = kernel.self_product(x, None, tiles=tiles)
         torch.testing.assert_close(alone, x @ x.mT, rtol=1e-5, atol=1e-4)
         assert torch.equal(alone, alone.mT)
 

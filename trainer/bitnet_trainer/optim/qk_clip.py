@@ -87,15 +87,44 @@ class QKClip:
         if skipped is not None:
             factors = torch.where(skipped, 1.0, factors)
         self.figures = torch.stack((largest.amax(), (factors < 1).sum())).double()
-        for layer, own in zip(self._layers, factors, strict=True):
+        self._scale_gains(factors)
+        self._scale_heads(factors)
+
+    def _scale_gains(self, factors: Tensor) -> None:
+        """Of layers with QK-norm, (L, H) factors; gains of one size are scaled together."""
+        least = factors.amin(dim=1)
+        queries, keys = (least**self._alpha).unbind(), (least ** (1 - self._alpha)).unbind()
+        alike: dict[tuple[float, torch.Size], list[tuple[Tensor, Tensor]]] = {}
+        for number, layer in enumerate(self._layers):
             if layer.normed:
-                smallest = own.amin()
-                _scale_gain(layer.queries, smallest**self._alpha, layer.gain_offset)
-                _scale_gain(layer.keys, smallest ** (1 - self._alpha), layer.gain_offset)
-            else:
-                queries, keys = shared_out(own, layer.key_heads, self._alpha)
-                _scale_heads(layer.queries, queries)
-                _scale_heads(layer.keys, keys)
+                pairs = [(own_part(gain), queries[number]) for gain in layer.queries]
+                pairs += [(own_part(gain), keys[number]) for gain in layer.keys]
+                for own, factor in pairs:
+                    alike.setdefault((layer.gain_offset, own.shape), []).append((own, factor))
+        for (offset, _), found in alike.items():
+            gains = [own for own, _ in found]
+            scales = torch.stack([factor for _, factor in found])[:, None]
+            # (gain + offset) * scale - offset, written so that a scale of 1 changes no bit.
+            scaled = torch.stack(gains) * scales + offset * (scales - 1)
+            torch._foreach_copy_(gains, list(scaled.unbind()))
+
+    def _scale_heads(self, factors: Tensor) -> None:
+        """Of layers without, (L, H) factors; what the rows are multiplied by is found for all together."""
+        plain = [(number, layer) for number, layer in enumerate(self._layers) if not layer.normed]
+        by_key_heads = {
+            count: shared_out(factors, count, self._alpha)
+            for count in {layer.key_heads for _, layer in plain}
+        }
+        rows: dict[tuple[int, int, int], Tensor] = {}
+        for number, layer in plain:
+            shared = by_key_heads[layer.key_heads]
+            for of_keys, parameters in enumerate((layer.queries, layer.keys)):
+                for parameter in parameters:
+                    key = (layer.key_heads, of_keys, len(parameter))
+                    if key not in rows:
+                        each = len(parameter) // shared[of_keys].shape[1]
+                        rows[key] = shared[of_keys].repeat_interleave(each, dim=1)
+                    _scale_rows(parameter, rows[key][number])
 
 
 def clip_factors(largest: Tensor, threshold: float) -> Tensor:
@@ -108,21 +137,14 @@ def clip_factors(largest: Tensor, threshold: float) -> Tensor:
 
 
 def shared_out(factors: Tensor, key_heads: int, alpha: float) -> tuple[Tensor, Tensor]:
-    """Factors of queries (H,) and of keys (key_heads,), whose products are `factors` (H,), all above 0."""
-    by_key = factors.view(key_heads, -1)
-    keys = by_key.amin(dim=1) ** (1 - alpha)
-    return (by_key / keys[:, None]).flatten(), keys
+    """Factors of queries (..., H) and of keys (..., key_heads), whose products are `factors` (..., H), all
+    above 0."""
+    by_key = factors.reshape(*factors.shape[:-1], key_heads, -1)
+    keys = by_key.amin(dim=-1) ** (1 - alpha)
+    return (by_key / keys[..., None]).flatten(-2), keys
 
 
-def _scale_heads(parameters: tuple[Tensor, ...], factors: Tensor) -> None:
-    for parameter in parameters:
-        # A rank's part may begin and end within a head.
-        rows = factors.repeat_interleave(len(parameter) // len(factors)).to(parameter.dtype)
-        own = own_part(parameter)
-        own.mul_(cut(rows, parameter).view(-1, *(1,) * (own.ndim - 1)))
-
-
-def _scale_gain(gains: tuple[Tensor, ...], factor: Tensor, offset: float) -> None:
-    for gain in gains:
-        # (gain + offset) * factor - offset, written so that a factor of 1 changes no bit.
-        own_part(gain).mul_(factor).add_(offset * (factor - 1))
+def _scale_rows(parameter: Tensor, factors: Tensor) -> None:
+    # A rank's part may begin and end within a head.
+    own, rows = own_part(parameter), cut(factors.to(parameter.dtype), parameter)
+    own.mul_(rows.view(-1, *(1,) * (own.ndim - 1)))

@@ -24,7 +24,13 @@ TILES = Tiles()
 
 
 def self_product(
-    x: Tensor, plus: Tensor | None, *, alpha: float, beta: float, tiles: Tiles = TILES
+    x: Tensor,
+    plus: Tensor | None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    shift: float = 0.0,
+    tiles: Tiles = TILES,
 ) -> Tensor:
     """As `bitnet_trainer.optim.products.self_product`."""
     batch, side, depth = x.shape
@@ -42,6 +48,7 @@ def self_product(
         *added.stride(),
         alpha,
         beta,
+        shift,
         adds=plus is not None,
         tile=min(tiles.side, triton.next_power_of_2(max(side, 16))),
         chunk=min(tiles.depth, triton.next_power_of_2(max(depth, 16))),
@@ -67,6 +74,7 @@ def _self_product(
     added_column,
     alpha,
     beta,
+    shift,
     adds: tl.constexpr,
     tile: tl.constexpr,
     chunk: tl.constexpr,
@@ -101,6 +109,7 @@ def _self_product(
         added_start += batch * added_batch
         added = added_start + rows[:, None] * added_row + columns[None, :] * added_column
         total += beta * tl.load(added, mask=inside, other=0.0).to(tl.float32)
+    total += tl.where(rows[:, None] == columns[None, :], shift, 0.0)
     values = total.to(out_start.dtype.element_ty)
     out_start += batch * side * side
     tl.store(out_start + rows[:, None] * side + columns[None, :], values, mask=inside)

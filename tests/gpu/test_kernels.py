@@ -1,0 +1,90 @@
+"""Triton's kernels of optimisers and quantisation on CUDA, against their twins in torch and float64."""
+
+import math
+
+import pytest
+import torch
+
+from bitnet_trainer.optim.muon import Kernels, muon_step
+from bitnet_trainer.optim.newton_schulz import newton_schulz
+from bitnet_trainer.optim.products import self_product
+from bitnet_trainer.quantization.haar import haar_codes, haar_transform_1d_row, haar_weights
+from bitnet_trainer.quantization.packing import pack_codes, unpack_weights
+
+pytestmark = pytest.mark.gpu
+
+CUDA = torch.device("cuda")
+SIZES = [(3, 256, 640), (2, 640, 256), (2, 200, 200), (1, 72, 1000)]
+
+
+def drawn(*size: int) -> torch.Tensor:
+    return torch.randn(*size, generator=torch.Generator(CUDA).manual_seed(0), device=CUDA)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_half_a_product_mirrored_is_the_whole(size: tuple[int, int, int]) -> None:
+    for x in (drawn(*size).bfloat16(), drawn(*size).bfloat16().mT):
+        plus = self_product(x, kernel=True)
+        assert torch.equal(plus, plus.mT)
+        found = self_product(x, plus, alpha=0.5, beta=-2.0, shift=3.0, kernel=True).double()
+        eye = torch.eye(x.shape[1], dtype=torch.float64, device=CUDA)
+        exact = 0.5 * x.double() @ x.double().mT - 2 * plus.double() + 3 * eye
+        torch.testing.assert_close(found, exact, rtol=2**-8, atol=1e-2)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_newton_schulz_by_kernels_is_no_less_exact(size: tuple[int, int, int]) -> None:
+    x = drawn(*size).bfloat16()
+    exact = newton_schulz(x.cpu().double()).to(CUDA)
+    whole, half = ((newton_schulz(x, symmetric=way).double() - exact).norm() for way in (False, True))
+    assert half < 1.2 * whole < 0.03 * exact.norm()
+
+
+@pytest.mark.parametrize("poison", [0.0, math.nan])
+def test_updates_by_kernels_are_torchs(poison: float) -> None:
+    """And where the gradient is poisoned, and the step left out, none."""
+    weights, gradients, momenta = drawn(3, 5, 250, 130).unbind()
+    gradients = gradients + poison
+    skipped = torch.tensor(math.isnan(poison), device=CUDA)
+    found = []
+    for updates in (True, False):
+        own, own_momenta = weights.clone(), momenta.clone()
+        muon_step(
+            list(own.unbind()),
+            list(gradients.unbind()),
+            list(own_momenta.unbind()),
+            learning_rate=0.02,
+            weight_decay=0.1,
+            skipped=skipped,
+            kernels=Kernels(updates=updates),
+        )
+        found.append(torch.stack((own, own_momenta)))
+    if math.isnan(poison):
+        assert torch.equal(found[0], torch.stack((weights, momenta)))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_haar_by_kernels_is_haar_by_torch(size: tuple[int, int, int]) -> None:
+    weights = drawn(*size)
+    codes, scales = haar_codes(weights, kernel=True)
+    expected_codes, expected_scales = haar_codes(weights, kernel=False)
+    torch.testing.assert_close(scales, expected_scales, rtol=1e-6, atol=0)
+    exact = haar_transform_1d_row(weights).unflatten(-1, (2, -1)) / expected_scales[:, None, :, None]
+    at_a_tie = ((exact.abs() - 0.5).abs() < 1e-5).flatten(-2)
+    assert ((codes == expected_codes) | at_a_tie).all()
+    for dtype in (torch.float32, torch.bfloat16):
+        found = haar_weights(codes, scales, dtype, kernel=True)
+        assert torch.equal(found, haar_weights(codes, scales, dtype, kernel=False))
+
+
+@pytest.mark.parametrize("size", [*SIZES, (2, 3, 7)])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32])
+def test_packing_by_kernels_is_packing_by_torch(size: tuple[int, int, int], dtype: torch.dtype) -> None:
+    codes = drawn(*size).round().clamp(-1, 1).to(dtype)
+    scales = 1 + drawn(size[0]).abs()
+    packed = pack_codes(codes, kernel=True)
+    assert torch.equal(packed, pack_codes(codes, kernel=False))
+    for wanted in (torch.float32, torch.bfloat16):
+        found = unpack_weights(packed, size[-1], scales, wanted, kernel=True)
+        assert torch.equal(found, unpack_weights(packed, size[-1], scales, wanted, kernel=False))
