@@ -79,11 +79,14 @@ def _adamw(model: nn.Module) -> torch.optim.Optimizer:
 # --- ours
 
 
-def ours(work: Workload, *, preset: bool = False, compiled: bool = False) -> Trained:
+def ours(
+    work: Workload, *, preset: bool = False, compiled: bool = True, short_residual: bool = False
+) -> Trained:
     """The trainer's step as a run without a teacher takes it, on one GPU: lambda, gradient clipping and the
     guard included.
 
-    `preset` takes our own architecture of that size. An experiment: `compiled` compiles each layer.
+    `preset` takes our own architecture of that size. Not `compiled`, layers run operation by operation. An
+    experiment: `short_residual` holds in bfloat16 what layers add to.
     """
     if preset:
         with work.device:
@@ -93,8 +96,9 @@ def ours(work: Workload, *, preset: bool = False, compiled: bool = False) -> Tra
     convert(model)
     student = LanguageModel(model.to(work.device)).train()
     if compiled:
-        for layer in student.decoder_layers:
-            layer.compile()
+        student.compile_layers()
+    if short_residual:
+        model.get_input_embeddings().register_forward_hook(lambda _module, _inputs, out: out.bfloat16())
     optimizer = build_optimizer(Optimizer(adam_learning_rate=RATE), model)
     stepper = Stepper(
         student,
@@ -234,7 +238,8 @@ CASES: Mapping[str, Build] = MappingProxyType(
     {
         "ours": ours,
         "ours, BitNetLlama preset": partial(ours, preset=True),
-        "experiment: ours, layers compiled": partial(ours, compiled=True),
+        "ours, eager": partial(ours, compiled=False),
+        "experiment: ours, bf16 residual": partial(ours, short_residual=True),
         "bf16, eager, plain CE": partial(bf16, compiled=False),
         "bf16, compiled, plain CE": partial(bf16, compiled=True),
         "bf16, compiled, CE compiled": partial(bf16, compiled=True, loss="compiled"),

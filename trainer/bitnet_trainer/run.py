@@ -44,6 +44,7 @@ from bitnet_trainer.report import Reporter
 from bitnet_trainer.setup import (
     check_vocabulary,
     check_world,
+    keep_compiled_in,
     known_baseline,
     open_run_corpus,
     phases_from,
@@ -158,6 +159,9 @@ def _train(
     if spec.workers.parallelism == "FSDP" and ranks.world > 1:
         written = shard(student, ranks)
     settle_attention(order, student, evaluation_batch, ranks)
+    if ranks.device.type == "cuda":
+        keep_compiled_in(order.folder / "compiled")
+        student.compile_layers()
     optimizer = build_optimizer(spec.optimizer, loaded.model)
     _log.info("%s", groups_table(optimizer))
     average = WeightAverage(loaded.model, spec.averaging.decay) if spec.averaging is not None else None

@@ -2,8 +2,10 @@
 
 import inspect
 import logging
+import os
 from collections.abc import Mapping
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -120,6 +122,14 @@ def settle_attention(order: Order, student: LanguageModel, rows: int, ranks: Ran
         _log.info("attention of a layer by %s; forward and backward: %s", chosen or "torch's choice", each)
     # One run's ranks compute alike, whatever each of them would have measured.
     prefer(student.model, ranks.from_first(chosen))
+
+
+def keep_compiled_in(folder: Path) -> None:
+    """What torch compiles is kept there, so that a process that goes on with a run finds it done.
+
+    Unless TORCHINDUCTOR_CACHE_DIR names another folder, such as one that many runs share.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def open_run_corpus(

@@ -3,14 +3,17 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from bitnet_trainer.batch import Rows
 from bitnet_trainer.guards import NonFiniteGuard
+from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.objectives.manager import (
     HEAD_READERS,
     ObjectiveLoss,
@@ -20,6 +23,7 @@ from bitnet_trainer.objectives.manager import (
 )
 from bitnet_trainer.objectives.micro_batch import MicroBatch
 from bitnet_trainer.optim import MuonClip, clip_gradients, total_norm
+from bitnet_trainer.quantization.kept_codes import codes_kept
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.teacher import Teacher
 
@@ -107,21 +111,22 @@ class Stepper:
         normalisers = {name: count / self.ranks.world for name, count in step.counts.items()}
         capture = step.objectives.capture(weights, self.layers)
         losses = []
-        for number, rows in enumerate(step.micro_batches, start=1):
-            with self._gradients_kept_local(until_last=number < len(step.micro_batches)):
-                with autocast(self.ranks.device):
-                    batch = MicroBatch(
-                        self.model,
-                        rows,
-                        self.ranks.device,
-                        layers=self.layers,
-                        teacher=step.teacher,
-                        capture=capture,
-                    )
-                    loss = step.objectives(batch, weights, normalisers)
-                    total = loss.total + self._reaching_all(batch, loss)
-                total.backward()  # type: ignore[no-untyped-call]
-            losses.append(WeightedLoss(loss.total.detach(), loss.parts))
+        with self._codes_kept(len(step.micro_batches)):
+            for number, rows in enumerate(step.micro_batches, start=1):
+                with self._gradients_kept_local(until_last=number < len(step.micro_batches)):
+                    with autocast(self.ranks.device):
+                        batch = MicroBatch(
+                            self.model,
+                            rows,
+                            self.ranks.device,
+                            layers=self.layers,
+                            teacher=step.teacher,
+                            capture=capture,
+                        )
+                        loss = step.objectives(batch, weights, normalisers)
+                        total = loss.total + self._reaching_all(batch, loss)
+                    total.backward()  # type: ignore[no-untyped-call]
+                losses.append(WeightedLoss(loss.total.detach(), loss.parts))
         return add_up(losses)
 
     def _reaching_all(self, batch: MicroBatch, loss: WeightedLoss) -> torch.Tensor | float:
@@ -133,6 +138,13 @@ class Stepper:
         if any(part.name in HEAD_READERS for part in loss.parts):
             return 0.0
         return batch.student.head(batch.student.hidden[:, :1]).sum() * 0.0
+
+    def _codes_kept(self, passes: int) -> AbstractContextManager[None]:
+        """Inside, no weight is quantised twice. A single pass does it as fast by itself, on the way."""
+        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        if passes == 1 or self.ranks.device.type != "cuda" or isinstance(model, FSDPModule):
+            return nullcontext()
+        return codes_kept(cast("LanguageModel", model).decoder_layers)
 
     def _gradients_kept_local(self, until_last: bool) -> AbstractContextManager[None]:
         if until_last and isinstance(self.model, DistributedDataParallel):

@@ -83,6 +83,8 @@ class Teacher:
         self._state = TeacherState.LOADING
         try:
             self._view = LanguageModel(self._loaded())
+            if self._device.type == "cuda":
+                self._view.compile_layers()
         except BadInput as error:
             # Whatever is wrong with it, the teacher is what the run is to be told of.
             raise TeacherUnavailable(

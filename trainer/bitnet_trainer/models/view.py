@@ -25,6 +25,7 @@ class LanguageModel(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self._compiled: tuple[Callable[..., Any], ...] = ()
 
     @property
     def decoder_layers(self) -> nn.ModuleList:
@@ -49,6 +50,24 @@ class LanguageModel(nn.Module):
         layers: Any = self.decoder_layers
         return int(layers[0].self_attn.head_dim)
 
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Has each decoder layer's forward pass compiled, the first time that it is called by way of this.
+
+        One graph serves all layers that are alike, so that it is ready after one layer's compilation, and a
+        layer that does not fit into one graph is an error: a graph that breaks is slow, and nobody sees it.
+        The model itself, called directly, computes as before. Source: regional compilation,
+        https://docs.pytorch.org/tutorials/recipes/regional_compilation.html.
+
+        Args:
+            backend: as in torch.compile.
+        """
+        # One for each shape of a micro batch, and for lambda below 1, at 1, and without gradients.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        self._compiled = tuple(
+            torch.compile(layer.forward, fullgraph=True, dynamic=False, backend=backend)
+            for layer in self.decoder_layers
+        )
+
     def forward(
         self,
         input_ids: Tensor,
@@ -67,6 +86,7 @@ class LanguageModel(nn.Module):
         hidden_states: dict[int, Tensor] = {}
         outputs: dict[tuple[int, str], Tensor] = {}
         with ExitStack() as hooks:
+            hooks.enter_context(self._layers_compiled(seen_into=capture.projections))
             if capture.hidden_states:
                 for number, layer in enumerate(self.decoder_layers):
                     hooks.enter_context(_output(layer, hidden_states, number))
@@ -108,6 +128,24 @@ class LanguageModel(nn.Module):
         linear: nn.Module = model.get_output_embeddings()
         cap = getattr(model.config, "final_logit_softcapping", None)
         return linear if cap is None else lambda hidden: torch.tanh(linear(hidden) / cap) * cap
+
+    @contextmanager
+    def _layers_compiled(self, seen_into: frozenset[int]) -> Iterator[None]:
+        """Inside, layers compute as `compile_layers` has them, but for those `seen_into` by hooks, which a
+        graph that was made without would pass by."""
+        # The attribute hides the class's method; hooks of the layer itself (FSDP2's) stay around it.
+        chosen = [
+            (layer, compiled)
+            for number, (layer, compiled) in enumerate(zip(self.decoder_layers, self._compiled, strict=False))
+            if number not in seen_into
+        ]
+        for layer, compiled in chosen:
+            layer.forward = compiled
+        try:
+            yield
+        finally:
+            for layer, _ in chosen:
+                del layer.forward
 
     @property
     def _base(self) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bitnet_trainer.precision import at_least_float32
 from bitnet_trainer.quantization.codes import quantize_activations
+from bitnet_trainer.quantization.int8_training import Int8Codes, int8_linear
 from bitnet_trainer.quantization.low_rank import LowRankCorrection
 from bitnet_trainer.quantization.schemes import SCHEMES, SchemeName
 
@@ -24,10 +25,18 @@ class QuantizationLambda(nn.Module):
     """
 
     value: Tensor
+    whole: bool
+    """Whether it is 1. Known to the host, so that layers which need no blend compute none."""
 
     def __init__(self, value: float = 0.0) -> None:
         super().__init__()
         self.register_buffer("value", torch.tensor(value, dtype=torch.float64), persistent=False)
+        self.whole = value == 1
+
+    def set(self, value: float) -> None:
+        """Sets it, in place and on its device; the host waits for nothing."""
+        self.value.fill_(value)
+        self.whole = value == 1
 
 
 def blend(full: Tensor, quantized: Tensor, lam: Tensor) -> Tensor:
@@ -49,6 +58,7 @@ class BitLinear(nn.Linear):
     Parameters, their names and their shapes are those of `nn.Linear`: weight (out, in), bias (out); then
     `rms_norm.weight` (in), as transformers' AutoBitLinear has it, `low_rank.u` (out, rank) and `low_rank.v`
     (in, rank). Scales are computed in float32 or better; products run in the input's dtype, or in autocast's.
+    At lambda 1 on CUDA, under autocast to bfloat16, they are int8 x int8 (`int8_training`).
     """
 
     def __init__(
@@ -68,6 +78,8 @@ class BitLinear(nn.Linear):
         self.scheme: SchemeName = scheme
         self.rms_norm = rms_norm
         self.low_rank = low_rank
+        self.kept: Int8Codes | None = None
+        """The weight's codes, while `codes_kept` has them."""
 
     @classmethod
     def from_linear(
@@ -104,15 +116,33 @@ class BitLinear(nn.Linear):
         x = input
         if self.rms_norm is not None:
             x = self.rms_norm(x.to(self.rms_norm.weight.dtype))
-        x = at_least_float32(x)
-        codes, codes_per_unit = quantize_activations(x)
-        quantized = blend(x, codes / codes_per_unit, self.lam.value).to(input.dtype)
         bias = None if self.bias is None else self.bias.to(input.dtype)
-        y = F.linear(quantized, self.effective_weight().to(input.dtype), bias)
+        if self._by_codes(x):
+            y = int8_linear(x, self.weight, torch.bfloat16, self.kept)
+            y = y if bias is None else y + bias.to(y.dtype)
+        else:
+            x = at_least_float32(x)
+            codes, codes_per_unit = quantize_activations(x)
+            quantized = blend(x, codes / codes_per_unit, self.lam.value).to(input.dtype)
+            y = F.linear(quantized, self.effective_weight().to(input.dtype), bias)
         if self.low_rank is not None:
             # Scaled by lambda, because at 0 there is no error yet that it could correct.
             y = y + self.lam.value.to(y.dtype) * self.low_rank(x.to(input.dtype))
         return y
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether what it multiplies by is wholly quantised now, and one scale times codes."""
+        return self.scheme == "AbsMean" and self.lam.whole
+
+    def _by_codes(self, x: Tensor) -> bool:
+        """Whether the product is one of codes: where there is a kernel for it, and products are bfloat16."""
+        return (
+            x.is_cuda
+            and self.has_codes
+            and torch.is_autocast_enabled("cuda")
+            and torch.get_autocast_dtype("cuda") == torch.bfloat16
+        )
 
     def extra_repr(self) -> str:
         """Shown where the model is printed."""

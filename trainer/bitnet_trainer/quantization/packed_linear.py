@@ -48,3 +48,8 @@ class PackedLinear(BitLinear):
         """The dequantised weight (out, in), in the scale's dtype."""
         codes = unpack_ternary(self.codes, self.in_features).to(self.scale.dtype)
         return SCHEMES[self.scheme].dequantize(codes, self.scale)
+
+    @property
+    def has_codes(self) -> bool:
+        """None that are trained: there is no weight that a gradient could go to."""
+        return False

@@ -30,4 +30,4 @@ def set_lambda(model: nn.Module, value: float) -> None:
             f"{type(model).__name__} has no BitLinear, so lambda has no effect; convert the model first"
         )
     for lam in lambdas:
-        lam.value.fill_(value)
+        lam.set(value)

@@ -1,0 +1,113 @@
+"""Layers compiled one by one: a graph for all that are alike, no break in it, and the same results."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    LlamaConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from bitnet_trainer.answer import Answer, Capture
+from bitnet_trainer.models.bitnet_llama import BitNetLlamaConfig
+from bitnet_trainer.models.convert import convert
+from bitnet_trainer.models.view import LanguageModel
+from bitnet_trainer.quantization.warmup import set_lambda
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 61,
+    "pad_token_id": 0,
+}
+OF_A_HEAD = {"head_dim": 8}
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+"""Dynamo asks for it."""
+
+FAMILIES = (LlamaConfig, Qwen2Config, Qwen3Config, GemmaConfig, Gemma2Config, Gemma3TextConfig)
+IDS = torch.arange(24).view(2, 12)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def _student(family: type, **more: object) -> LanguageModel:
+    torch.manual_seed(0)
+    own = {} if family is BitNetLlamaConfig else OF_A_HEAD
+    model = AutoModelForCausalLM.from_config(family(**SIZES, **own, **more))
+    convert(model)
+    return LanguageModel(model).train()
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, BitNetLlamaConfig], ids=lambda family: family.model_type)
+def test_layers_share_a_graph_without_a_break(family: type) -> None:
+    student = _student(family)
+    asked = {}
+    for lam in (0.3, 1.0):
+        set_lambda(student, lam)
+        asked[lam] = student(IDS).hidden
+    graphs = CompileCounter()
+    student.compile_layers(graphs)
+    for lam, expected in asked.items():
+        set_lambda(student, lam)
+        assert torch.equal(student(IDS).hidden, expected)
+    # On CUDA lambda 1 has another.
+    assert graphs.frame_count == 1
+
+
+def test_a_break_is_an_error() -> None:
+    student = _student(LlamaConfig)
+    student.compile_layers("eager")
+    layer = student.decoder_layers[0]
+    layer.input_layernorm.register_forward_hook(lambda *_: torch._dynamo.graph_break())
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        student(IDS)
+    assert "forward" not in vars(layer)
+
+
+def _captured(student: LanguageModel) -> tuple[Answer, list[Tensor]]:
+    student.zero_grad()
+    capture = Capture(hidden_states=True, projections=frozenset({1}))
+    answer = student(IDS, capture=capture)
+    sum(each.square().mean() for each in (*answer.hidden_states, *answer.projections[1])).backward()
+    return answer, [weight.grad.clone() for weight in student.parameters() if weight.grad is not None]
+
+
+def test_what_is_captured_is_there_and_has_its_gradient() -> None:
+    student = _student(Qwen3Config)
+    set_lambda(student, 1.0)
+    student(IDS)
+    expected, gradients = _captured(student)
+    student.compile_layers("aot_eager")
+    student(IDS)  # a graph without hooks is there
+    found, others = _captured(student)
+    assert len(found.hidden_states) == 3
+    for one, other in zip(
+        (*found.hidden_states, *found.projections[1], *others),
+        (*expected.hidden_states, *expected.projections[1], *gradients),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_model_itself_is_not_compiled() -> None:
+    student = _student(LlamaConfig)
+    graphs = CompileCounter()
+    student.compile_layers(graphs)
+    student.model(IDS)
+    assert graphs.frame_count == 0

@@ -1,0 +1,107 @@
+"""Products of codes: BitLinear's formula at lambda 1, exact; weights quantised once for many passes."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from bitnet_trainer.quantization import kept_codes
+from bitnet_trainer.quantization.bitlinear import BitLinear, QuantizationLambda
+from bitnet_trainer.quantization.codes import quantize_activations, quantize_weights
+from bitnet_trainer.quantization.int8_training import int8_codes, int8_linear
+from bitnet_trainer.quantization.kept_codes import codes_kept
+from bitnet_trainer.quantization.kernels.int8_product import int8_product
+
+sizes = st.integers(1, 40)
+
+
+def _tensors(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
+    chance = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=chance, dtype=torch.float64) for shape in shapes]
+
+
+@given(st.integers(0, 2**20), sizes, sizes, sizes)
+def test_output_and_gradients_are_those_of_the_formula(seed: int, tokens: int, inner: int, out: int) -> None:
+    x, weight, upstream = _tensors(seed, (2, tokens, inner), (out, inner), (2, tokens, out))
+    x.requires_grad_()
+    weight.requires_grad_()
+    product = int8_linear(x, weight, torch.float64)
+    product.backward(upstream)
+    codes, per_unit = quantize_activations(x)
+    ternary, scale = quantize_weights(weight)
+    close = {"rtol": 1e-5, "atol": 1e-5}  # scales are float32
+    torch.testing.assert_close(product, (codes / per_unit) @ (ternary * scale).T, **close)
+    torch.testing.assert_close(x.grad, upstream @ (ternary * scale), **close)
+    rows = (upstream.flatten(0, 1), (codes / per_unit).flatten(0, 1))
+    torch.testing.assert_close(weight.grad, rows[0].T @ rows[1], **close)
+
+
+def test_the_sums_are_exact_where_bfloat16_is_not() -> None:
+    """256 and 1 are both bfloat16, and 257 is not."""
+    codes = torch.tensor([[127, 127, 2, 1]], dtype=torch.int8)
+    one = torch.ones(1, 1)
+    product = int8_product(codes, one, torch.ones(1, 4, dtype=torch.int8), one[0, 0], torch.float32)
+    assert product.item() == 257
+
+
+@pytest.mark.parametrize(("rows", "inner", "columns"), [(130, 144, 40), (5, 16, 129), (128, 256, 128)])
+def test_the_kernel_is_its_twin(rows: int, inner: int, columns: int) -> None:
+    from bitnet_trainer.quantization.kernels.int8_product_triton import launched
+
+    torch.manual_seed(0)
+    codes = torch.randint(-128, 128, (rows, inner), dtype=torch.int8)
+    weight = torch.randint(-1, 2, (columns, inner), dtype=torch.int8)
+    per_unit, scale = torch.rand(rows, 1) + 0.5, torch.rand(())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = launched(*(each.to(device) for each in (codes, per_unit, weight, scale)), torch.float32)
+    expected = int8_product(codes, per_unit, weight, scale, torch.float32)
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-6, atol=0)
+
+
+def _layers(lam: float = 1.0) -> nn.ModuleList:
+    torch.manual_seed(0)
+    shared = QuantizationLambda(lam)
+    return nn.ModuleList(nn.Sequential(BitLinear(8, 8, lam=shared), nn.Linear(8, 8)) for _ in range(2))
+
+
+def test_kept_codes_are_those_of_the_weights_and_go_again() -> None:
+    layers = _layers()
+    quantized = [layer[0] for layer in layers]
+    with codes_kept(layers):
+        for layer in quantized:
+            codes, scale = int8_codes(layer.weight)
+            assert torch.equal(layer.kept.codes, codes)
+            assert torch.equal(layer.kept.scale, scale)
+            assert not layer.kept.scale.requires_grad
+    assert all(layer.kept is None for layer in quantized)
+
+
+def test_kept_codes_go_where_a_pass_fails_too() -> None:
+    layers = _layers()
+
+    def fail() -> None:
+        with codes_kept(layers):
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        fail()
+    quantized = [layer[0] for layer in layers]
+    assert all(layer.kept is None for layer in quantized)
+
+
+def test_kept_codes_take_the_weights_place_but_for_its_gradient() -> None:
+    x, weight, other = _tensors(0, (3, 8), (5, 8), (5, 8))
+    weight.requires_grad_()
+    product = int8_linear(x, weight, torch.float64, int8_codes(other))
+    torch.testing.assert_close(product, int8_linear(x, other, torch.float64))
+    product.sum().backward()
+    assert weight.grad is not None
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.5])
+def test_nothing_is_kept_before_lambda_is_one(lam: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_codes, "int8_codes", lambda _weight: pytest.fail("quantised"))
+    layers = _layers(lam)
+    with codes_kept(layers):
+        assert all(layer[0].kept is None for layer in layers)

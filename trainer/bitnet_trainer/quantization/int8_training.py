@@ -1,0 +1,74 @@
+"""A quantised linear by its codes: int8 forward, straight-through gradients in the dtype of the products.
+
+What `BitLinear` computes at lambda 1, without the rounding of dequantised factors: products of codes are
+whole numbers, added up exactly and scaled once. The backward pass keeps the tokens' codes, a byte a value;
+its own products are in bfloat16.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bitnet_trainer.precision import at_least_float32
+from bitnet_trainer.quantization.codes import quantize_activations, quantize_weights
+from bitnet_trainer.quantization.kernels.int8_product import int8_product
+
+
+class Int8Codes(NamedTuple):
+    """A ternary weight as products take it, without gradient."""
+
+    codes: Tensor
+    """(out, in) int8 in {-1, 0, 1}, contiguous."""
+    scale: Tensor
+    """() float32: the weight is `scale * codes`."""
+
+
+def int8_codes(weight: Tensor) -> Int8Codes:
+    """`quantize_weights` of (out, in), its codes in int8."""
+    codes, scale = quantize_weights(weight)
+    return Int8Codes(codes.to(torch.int8), scale.float())
+
+
+def int8_linear(x: Tensor, weight: Tensor, dtype: torch.dtype, kept: Int8Codes | None = None) -> Tensor:
+    """`Q(x) Wq^T` with ternary Wq = scale * codes of the weight (absmean) and 8-bit Q(x).
+
+    Args:
+        x: (..., in) floating point; quantised by token in float32 or better.
+        weight: (out, in) floating point; gets the gradient that Wq would.
+        dtype: of the result, and of the factors in the backward pass.
+        kept: the weight's `int8_codes`, where somebody has them.
+
+    Returns:
+        (..., out).
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    product: Tensor = _Int8Linear.apply(rows, weight, dtype, kept)
+    return product.view(*x.shape[:-1], weight.shape[0])
+
+
+class _Int8Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype, kept: Int8Codes | None) -> Tensor:
+        tokens, codes_per_unit = quantize_activations(at_least_float32(x))
+        tokens, codes_per_unit = tokens.to(torch.int8).contiguous(), codes_per_unit.float()
+        codes, scale = int8_codes(weight) if kept is None else kept
+        ctx.save_for_backward(tokens, codes_per_unit, codes, scale)
+        ctx.dtypes = x.dtype, weight.dtype
+        return int8_product(tokens, codes_per_unit, codes, scale, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        tokens, codes_per_unit, codes, scale = ctx.saved_tensors
+        of_x, of_weight = ctx.dtypes
+        # The scale goes over the product, not into the codes, which are exact in any dtype.
+        to_x = (gradient @ codes.to(gradient.dtype)).to(of_x) * scale.to(of_x)
+        to_weight = _product(gradient.T, (tokens / codes_per_unit).to(gradient.dtype), of_weight)
+        return to_x, to_weight, None, None
+
+
+def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """`left @ right`, written in `dtype` as it was added up, where that is longer than the factors'."""
+    if left.is_cuda and dtype == torch.float32:
+        return torch.mm(left, right, out_dtype=dtype)
+    return (left @ right).to(dtype)
