@@ -15,6 +15,9 @@ from transformers import PreTrainedModel
 from bitnet_crds.optimizer import Optimizer
 from bitnet_trainer.batch import Rows
 from bitnet_trainer.guards import NonFiniteGuard
+from bitnet_trainer.models.attention import prefer
+from bitnet_trainer.models.attention_backends import AttentionShape, fastest
+from bitnet_trainer.models.attention_backends import measure as measure_attention
 from bitnet_trainer.models.convert import convert
 from bitnet_trainer.models.presets import build_preset
 from bitnet_trainer.models.view import LanguageModel
@@ -95,6 +98,11 @@ def ours(
         model = work.shape.build(work.device)
     convert(model)
     student = LanguageModel(model.to(work.device)).train()
+    if work.device.type == "cuda":
+        shape = AttentionShape(
+            work.batch, work.shape.heads, student.key_heads, work.sequence, student.head_dim
+        )
+        prefer(model, fastest(measure_attention(shape, work.device)))
     if compiled:
         student.compile_layers()
     if short_residual:

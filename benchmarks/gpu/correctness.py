@@ -1,0 +1,156 @@
+"""What is learned by int8 products against fake-quant's: the same start, the same text, the same steps."""
+
+import argparse
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from unittest.mock import patch
+
+import torch
+from shapes import SHAPES, Shape
+from step import DEVICE, heading
+from timing import free
+from torch import Tensor
+
+from bitnet_crds.optimizer import Optimizer
+from bitnet_trainer.batch import Rows
+from bitnet_trainer.guards import NonFiniteGuard
+from bitnet_trainer.models.convert import convert
+from bitnet_trainer.models.view import LanguageModel
+from bitnet_trainer.objectives.cross_entropy import CrossEntropyObjective, cross_entropy_of
+from bitnet_trainer.objectives.manager import ObjectiveManager
+from bitnet_trainer.optim import set_learning_rate
+from bitnet_trainer.optimizer import build_optimizer
+from bitnet_trainer.quantization.bitlinear import BitLinear
+from bitnet_trainer.quantization.warmup import set_lambda
+from bitnet_trainer.ranks import Ranks
+from bitnet_trainer.step import StepInput, Stepper, autocast
+
+RATE = 1e-3
+WARM_UP = 0.1
+"""Share of the steps in which the learning rate rises; then it falls to 0 along a cosine."""
+LAST = 20
+"""Steps whose losses are averaged."""
+HELD_OUT = 64
+"""Rows at the text's end that no case trains on."""
+BYTES = 256
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to train."""
+
+    int8: bool = True
+    """Whether products are of codes; else they are bfloat16's, of values rounded to what codes stand for."""
+    compiled: bool = True
+    short_residual: bool = False
+    order: int = 0
+    """Seed of the rows' order: another one shows how far chance alone moves the loss."""
+
+
+CASES: Mapping[str, Case] = MappingProxyType(
+    {
+        "fake-quant, eager": Case(int8=False, compiled=False),
+        "int8 (ours)": Case(),
+        "fake-quant, layers compiled": Case(int8=False),
+        "int8, bf16 residual": Case(short_residual=True),
+        "fake-quant, eager, rows in another order": Case(int8=False, compiled=False, order=1),
+    }
+)
+REFERENCE = "fake-quant, eager"
+
+
+def text_rows(path: Path, sequence: int) -> Tensor:
+    """(rows, sequence) int64: the file's bytes, its end cut off."""
+    found = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8).long()
+    return found[: len(found) // sequence * sequence].view(-1, sequence)
+
+
+def share(step: int, steps: int) -> float:
+    """Of the learning rate, at a step from 0."""
+    rising = max(1, round(WARM_UP * steps))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+def trained(case: Case, shape: Shape, rows: Tensor, batch: int, steps: int) -> tuple[float, float]:
+    """Mean loss of the last steps, and of the held-out rows; nats a byte."""
+    model = shape.build(DEVICE)
+    convert(model)
+    student = LanguageModel(model).train()
+    if case.compiled and DEVICE.type == "cuda":
+        student.compile_layers()
+    if case.short_residual:
+        model.get_input_embeddings().register_forward_hook(lambda _module, _inputs, out: out.bfloat16())
+    optimizer = build_optimizer(Optimizer(adam_learning_rate=RATE), model)
+    guard = NonFiniteGuard(DEVICE)
+    ranks = Ranks(0, 1, DEVICE, None)  # type: ignore[arg-type]  # one rank asks nobody
+    stepper = Stepper(student, student.layers, optimizer, guard, ranks, gradient_clipping=1.0)
+    manager = ObjectiveManager({"crossEntropy": CrossEntropyObjective()})
+    weights = {"crossEntropy": 1.0}
+    set_lambda(student, 1.0)
+    order = torch.randperm(len(rows) - HELD_OUT, generator=torch.Generator().manual_seed(case.order))
+    losses = []
+    for step in range(steps):
+        places = [order[(step * batch + each) % len(order)] for each in range(batch)]
+        asked = Rows.of(rows[torch.stack(places)])
+        set_learning_rate(optimizer, share(step, steps))
+        taken = stepper(StepInput([asked], manager, manager.count([asked], weights), None), weights)
+        losses.append(taken.values[0])
+    assert not guard.counts().any(), "a step was left out"
+    return torch.stack(losses[-LAST:]).mean().item(), _held_out(student, rows[-HELD_OUT:], batch)
+
+
+@torch.no_grad()
+def _held_out(student: LanguageModel, rows: Tensor, batch: int) -> float:
+    totals = []
+    for some in torch.split(rows.to(DEVICE), batch):
+        with autocast(DEVICE):
+            answer = student(some)
+            totals.append(cross_entropy_of(answer.hidden, answer.head, some))
+    return (sum(each.total for each in totals) / sum(each.tokens for each in totals)).item()  # type: ignore[union-attr]
+
+
+def _products(case: Case) -> AbstractContextManager[object]:
+    """Inside, layers multiply as the case says."""
+    never: Callable[..., bool] = lambda _self, _x: False  # noqa: E731
+    return nullcontext() if case.int8 else patch.object(BitLinear, "_by_codes", never)
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("text", type=Path, help="a file to learn, byte by byte")
+    parser.add_argument("--shape", choices=SHAPES, default="135M", help="but for its vocabulary: bytes")
+    parser.add_argument("--sequence", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    options = parser.parse_args()
+    rows = text_rows(options.text, options.sequence)
+    shape = replace(SHAPES[options.shape], vocabulary=BYTES)
+    print(heading())
+    print(
+        f"\n{options.shape}'s layers, {options.steps} steps of {options.batch} x {options.sequence} bytes of "
+        f"{options.text.name}, lambda 1 from the first on; loss in nats a byte\n"
+    )
+    print(f"| case | mean of the last {LAST} steps | held out | against {REFERENCE} |")
+    print("| --- | ---: | ---: | ---: |")
+    reference: tuple[float, float] | None = None
+    for name in options.cases:
+        case = CASES[name]
+        torch._dynamo.reset()
+        with _products(case):
+            found = trained(case, shape, rows, options.batch, options.steps)
+        reference = reference or found
+        apart = ", ".join(f"{own / theirs - 1:+.2%}" for own, theirs in zip(found, reference, strict=True))
+        print(f"| {name} | {found[0]:.4f} | {found[1]:.4f} | {apart} |", flush=True)
+        free()
+
+
+if __name__ == "__main__":
+    main()
