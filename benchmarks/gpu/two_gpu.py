@@ -1,0 +1,302 @@
+"""A step of ours on several GPUs: the model whole on each (DDP) or in parts (FSDP2), against one GPU alone.
+
+torchrun --nproc-per-node 2 benchmarks/gpu/two_gpu.py
+"""
+
+import argparse
+import faulthandler
+import os
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from cases import RATE
+from shapes import SHAPES, Shape
+from step import heading
+from timing import free, timed
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bitnet_crds.optimizer import Optimizer
+from bitnet_trainer.batch import Rows
+from bitnet_trainer.guards import NonFiniteGuard
+from bitnet_trainer.models.convert import convert
+from bitnet_trainer.models.view import LanguageModel
+from bitnet_trainer.objectives.cross_entropy import CrossEntropyObjective
+from bitnet_trainer.objectives.manager import ObjectiveManager
+from bitnet_trainer.optim import set_learning_rate
+from bitnet_trainer.optimizer import build_optimizer
+from bitnet_trainer.quantization.warmup import set_lambda
+from bitnet_trainer.ranks import Ranks
+from bitnet_trainer.setup import wrapped
+from bitnet_trainer.sharding import shard
+from bitnet_trainer.step import StepInput, Stepper
+
+WEIGHTS = {"crossEntropy": 1.0}
+ALONE = "one GPU"
+TAKEN = ("all_gather_into_tensor", "all_gather_single"), ("reduce_scatter_tensor", "reduce_scatter_single")
+"""Functions of torch.distributed that FSDP2 gathers and reduces by, under torch 2.11's names and 2.15's."""
+
+
+@dataclass
+class Measured:
+    """One case's figures; bytes and memory are a GPU's, the most of all."""
+
+    seconds: float
+    """A step, the median of the blocks on the slowest rank."""
+    peak: int
+    """Most bytes in tensors."""
+    gathered: int
+    """Bytes that all-gathers bring to a GPU from the others in a step."""
+    reduced: int
+    """Bytes of gradients that a GPU sends to the others in a step."""
+    loss: float
+    """After the same number of steps in each case."""
+
+
+@dataclass
+class Sent:
+    """Bytes that a rank exchanges with the others, by what FSDP2 asks of torch.distributed."""
+
+    gathered: int = 0
+    reduced: int = 0
+
+
+@contextmanager
+def counted(world: int) -> Iterator[Sent]:
+    """Inside, collectives are counted as they are asked for, whatever sends them."""
+    sent = Sent()
+    others = (world - 1) / world
+    kept: dict[str, Callable[..., Any]] = {}
+
+    def counting(name: str, gathers: bool) -> Callable[..., Any]:
+        function = kept[name]
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
+            whole = round(max(each.nbytes for each in tensors) * others)
+            if gathers:
+                sent.gathered += whole
+            else:
+                sent.reduced += whole
+            return function(*args, **kwargs)
+
+        return called
+
+    for gathers, names in zip((True, False), TAKEN, strict=True):
+        for name in names:
+            if hasattr(dist, name):
+                kept[name] = getattr(dist, name)
+                setattr(dist, name, counting(name, gathers))
+    try:
+        yield sent
+    finally:
+        for name, function in kept.items():
+            setattr(dist, name, function)
+
+
+def built(shape: Shape, ranks: Ranks) -> PreTrainedModel:
+    """The shape, converted."""
+    model = shape.build(ranks.device)
+    convert(model)
+    return model.to(ranks.device)
+
+
+def whole(shape: Shape, ranks: Ranks) -> tuple[PreTrainedModel, LanguageModel]:
+    """The model whole on each rank."""
+    model = built(shape, ranks)
+    return model, LanguageModel(model).train()
+
+
+def sharded(shape: Shape, ranks: Ranks) -> tuple[PreTrainedModel, LanguageModel]:
+    """The model in parts, one a rank."""
+    model, student = whole(shape, ranks)
+    set_lambda(student, 1.0)
+    shard(student, ranks)
+    return model, student
+
+
+CASES: Mapping[str, Callable[[Shape, Ranks], tuple[PreTrainedModel, LanguageModel]]] = {
+    ALONE: whole,
+    "DDP": whole,
+    "FSDP2, float32 gathered": sharded,
+}
+
+
+def stepping(
+    build: Callable[[Shape, Ranks], tuple[PreTrainedModel, LanguageModel]],
+    shape: Shape,
+    tokens: Tensor,
+    micro_batches: int,
+    ranks: Ranks,
+) -> tuple[Callable[[], Tensor], int]:
+    """What takes a step and gives its loss, 0-dim on the device; bytes of gradients that DDP reduces."""
+    model, student = build(shape, ranks)
+    optimizer = build_optimizer(Optimizer(adam_learning_rate=RATE), model)
+    stepper = Stepper(
+        wrapped(student, ranks),
+        student.layers,
+        optimizer,
+        NonFiniteGuard(ranks.device),
+        ranks,
+        gradient_clipping=1.0,
+    )
+    rows = [Rows.of(part[:, :-1].contiguous()) for part in tokens.chunk(micro_batches)]
+    manager = ObjectiveManager({"crossEntropy": CrossEntropyObjective()})
+    counts = {name: count * ranks.world for name, count in manager.count(rows, WEIGHTS).items()}
+    step = StepInput(rows, manager, counts, None)
+
+    def take() -> Tensor:
+        set_lambda(student, 1.0)
+        set_learning_rate(optimizer, 1.0)
+        return stepper(step, WEIGHTS).values[0]
+
+    by_ddp = stepper.model is not student
+    return take, sum(each.nbytes for each in model.parameters()) if by_ddp else 0
+
+
+def measured(
+    build: Callable[[Shape, Ranks], tuple[PreTrainedModel, LanguageModel]],
+    shape: Shape,
+    tokens: Tensor,
+    ranks: Ranks,
+    options: argparse.Namespace,
+) -> Measured:
+    """One case. Raises what it raises."""
+    on_gpu = ranks.device.type == "cuda"
+    take, by_ddp = stepping(build, shape, tokens, options.micro_batches, ranks)
+    for _ in range(options.warm_up):
+        take()
+    with counted(ranks.world) as sent:
+        take().item()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    blocks = [
+        timed(ranks.device, lambda: [take() for _ in range(options.steps)]) / options.steps
+        for _ in range(options.blocks)
+    ]
+    peak = torch.cuda.max_memory_allocated() if on_gpu else 0
+    # DDP reduces in C++, a ring of two passes over all gradients.
+    reduced = sent.reduced + round(2 * by_ddp * (ranks.world - 1) / ranks.world)
+    return Measured(statistics.median(blocks), peak, sent.gathered, reduced, take().item())
+
+
+def attempted(
+    name: str, shape: Shape, tokens: Tensor, ranks: Ranks, options: argparse.Namespace
+) -> Measured | str:
+    """This rank's figures, or why it has none."""
+    try:
+        return measured(CASES[name], shape, tokens, ranks, options)
+    # A case that fails is a row that says so.
+    except Exception as error:  # noqa: BLE001
+        lines = str(error).splitlines() or [""]
+        return f"{type(error).__name__}: {lines[0][:160]}"
+
+
+def together(found: Measured | str, ranks: Ranks) -> Measured | str:
+    """The figures of the slowest and fullest rank, or why one has none; every rank calls it."""
+    every: list[Any] = [None] * ranks.world
+    dist.all_gather_object(every, found, group=ranks.control)
+    failed = [each for each in every if isinstance(each, str)]
+    if failed:
+        return failed[0]
+    figures = ("seconds", "peak", "gathered", "reduced")
+    return Measured(*(max(getattr(each, part) for each in every) for part in figures), loss=every[0].loss)
+
+
+def row(name: str, found: Measured | str, one: Measured | str, tokens: int, world: int) -> str:
+    """Of the table: tokens of all ranks a second, in one GPU's, and how much of one GPU's each does."""
+    if isinstance(found, str):
+        return f"| {name} | not measured: {found} | | | | | | |"
+    scaling = ""
+    if isinstance(one, Measured) and found is not one:
+        scaling = f"{world * one.seconds / found.seconds:.2f} x, {one.seconds / found.seconds:.1%}"
+    return (
+        f"| {name} | {world * tokens / found.seconds:,.0f} | {found.seconds * 1e3:.1f} ms | {scaling} "
+        f"| {found.peak / 2**30:.2f} GiB | {found.gathered / 2**20:,.0f} MiB "
+        f"| {found.reduced / 2**20:,.0f} MiB | {found.loss:.4f} |"
+    )
+
+
+def drawn(shape: Shape, rank: int, options: argparse.Namespace) -> Tensor:
+    """A rank's tokens of each step, (B, S + 1)."""
+    generator = torch.Generator().manual_seed(rank)
+    size = (options.tokens // options.sequence, options.sequence + 1)
+    return torch.randint(shape.vocabulary, size, generator=generator)
+
+
+def alone(options: argparse.Namespace) -> dict[str, Measured | str]:
+    """Each shape on this process's GPU, before there is a process group: a step asks all that are in one."""
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    ranks = Ranks(0, 1, device, None)  # type: ignore[arg-type]  # one rank asks nobody
+    found = {}
+    for name in options.shapes:
+        found[name] = attempted(ALONE, SHAPES[name], drawn(SHAPES[name], 0, options), ranks, options)
+        free()
+    return found
+
+
+def run(name: str, one: Measured | str, ranks: Ranks, options: argparse.Namespace) -> None:
+    """Measures one shape; the first rank prints it."""
+    shape = SHAPES[name]
+    tokens = drawn(shape, ranks.rank, options)
+    lines = [row(ALONE, one, one, tokens[:, 1:].numel(), 1)]
+    for case in options.cases:
+        found = together(attempted(case, shape, tokens, ranks, options), ranks)
+        free()
+        lines.append(row(case, found, one, tokens[:, 1:].numel(), ranks.world))
+    if ranks.first:
+        print(
+            f"\n## {name}, {ranks.world} x {len(tokens)} x {options.sequence:,} tokens a step, micro batches "
+            f"of {len(tokens) // options.micro_batches}\n\n"
+            "| case | tokens/s | step | against one GPU | peak a GPU | gathered | reduced | loss |\n"
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+            *lines,
+            sep="\n",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["0.6B", "1.7B"])
+    parser.add_argument("--cases", nargs="+", choices=list(CASES)[1:], default=list(CASES)[1:])
+    parser.add_argument("--sequence", type=int, default=2048, help="tokens in a row")
+    parser.add_argument("--tokens", type=int, default=16_384, help="in a step, a GPU")
+    parser.add_argument("--micro-batches", type=int, default=1, help="that these are divided into")
+    parser.add_argument("--warm-up", type=int, default=3, help="steps")
+    parser.add_argument("--blocks", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="in a block")
+    parser.add_argument("--limit", type=int, default=120, help="seconds after which it gives up")
+    options = parser.parse_args()
+    # A rank that fails amid a collective leaves the others waiting there.
+    faulthandler.dump_traceback_later(options.limit, exit=True)
+    torch._dynamo.config.recompile_limit = 64
+    first = os.environ["RANK"] == "0"
+    if first:
+        print(heading(), flush=True)
+    ones = alone(options) if first else {}
+    ranks = Ranks.join(int(torch.cuda.is_available()))
+    if first:
+        print(
+            "\nGathered: what all-gathers bring to a GPU from the others in a step, counted as they are "
+            "asked for. Reduced: what of the gradients a GPU sends; FSDP2's counted likewise, DDP's computed "
+            "from their size."
+        )
+    for name in options.shapes:
+        run(name, ones.get(name, ""), ranks, options)
+    faulthandler.cancel_dump_traceback_later()
+    ranks.wait()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
