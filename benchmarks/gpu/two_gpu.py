@@ -7,9 +7,11 @@ import argparse
 import faulthandler
 import os
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,11 +21,13 @@ from shapes import SHAPES, Shape
 from step import heading
 from timing import free, timed
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from bitnet_crds.optimizer import Optimizer
 from bitnet_trainer.batch import Rows
 from bitnet_trainer.guards import NonFiniteGuard
+from bitnet_trainer.models.attention import prefer
+from bitnet_trainer.models.attention_backends import AttentionShape, fastest
+from bitnet_trainer.models.attention_backends import measure as measure_attention
 from bitnet_trainer.models.convert import convert
 from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.objectives.cross_entropy import CrossEntropyObjective
@@ -99,43 +103,49 @@ def counted(world: int) -> Iterator[Sent]:
             setattr(dist, name, function)
 
 
-def built(shape: Shape, ranks: Ranks) -> PreTrainedModel:
-    """The shape, converted."""
-    model = shape.build(ranks.device)
-    convert(model)
-    return model.to(ranks.device)
+def whole(_student: LanguageModel, _ranks: Ranks) -> None:
+    """Each rank has all of the model."""
 
 
-def whole(shape: Shape, ranks: Ranks) -> tuple[PreTrainedModel, LanguageModel]:
-    """The model whole on each rank."""
-    model = built(shape, ranks)
-    return model, LanguageModel(model).train()
-
-
-def sharded(shape: Shape, ranks: Ranks) -> tuple[PreTrainedModel, LanguageModel]:
-    """The model in parts, one a rank."""
-    model, student = whole(shape, ranks)
+def sharded(student: LanguageModel, ranks: Ranks, *, packed: bool) -> None:
+    """Each rank has a part of it."""
+    # As the training loop has it: sharding takes a forward pass.
     set_lambda(student, 1.0)
-    shard(student, ranks)
-    return model, student
+    shard(student, ranks, packed=packed)
 
 
-CASES: Mapping[str, Callable[[Shape, Ranks], tuple[PreTrainedModel, LanguageModel]]] = {
+Spread = Callable[[LanguageModel, Ranks], None]
+CASES: Mapping[str, Spread] = {
     ALONE: whole,
     "DDP": whole,
-    "FSDP2, float32 gathered": sharded,
+    "FSDP2, float32 gathered": partial(sharded, packed=False),
+    "FSDP2, codes gathered": partial(sharded, packed=True),
 }
 
 
+@dataclass(frozen=True)
+class Work:
+    """What every case of a table does."""
+
+    shape: Shape
+    tokens: Tensor
+    """This rank's of each step, (B, S + 1) on the CPU."""
+    attention: str | None
+    """The kernel that attends fastest, which all ranks take; None is torch's choice."""
+
+
 def stepping(
-    build: Callable[[Shape, Ranks], tuple[PreTrainedModel, LanguageModel]],
-    shape: Shape,
-    tokens: Tensor,
-    micro_batches: int,
-    ranks: Ranks,
+    spread: Spread, work: Work, ranks: Ranks, options: argparse.Namespace
 ) -> tuple[Callable[[], Tensor], int]:
     """What takes a step and gives its loss, 0-dim on the device; bytes of gradients that DDP reduces."""
-    model, student = build(shape, ranks)
+    model = work.shape.build(ranks.device)
+    convert(model)
+    model.to(ranks.device)
+    student = LanguageModel(model).train()
+    spread(student, ranks)
+    prefer(model, work.attention)
+    if not options.eager:
+        student.compile_layers()
     optimizer = build_optimizer(Optimizer(adam_learning_rate=RATE), model)
     stepper = Stepper(
         wrapped(student, ranks),
@@ -145,7 +155,7 @@ def stepping(
         ranks,
         gradient_clipping=1.0,
     )
-    rows = [Rows.of(part[:, :-1].contiguous()) for part in tokens.chunk(micro_batches)]
+    rows = [Rows.of(part[:, :-1].contiguous()) for part in work.tokens.chunk(options.micro_batches)]
     manager = ObjectiveManager({"crossEntropy": CrossEntropyObjective()})
     counts = {name: count * ranks.world for name, count in manager.count(rows, WEIGHTS).items()}
     step = StepInput(rows, manager, counts, None)
@@ -159,16 +169,10 @@ def stepping(
     return take, sum(each.nbytes for each in model.parameters()) if by_ddp else 0
 
 
-def measured(
-    build: Callable[[Shape, Ranks], tuple[PreTrainedModel, LanguageModel]],
-    shape: Shape,
-    tokens: Tensor,
-    ranks: Ranks,
-    options: argparse.Namespace,
-) -> Measured:
+def measured(spread: Spread, work: Work, ranks: Ranks, options: argparse.Namespace) -> Measured:
     """One case. Raises what it raises."""
     on_gpu = ranks.device.type == "cuda"
-    take, by_ddp = stepping(build, shape, tokens, options.micro_batches, ranks)
+    take, by_ddp = stepping(spread, work, ranks, options)
     for _ in range(options.warm_up):
         take()
     with counted(ranks.world) as sent:
@@ -185,12 +189,10 @@ def measured(
     return Measured(statistics.median(blocks), peak, sent.gathered, reduced, take().item())
 
 
-def attempted(
-    name: str, shape: Shape, tokens: Tensor, ranks: Ranks, options: argparse.Namespace
-) -> Measured | str:
+def attempted(name: str, work: Work, ranks: Ranks, options: argparse.Namespace) -> Measured | str:
     """This rank's figures, or why it has none."""
     try:
-        return measured(CASES[name], shape, tokens, ranks, options)
+        return measured(CASES[name], work, ranks, options)
     # A case that fails is a row that says so.
     except Exception as error:  # noqa: BLE001
         lines = str(error).splitlines() or [""]
@@ -229,27 +231,37 @@ def drawn(shape: Shape, rank: int, options: argparse.Namespace) -> Tensor:
     return torch.randint(shape.vocabulary, size, generator=generator)
 
 
-def alone(options: argparse.Namespace) -> dict[str, Measured | str]:
-    """Each shape on this process's GPU, before there is a process group: a step asks all that are in one."""
+def alone(options: argparse.Namespace) -> dict[str, tuple[Measured | str, str | None]]:
+    """Each shape on this process's GPU, before there is a process group: a step asks all that are in one.
+
+    And the kernel that attends fastest there."""
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
     ranks = Ranks(0, 1, device, None)  # type: ignore[arg-type]  # one rank asks nobody
-    found = {}
+    found: dict[str, tuple[Measured | str, str | None]] = {}
     for name in options.shapes:
-        found[name] = attempted(ALONE, SHAPES[name], drawn(SHAPES[name], 0, options), ranks, options)
+        shape, tokens = SHAPES[name], drawn(SHAPES[name], 0, options)
+        chosen = None
+        if on_gpu:
+            rows = len(tokens) // options.micro_batches
+            size = AttentionShape(rows, shape.heads, shape.key_heads, options.sequence, shape.head_dim)
+            chosen = fastest(measure_attention(size, device))
+        found[name] = attempted(ALONE, Work(shape, tokens, chosen), ranks, options), chosen
         free()
     return found
 
 
-def run(name: str, one: Measured | str, ranks: Ranks, options: argparse.Namespace) -> None:
+def run(
+    name: str, one: Measured | str, attention: str | None, ranks: Ranks, options: argparse.Namespace
+) -> None:
     """Measures one shape; the first rank prints it."""
-    shape = SHAPES[name]
-    tokens = drawn(shape, ranks.rank, options)
+    tokens = drawn(SHAPES[name], ranks.rank, options)
+    work = Work(SHAPES[name], tokens, attention)
     lines = [row(ALONE, one, one, tokens[:, 1:].numel(), 1)]
     for case in options.cases:
-        found = together(attempted(case, shape, tokens, ranks, options), ranks)
+        found = together(attempted(case, work, ranks, options), ranks)
         free()
         lines.append(row(case, found, one, tokens[:, 1:].numel(), ranks.world))
     if ranks.first:
@@ -275,16 +287,18 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=3, help="steps")
     parser.add_argument("--blocks", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="in a block")
-    parser.add_argument("--limit", type=int, default=120, help="seconds after which it gives up")
+    parser.add_argument("--eager", action="store_true", help="layers are not compiled")
+    parser.add_argument("--limit", type=int, default=300, help="seconds after which it gives up")
     options = parser.parse_args()
     # A rank that fails amid a collective leaves the others waiting there.
     faulthandler.dump_traceback_later(options.limit, exit=True)
-    torch._dynamo.config.recompile_limit = 64
     first = os.environ["RANK"] == "0"
     if first:
         print(heading(), flush=True)
-    ones = alone(options) if first else {}
+    begun = time.perf_counter()
+    measured_alone = alone(options) if first else None
     ranks = Ranks.join(int(torch.cuda.is_available()))
+    ones = ranks.from_first(measured_alone)
     if first:
         print(
             "\nGathered: what all-gathers bring to a GPU from the others in a step, counted as they are "
@@ -292,7 +306,9 @@ def main() -> None:
             "from their size."
         )
     for name in options.shapes:
-        run(name, ones.get(name, ""), ranks, options)
+        run(name, *ones[name], ranks, options)
+    if ranks.first:
+        print(f"\nAll that took {time.perf_counter() - begun:.0f} s, compilation included.")
     faulthandler.cancel_dump_traceback_later()
     ranks.wait()
     dist.destroy_process_group()

@@ -57,7 +57,8 @@ class Workers(Record):
     parallelism: Literal["DDP", "FSDP"] = "DDP"
     """How processes share the model. DDP: each holds weights, gradients and moments whole, 16 bytes a
     parameter with AdamW, and exchanges gradients once a step. FSDP: each holds its part of them, 16/N bytes
-    with N processes, gathers a layer for each forward and backward pass, and exchanges gradients after each;
+    with N processes, gathers a layer for each forward and backward pass (of matrices that are wholly
+    quantised by AbsMean the codes alone, once a step, which then stay), and exchanges gradients after each;
     embedding and head are whole from the one to the other, and a teacher always. A run may go on under the
     other. One process holds all of it either way."""
     backend: BackendName = "PyTorchJob"

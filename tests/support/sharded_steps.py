@@ -3,9 +3,13 @@
 import copy
 import math
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -16,10 +20,16 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from bitnet_trainer.guards import NonFiniteGuard
+from bitnet_trainer.models.convert import convert
 from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.optim import build_adamw, clip_gradients, set_learning_rate
 from bitnet_trainer.optim.qk_clip import AttentionHeads
+from bitnet_trainer.optim.shards import own_part
 from bitnet_trainer.optimizer import build_muonclip
+from bitnet_trainer.quantization.bitlinear import BitLinear
+from bitnet_trainer.quantization.codes import quantize_weights
+from bitnet_trainer.quantization.packing import unpack_ternary
+from bitnet_trainer.quantization.warmup import set_lambda
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.sharding import shard
 from families import VOCABULARY, small_model
@@ -41,7 +51,14 @@ class Training:
     """A model in training, sharded over the ranks or whole on each."""
 
     def __init__(
-        self, ranks: Ranks, family: str, *, sharded: bool, muonclip: bool = True, alpha: float = 0.5
+        self,
+        ranks: Ranks,
+        family: str,
+        *,
+        sharded: bool,
+        muonclip: bool = True,
+        alpha: float = 0.5,
+        quantized: bool = False,
     ) -> None:
         architecture, changes = FAMILIES[family]
         self.model: PreTrainedModel = small_model(architecture, **changes).train()
@@ -49,6 +66,8 @@ class Training:
             for name, parameter in self.model.named_parameters():
                 if name.endswith(("bias", "q_norm.weight", "k_norm.weight")):
                     parameter += 0.3 * torch.randn_like(parameter)
+        if quantized:
+            convert(self.model)
         self.student = LanguageModel(self.model)
         if sharded:
             shard(self.student, ranks)
@@ -65,13 +84,15 @@ class Training:
             else build_adamw(self.model, learning_rate=0.01, weight_decay=0.1)
         )
 
-    def backward(self) -> Tensor:
-        """Gradients and logits of a step; its loss."""
+    def backward(self, passes: int = 1) -> Tensor:
+        """Gradients and logits of a step; the loss of its last pass."""
         self.optimizer.zero_grad()
-        answer = self.student(TOKENS)
-        logits = answer.head(answer.hidden)
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten())
-        loss.backward()
+        for number in range(passes):
+            tokens = TOKENS.roll(number, dims=1)
+            answer = self.student(tokens)
+            logits = answer.head(answer.hidden)
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+            loss.backward()
         return loss.detach()
 
     def logits(self) -> Tensor:
@@ -130,6 +151,71 @@ def steps_are_those_of_a_whole_model(ranks: Ranks) -> None:
                 torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=f"{family} {name}")
 
 
+def quantized_layers_gather_codes(ranks: Ranks) -> None:
+    """Once a step, 2 bits a weight, and before lambda is 1 the weights, once a pass. Gradients are those of a
+    whole model, on one rank in compiled layers too, and so are codes, also where no step keeps them."""
+    for family in ("MHA", "QK-norm of 1 + gain")[: ranks.world]:
+        pair = [Training(ranks, family, sharded=sharded, quantized=True) for sharded in (True, False)]
+        shared, student = pair[0].student.shared, pair[0].student
+        assert shared is not None
+        parts = [part for part in student.modules() if isinstance(part, BitLinear)]
+        if ranks.world == 1:
+            student.compile_layers("eager")
+        floats = {}
+        for lam in (0.5, 1.0, 1.0):
+            for training in pair:
+                set_lambda(training.model, lam)
+            with gathered() as sent, shared.codes_kept():
+                losses = [training.backward(passes=2) for training in pair]
+            torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
+            for own, expected in zip(*(training.model.parameters() for training in pair), strict=True):
+                torch.testing.assert_close(own.grad.full_tensor(), expected.grad, rtol=1e-3, atol=1e-5)
+                for parameter in (own, expected):
+                    own_part(parameter.data).sub_(own_part(parameter.grad), alpha=0.3)
+            rows = [-(-part.out_features // ranks.world) for part in parts]
+            packed = sum(each * -(-part.in_features // 4) for each, part in zip(rows, parts, strict=True))
+            assert sent[torch.uint8] == (packed if lam == 1 else 0)
+            floats[lam] = sent[torch.float32]
+        weights = 4 * sum(each * part.in_features for each, part in zip(rows, parts, strict=True))
+        assert floats[0.5] - floats[1.0] == 2 * weights
+        found: list[tuple[Any, Any]] = []
+        for part in parts:
+            part.register_forward_pre_hook(partial(_noted, found))
+        with torch.no_grad():
+            hidden = [training.student(TOKENS).hidden for training in pair]
+        torch.testing.assert_close(*hidden, rtol=1e-4, atol=1e-5)
+        assert len(found) == len(parts)
+        for kept, weight in found:
+            codes, scale = quantize_weights(weight.full_tensor())
+            assert torch.equal(unpack_ternary(kept.packed, weight.shape[1]), codes.to(torch.int8))
+            torch.testing.assert_close(kept.scale, scale, rtol=1e-6, atol=0)
+        assert all(part.kept is part.whole is None for part in parts)
+
+
+def _noted(found: list[tuple[Any, Any]], part: BitLinear, *_: object) -> None:
+    found.append((part.kept, part.weight))
+
+
+@contextmanager
+def gathered() -> Iterator[Counter[torch.dtype]]:
+    """Inside, bytes that this rank sends to be gathered are counted, by dtype, whoever asks for it."""
+    sent: Counter[torch.dtype] = Counter()
+    with ExitStack() as patches:
+        # What torch 2.15 calls by the second name has only the first in torch 2.11.
+        for name in ("all_gather_into_tensor", "all_gather_single"):
+            if hasattr(dist, name):
+                patches.enter_context(patch.object(dist, name, _counting(getattr(dist, name), sent)))
+        yield sent
+
+
+def _counting(function: Callable[..., Any], sent: Counter[torch.dtype]) -> Callable[..., Any]:
+    def called(output_tensor: Tensor, input_tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        sent[input_tensor.dtype] += input_tensor.nbytes
+        return function(output_tensor, input_tensor, *args, **kwargs)
+
+    return called
+
+
 def logits_come_under_the_threshold(ranks: Ranks) -> None:
     """For any alpha, however ranks cut through heads; each layer with the other left alone."""
     for family in FAMILIES:
@@ -185,6 +271,7 @@ def a_bad_value_in_one_ranks_part_leaves_no_trace(ranks: Ranks) -> None:
 CHECKS: tuple[Callable[[Ranks], None], ...] = (
     each_rank_holds_its_part,
     steps_are_those_of_a_whole_model,
+    quantized_layers_gather_codes,
     logits_come_under_the_threshold,
     what_is_not_over_the_threshold_changes_no_bit,
     a_bad_value_in_one_ranks_part_leaves_no_trace,

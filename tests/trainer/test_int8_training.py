@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from bitnet_trainer.quantization import kept_codes
 from bitnet_trainer.quantization.bitlinear import BitLinear, QuantizationLambda
 from bitnet_trainer.quantization.codes import quantize_activations, quantize_weights
-from bitnet_trainer.quantization.int8_training import int8_codes, int8_linear
+from bitnet_trainer.quantization.int8_training import PackedCodes, int8_codes, int8_linear
 from bitnet_trainer.quantization.kept_codes import codes_kept
 from bitnet_trainer.quantization.kernels.int8_product import int8_product
+from bitnet_trainer.quantization.packing import pack_ternary
 
 sizes = st.integers(1, 40)
 
@@ -35,6 +36,19 @@ def test_output_and_gradients_are_those_of_the_formula(seed: int, tokens: int, i
     torch.testing.assert_close(x.grad, upstream @ (ternary * scale), **close)
     rows = (upstream.flatten(0, 1), (codes / per_unit).flatten(0, 1))
     torch.testing.assert_close(weight.grad, rows[0].T @ rows[1], **close)
+
+
+@pytest.mark.parametrize("width", [5, 8])
+def test_packed_codes_are_as_good(width: int) -> None:
+    x, weight, other, upstream = _tensors(0, (3, width), (6, width), (6, width), (3, 6))
+    codes = int8_codes(other)
+    packed = PackedCodes(pack_ternary(codes.codes), codes.scale)
+    made = []
+    for kept in (codes, packed):
+        factors = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        product = int8_linear(*factors, torch.float64, kept)
+        made.append((product, *torch.autograd.grad(product, factors, upstream)))
+    assert all(torch.equal(one, two) for one, two in zip(*made, strict=True))
 
 
 def test_the_sums_are_exact_where_bfloat16_is_not() -> None:

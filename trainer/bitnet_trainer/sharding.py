@@ -13,29 +13,33 @@ from transformers import PreTrainedModel
 
 from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.ranks import Ranks
+from bitnet_trainer.shared_weights import SharedWeights
 
 
-def shard(student: LanguageModel, ranks: Ranks) -> "WholeModel":
+def shard(student: LanguageModel, ranks: Ranks, *, packed: bool = True) -> "WholeModel":
     """Cuts every parameter of the student along its rows, one part a rank, in place; every rank calls it.
 
-    Returns what gathers the model to be written.
+    Returns what gathers the model to be written. Where not `packed`, weights of BitLinears (AbsMean) are
+    gathered as all others are, and not as `SharedWeights` does.
 
     Parameters become DTensors, and gradients and moments with them. Do it after the conversion, and before an
     optimiser takes the parameters.
 
-    A decoder layer is gathered for its forward pass and again for its backward one, so that a BitLinear takes
-    its scale of the whole matrix. Embedding, last norm and head are one group, because they may be tied and
-    the head is applied outside the forward pass, chunk by chunk: they stay whole from the forward pass to the
-    end of the backward one. Gradients are averaged over the ranks after each micro batch, and then added up:
-    the other way round, they would be held whole. What a BitLinear multiplies by, its weights quantised and
-    blended, is computed anew in each forward pass and stays for the backward one, whole: 4 bytes a weight, 2
-    under autocast. Source: torch.distributed.fsdp.fully_shard.
+    What else is in a decoder layer is gathered for its forward pass and again for its backward one.
+    Embedding, last norm and head are one group, because they may be tied and the head is applied outside the
+    forward pass, chunk by chunk: they stay whole from the forward pass to the end of the backward one.
+    Gradients are averaged over the ranks after each micro batch, and then added up: the other way round, they
+    would be held whole. What a BitLinear multiplies by stays from its forward pass to its backward one, and
+    whole: on CUDA at lambda 1 its packed codes, else the weights quantised and blended, 4 bytes each, 2 under
+    autocast. Source: torch.distributed.fsdp.fully_shard.
     """
     whole = WholeModel(student.model, without_weights(student.model))
     mesh = init_device_mesh(ranks.device.type, (ranks.world,))
+    student.shared = SharedWeights(student.decoder_layers, mesh) if packed else None
+    apart = student.shared.parameters if student.shared is not None else set()
     for layer in student.decoder_layers:
-        fully_shard(layer, mesh=mesh)
-    root = fully_shard(student, mesh=mesh)
+        fully_shard(layer, mesh=mesh, ignored_params=apart)
+    root = fully_shard(student, mesh=mesh, ignored_params=apart)
     if ranks.device.type == "cpu":
         for module in student.modules():
             if isinstance(module, FSDPModule):

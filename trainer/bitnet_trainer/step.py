@@ -140,11 +140,15 @@ class Stepper:
         return batch.student.head(batch.student.hidden[:, :1]).sum() * 0.0
 
     def _codes_kept(self, passes: int) -> AbstractContextManager[None]:
-        """Inside, no weight is quantised twice. A single pass does it as fast by itself, on the way."""
+        """Inside, no weight is quantised or gathered twice. A single pass of whole weights does it as fast by
+        itself, on the way."""
         model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        student = cast("LanguageModel", model)
+        if student.shared is not None:
+            return student.shared.codes_kept()
         if passes == 1 or self.ranks.device.type != "cuda" or isinstance(model, FSDPModule):
             return nullcontext()
-        return codes_kept(cast("LanguageModel", model).decoder_layers)
+        return codes_kept(student.decoder_layers)
 
     def _gradients_kept_local(self, until_last: bool) -> AbstractContextManager[None]:
         if until_last and isinstance(self.model, DistributedDataParallel):

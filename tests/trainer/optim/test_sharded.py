@@ -9,6 +9,9 @@ import torch.distributed as dist
 
 import sharded_steps
 
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+"""Dynamo asks for it."""
+
 
 @pytest.mark.parametrize("check", sharded_steps.CHECKS, ids=lambda check: check.__name__)
 def test_on_one_rank(check, tmp_path):

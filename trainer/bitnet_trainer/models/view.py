@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,9 @@ from transformers import PreTrainedModel
 
 from bitnet_trainer.answer import Answer, Capture, Projections
 from bitnet_trainer.models.attention import is_maskless, unmasked
+
+if TYPE_CHECKING:
+    from bitnet_trainer.shared_weights import SharedWeights
 
 _NOTHING = Capture()
 
@@ -25,6 +28,8 @@ class LanguageModel(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self.shared: SharedWeights | None = None
+        """Weights of its layers that they gather by themselves, where `sharding.shard` had them do it."""
         self._compiled: tuple[Callable[..., Any], ...] = ()
 
     @property

@@ -4,14 +4,17 @@ Source: BitNet b1.58, arXiv 2402.17764. Lambda blends full precision (0) into qu
 pretrained model is not thrown off its weights at the first step.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitnet_trainer.precision import at_least_float32
 from bitnet_trainer.quantization.codes import quantize_activations
-from bitnet_trainer.quantization.int8_training import Int8Codes, int8_linear
+from bitnet_trainer.quantization.int8_training import Int8Codes, PackedCodes, int8_linear
 from bitnet_trainer.quantization.low_rank import LowRankCorrection
+from bitnet_trainer.quantization.packing import unpack_ternary
 from bitnet_trainer.quantization.schemes import SCHEMES, SchemeName
 
 
@@ -49,6 +52,18 @@ def blend(full: Tensor, quantized: Tensor, lam: Tensor) -> Tensor:
     return value + (full - full.detach())
 
 
+class _StraightThrough(torch.autograd.Function):
+    """A quantised weight (out, in) whose gradient is that of `weight`, which is not read."""
+
+    @staticmethod
+    def forward(_ctx: Any, _weight: Tensor, quantized: Tensor) -> Tensor:
+        return quantized.clone()
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
 class BitLinear(nn.Linear):
     """A linear layer whose weights are ternary and whose inputs are 8-bit, as far as lambda says.
 
@@ -78,8 +93,11 @@ class BitLinear(nn.Linear):
         self.scheme: SchemeName = scheme
         self.rms_norm = rms_norm
         self.low_rank = low_rank
-        self.kept: Int8Codes | None = None
-        """The weight's codes, while `codes_kept` has them."""
+        self.kept: Int8Codes | PackedCodes | None = None
+        """The weight's codes, while `codes_kept` or `SharedWeights` has them."""
+        self.whole: Tensor | None = None
+        """What stands for a weight of which ranks hold parts, while `SharedWeights` has it; beside packed
+        codes nothing in it is to be read."""
 
     @classmethod
     def from_linear(
@@ -107,8 +125,14 @@ class BitLinear(nn.Linear):
 
     def effective_weight(self) -> Tensor:
         """The weight (out, in) that the product uses: `W + lam * (Wq - W)`, at least float32."""
-        weight = at_least_float32(self.weight)
         scheme = SCHEMES[self.scheme]
+        if isinstance(self.kept, PackedCodes):
+            codes = unpack_ternary(self.kept.packed, self.in_features)
+            quantized: Tensor = _StraightThrough.apply(
+                self._all_of_it, scheme.dequantize(codes, self.kept.scale)
+            )
+            return quantized
+        weight = at_least_float32(self._all_of_it)
         return blend(weight, scheme.dequantize(*scheme.quantize(weight)), self.lam.value)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -118,7 +142,7 @@ class BitLinear(nn.Linear):
             x = self.rms_norm(x.to(self.rms_norm.weight.dtype))
         bias = None if self.bias is None else self.bias.to(input.dtype)
         if self._by_codes(x):
-            y = int8_linear(x, self.weight, torch.bfloat16, self.kept)
+            y = int8_linear(x, self._all_of_it, torch.bfloat16, self.kept)
             y = y if bias is None else y + bias.to(y.dtype)
         else:
             x = at_least_float32(x)
@@ -134,6 +158,10 @@ class BitLinear(nn.Linear):
     def has_codes(self) -> bool:
         """Whether what it multiplies by is wholly quantised now, and one scale times codes."""
         return self.scheme == "AbsMean" and self.lam.whole
+
+    @property
+    def _all_of_it(self) -> Tensor:
+        return self.weight if self.whole is None else self.whole
 
     def _by_codes(self, x: Tensor) -> bool:
         """Whether the product is one of codes: where there is a kernel for it, and products are bfloat16."""

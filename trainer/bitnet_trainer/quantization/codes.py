@@ -8,13 +8,14 @@ MINIMUM_SCALE = 1e-5
 """Floor of a mean or maximum that is divided by: a weight or token of zeros quantises to zeros, not NaN."""
 
 
-def quantize_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_weights(weight: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Ternary codes and the scale of a weight matrix (absmean, per tensor).
 
     `s = max(mean|W|, 1e-5)`, `codes = clip(round(W/s), -1, 1)`; the quantised weight is `s * codes`.
 
     Args:
         weight: any shape, floating point.
+        mean: `mean|W|`, 0-dim, where `weight` is not all of W.
 
     Returns:
         codes in {-1, 0, 1}, of the weight's shape and dtype, and the 0-dim scale s, at least float32. Neither
@@ -22,7 +23,8 @@ def quantize_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     full = at_least_float32(weight.detach())
     # Multiplying by 1/s and dividing again is how transformers rounds: an exported model has the same codes.
-    inverse = 1 / full.abs().mean().clamp(min=MINIMUM_SCALE)
+    mean = full.abs().mean() if mean is None else mean.to(full.dtype)
+    inverse = 1 / mean.clamp(min=MINIMUM_SCALE)
     return (full * inverse).round().clamp(-1, 1).to(weight.dtype), 1 / inverse
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from bitnet_trainer.precision import at_least_float32
 from bitnet_trainer.quantization.codes import quantize_activations, quantize_weights
 from bitnet_trainer.quantization.kernels.int8_product import int8_product
+from bitnet_trainer.quantization.packing import unpack_ternary
 
 
 class Int8Codes(NamedTuple):
@@ -24,20 +25,31 @@ class Int8Codes(NamedTuple):
     """() float32: the weight is `scale * codes`."""
 
 
+class PackedCodes(NamedTuple):
+    """The same in a quarter of the memory."""
+
+    packed: Tensor
+    """(out, ceil(in / 4)) uint8, as `pack_codes` makes them."""
+    scale: Tensor
+    """() float32."""
+
+
 def int8_codes(weight: Tensor) -> Int8Codes:
     """`quantize_weights` of (out, in), its codes in int8."""
     codes, scale = quantize_weights(weight)
     return Int8Codes(codes.to(torch.int8), scale.float())
 
 
-def int8_linear(x: Tensor, weight: Tensor, dtype: torch.dtype, kept: Int8Codes | None = None) -> Tensor:
+def int8_linear(
+    x: Tensor, weight: Tensor, dtype: torch.dtype, kept: Int8Codes | PackedCodes | None = None
+) -> Tensor:
     """`Q(x) Wq^T` with ternary Wq = scale * codes of the weight (absmean) and 8-bit Q(x).
 
     Args:
         x: (..., in) floating point; quantised by token in float32 or better.
         weight: (out, in) floating point; gets the gradient that Wq would.
         dtype: of the result, and of the factors in the backward pass.
-        kept: the weight's `int8_codes`, where somebody has them.
+        kept: the weight's `int8_codes`, where somebody has them, packed or not; the weight is not read then.
 
     Returns:
         (..., out).
@@ -49,22 +61,32 @@ def int8_linear(x: Tensor, weight: Tensor, dtype: torch.dtype, kept: Int8Codes |
 
 class _Int8Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype, kept: Int8Codes | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype, kept: Int8Codes | PackedCodes | None
+    ) -> Tensor:
         tokens, codes_per_unit = quantize_activations(at_least_float32(x))
         tokens, codes_per_unit = tokens.to(torch.int8).contiguous(), codes_per_unit.float()
-        codes, scale = int8_codes(weight) if kept is None else kept
-        ctx.save_for_backward(tokens, codes_per_unit, codes, scale)
+        held, scale = int8_codes(weight) if kept is None else kept
+        ctx.packed_width = weight.shape[1] if isinstance(kept, PackedCodes) else None
+        ctx.save_for_backward(tokens, codes_per_unit, held, scale)
         ctx.dtypes = x.dtype, weight.dtype
+        codes = _unpacked(held, ctx.packed_width)
         return int8_product(tokens, codes_per_unit, codes, scale, dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        tokens, codes_per_unit, codes, scale = ctx.saved_tensors
+        tokens, codes_per_unit, held, scale = ctx.saved_tensors
+        codes = _unpacked(held, ctx.packed_width)
         of_x, of_weight = ctx.dtypes
         # The scale goes over the product, not into the codes, which are exact in any dtype.
         to_x = (gradient @ codes.to(gradient.dtype)).to(of_x) * scale.to(of_x)
         to_weight = _product(gradient.T, (tokens / codes_per_unit).to(gradient.dtype), of_weight)
         return to_x, to_weight, None, None
+
+
+def _unpacked(codes: Tensor, width: int | None) -> Tensor:
+    """int8 (out, width), of packed ones where there is a width."""
+    return codes if width is None else unpack_ternary(codes, width)
 
 
 def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
