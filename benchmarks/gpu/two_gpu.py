@@ -34,10 +34,14 @@ from bitnet_trainer.objectives.cross_entropy import CrossEntropyObjective
 from bitnet_trainer.objectives.manager import ObjectiveManager
 from bitnet_trainer.optim import set_learning_rate
 from bitnet_trainer.optimizer import build_optimizer
+from bitnet_trainer.quantization.bitlinear import BitLinear
+from bitnet_trainer.quantization.codes import quantize_weights
+from bitnet_trainer.quantization.int8_training import PackedCodes
+from bitnet_trainer.quantization.packing import unpack_ternary
 from bitnet_trainer.quantization.warmup import set_lambda
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.setup import wrapped
-from bitnet_trainer.sharding import shard
+from bitnet_trainer.sharding import called_directly, shard
 from bitnet_trainer.step import StepInput, Stepper
 
 WEIGHTS = {"crossEntropy": 1.0}
@@ -134,10 +138,30 @@ class Work:
     """The kernel that attends fastest, which all ranks take; None is torch's choice."""
 
 
-def stepping(
-    spread: Spread, work: Work, ranks: Ranks, options: argparse.Namespace
-) -> tuple[Callable[[], Tensor], int]:
-    """What takes a step and gives its loss, 0-dim on the device; bytes of gradients that DDP reduces."""
+@dataclass(frozen=True)
+class Steps:
+    """A model in training, and the step that it takes again and again."""
+
+    stepper: Stepper
+    student: LanguageModel
+    step: StepInput
+
+    def take(self) -> Tensor:
+        """Takes one, and gives its loss, 0-dim on the device."""
+        set_lambda(self.student, 1.0)
+        set_learning_rate(self.stepper.optimizer, 1.0)
+        return self.stepper(self.step, WEIGHTS).values[0]
+
+    @property
+    def by_ddp(self) -> int:
+        """Bytes of gradients that DDP reduces."""
+        if self.stepper.model is self.student:
+            return 0
+        return sum(each.nbytes for each in self.student.parameters())
+
+
+def stepping(spread: Spread, work: Work, ranks: Ranks, options: argparse.Namespace) -> Steps:
+    """The steps of one case."""
     model = work.shape.build(ranks.device)
     convert(model)
     model.to(ranks.device)
@@ -158,21 +182,40 @@ def stepping(
     rows = [Rows.of(part[:, :-1].contiguous()) for part in work.tokens.chunk(options.micro_batches)]
     manager = ObjectiveManager({"crossEntropy": CrossEntropyObjective()})
     counts = {name: count * ranks.world for name, count in manager.count(rows, WEIGHTS).items()}
-    step = StepInput(rows, manager, counts, None)
+    return Steps(stepper, student, StepInput(rows, manager, counts, None))
 
-    def take() -> Tensor:
-        set_lambda(student, 1.0)
-        set_learning_rate(optimizer, 1.0)
-        return stepper(step, WEIGHTS).values[0]
 
-    by_ddp = stepper.model is not student
-    return take, sum(each.nbytes for each in model.parameters()) if by_ddp else 0
+def checked(ranks: Ranks, options: argparse.Namespace) -> str:
+    """Codes and gradients of a small model beside those of weights gathered whole; all ranks call it."""
+    work = Work(SHAPES["tiny"], drawn(SHAPES["tiny"], ranks.rank, options), None)
+    figures = []
+    for packed in (False, True):
+        steps = stepping(partial(sharded, packed=packed), work, ranks, options)
+        figures.append((steps.stepper.gradient_norm(steps.step, "crossEntropy"), steps.take().item()))
+    found: list[tuple[BitLinear, PackedCodes]] = []
+    layers = [part for part in steps.student.modules() if isinstance(part, BitLinear)]
+    for part in layers:
+        part.register_forward_pre_hook(lambda part, _: found.append((part, part.kept)))
+    with torch.no_grad(), called_directly(steps.student):
+        steps.student.model(input_ids=work.tokens[:1, :-1].to(ranks.device))
+    others, furthest = 0, 0.0
+    for part, kept in found:
+        codes, scale = quantize_weights(part.weight.full_tensor())
+        others += int((unpack_ternary(kept.packed, part.in_features) != codes).sum())
+        furthest = max(furthest, (kept.scale / scale - 1).abs().item())
+    (norm, loss), (norm_of_codes, loss_of_codes) = figures
+    return (
+        f"Check, tiny: {len(found)} of {len(layers)} matrices gathered as codes, {others} codes differ, "
+        f"scales by {furthest:.1e}; loss {loss_of_codes:.6f} for {loss:.6f}, gradient norm "
+        f"{norm_of_codes:.6f} for {norm:.6f}."
+    )
 
 
 def measured(spread: Spread, work: Work, ranks: Ranks, options: argparse.Namespace) -> Measured:
     """One case. Raises what it raises."""
     on_gpu = ranks.device.type == "cuda"
-    take, by_ddp = stepping(spread, work, ranks, options)
+    steps = stepping(spread, work, ranks, options)
+    take = steps.take
     for _ in range(options.warm_up):
         take()
     with counted(ranks.world) as sent:
@@ -185,7 +228,7 @@ def measured(spread: Spread, work: Work, ranks: Ranks, options: argparse.Namespa
     ]
     peak = torch.cuda.max_memory_allocated() if on_gpu else 0
     # DDP reduces in C++, a ring of two passes over all gradients.
-    reduced = sent.reduced + round(2 * by_ddp * (ranks.world - 1) / ranks.world)
+    reduced = sent.reduced + round(2 * steps.by_ddp * (ranks.world - 1) / ranks.world)
     return Measured(statistics.median(blocks), peak, sent.gathered, reduced, take().item())
 
 
@@ -195,8 +238,20 @@ def attempted(name: str, work: Work, ranks: Ranks, options: argparse.Namespace) 
         return measured(CASES[name], work, ranks, options)
     # A case that fails is a row that says so.
     except Exception as error:  # noqa: BLE001
-        lines = str(error).splitlines() or [""]
-        return f"{type(error).__name__}: {lines[0][:160]}"
+        return _why(error)
+    finally:
+        _nothing_left()
+
+
+def _nothing_left() -> None:
+    # What was compiled may hold a model, and its memory would be another case's.
+    torch._dynamo.reset()
+    free()
+
+
+def _why(error: Exception) -> str:
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:160]}"
 
 
 def together(found: Measured | str, ranks: Ranks) -> Measured | str:
@@ -249,7 +304,6 @@ def alone(options: argparse.Namespace) -> dict[str, tuple[Measured | str, str | 
             size = AttentionShape(rows, shape.heads, shape.key_heads, options.sequence, shape.head_dim)
             chosen = fastest(measure_attention(size, device))
         found[name] = attempted(ALONE, Work(shape, tokens, chosen), ranks, options), chosen
-        free()
     return found
 
 
@@ -262,7 +316,6 @@ def run(
     lines = [row(ALONE, one, one, tokens[:, 1:].numel(), 1)]
     for case in options.cases:
         found = together(attempted(case, work, ranks, options), ranks)
-        free()
         lines.append(row(case, found, one, tokens[:, 1:].numel(), ranks.world))
     if ranks.first:
         print(
@@ -305,6 +358,13 @@ def main() -> None:
             "asked for. Reduced: what of the gradients a GPU sends; FSDP2's counted likewise, DDP's computed "
             "from their size."
         )
+    try:
+        said = checked(ranks, options)
+    except Exception as error:  # noqa: BLE001
+        said = f"Check failed: {_why(error)}"
+    _nothing_left()
+    if ranks.first:
+        print(f"\n{said}", flush=True)
     for name in options.shapes:
         run(name, *ones[name], ranks, options)
     if ranks.first:
