@@ -10,6 +10,8 @@ import torch
 from timing import timed
 from torch import Tensor
 
+from bitnet_trainer.quantization.kernels.int8_product import int8_product
+
 REPEATS = 20
 
 
@@ -24,8 +26,10 @@ class Product:
     """Operations a second."""
     int8: float
     """Likewise; int8 x int8 -> int32, which cuBLAS writes."""
+    ours: float
+    """Likewise; the trainer's Triton kernel, which writes bfloat16, scaled by row."""
     scaled: float | None
-    """Likewise; torchao's Triton kernel, which writes bfloat16, scaled by row. None without torchao."""
+    """Likewise; torchao's Triton kernel, which does that too. None without torchao."""
 
 
 def seconds_each(actions: Sequence[Callable[[], object]], device: torch.device) -> float:
@@ -53,6 +57,8 @@ def product(rows: int, inner: int, columns: int, device: torch.device) -> Produc
     def codes(*size: int) -> Tensor:
         return torch.randint(-127, 128, size, device=device, dtype=torch.int8)
 
+    per_unit, scale = torch.rand(rows, 1, device=device) + 1, torch.rand((), device=device)
+    ours = reached(codes, lambda a, b: int8_product(a, per_unit, b.t(), scale, torch.bfloat16))
     scaled = None
     if find_spec("torchao") is not None and device.type == "cuda":
         multiply = import_module("torchao.prototype.quantized_training.int8_mm").scaled_int8_mm
@@ -61,7 +67,8 @@ def product(rows: int, inner: int, columns: int, device: torch.device) -> Produc
             torch.rand(1, device=device).bfloat16(),
         )
         scaled = reached(codes, lambda a, b: multiply(a, b, by_row, by_tensor))
-    return Product(rows, inner, columns, reached(floats, torch.mm), reached(codes, torch._int_mm), scaled)
+    bf16, int32 = reached(floats, torch.mm), reached(codes, torch._int_mm)
+    return Product(rows, inner, columns, bf16, int32, ours, scaled)
 
 
 def copied(device: torch.device, size: int = 2**31) -> float:

@@ -73,6 +73,25 @@ def test_the_kernel_is_its_twin(rows: int, inner: int, columns: int) -> None:
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("width", [7, 48, 1100])
+def test_codes_of_tokens_are_their_twins(width: int) -> None:
+    from bitnet_trainer.quantization.kernels.tokens import token_codes
+
+    torch.manual_seed(0)
+    x = torch.randn(4, width)
+    x[0] = 0
+    # Ties, which round to even.
+    x[1] = 0
+    x[1, :4] = torch.tensor([127.0, 0.5, 1.5, -2.5])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    codes, per_unit = (each.cpu() for each in token_codes(x.to(device)))
+    expected, expected_per_unit = quantize_activations(x)
+    torch.testing.assert_close(per_unit, expected_per_unit, rtol=2e-7, atol=0)
+    assert torch.equal(codes[:2].float(), expected[:2])
+    assert (codes.float() - expected).abs().max() <= 1
+    assert (codes.float() != expected).float().mean() < 0.01
+
+
 def _layers(lam: float = 1.0) -> nn.ModuleList:
     torch.manual_seed(0)
     shared = QuantizationLambda(lam)

@@ -16,6 +16,7 @@ from bitnet_trainer.quantization.int8_training import Int8Codes, PackedCodes, in
 from bitnet_trainer.quantization.low_rank import LowRankCorrection
 from bitnet_trainer.quantization.packing import unpack_ternary
 from bitnet_trainer.quantization.schemes import SCHEMES, SchemeName
+from bitnet_trainer.triton_kernels import has_kernels
 
 
 class QuantizationLambda(nn.Module):
@@ -30,16 +31,18 @@ class QuantizationLambda(nn.Module):
     value: Tensor
     whole: bool
     """Whether it is 1. Known to the host, so that layers which need no blend compute none."""
+    kernels: bool
+    """Whether the device where it was set last runs our kernels: a compiled layer cannot ask."""
 
     def __init__(self, value: float = 0.0) -> None:
         super().__init__()
         self.register_buffer("value", torch.tensor(value, dtype=torch.float64), persistent=False)
-        self.whole = value == 1
+        self.whole, self.kernels = value == 1, False
 
     def set(self, value: float) -> None:
         """Sets it, in place and on its device; the host waits for nothing."""
         self.value.fill_(value)
-        self.whole = value == 1
+        self.whole, self.kernels = value == 1, has_kernels(self.value.device)
 
 
 def blend(full: Tensor, quantized: Tensor, lam: Tensor) -> Tensor:
@@ -168,6 +171,7 @@ class BitLinear(nn.Linear):
         return (
             x.is_cuda
             and self.has_codes
+            and self.lam.kernels
             and torch.is_autocast_enabled("cuda")
             and torch.get_autocast_dtype("cuda") == torch.bfloat16
         )

@@ -15,6 +15,10 @@ from bitnet_trainer.quantization.codes import quantize_activations, quantize_wei
 from bitnet_trainer.quantization.kernels.int8_product import int8_product
 from bitnet_trainer.quantization.packing import unpack_ternary
 
+_FUSED_WIDTH = 1024
+"""Up to so many values a token, torch's compiler quantises in the pass that makes them, such as a norm. More
+it would make twice: once for the largest of them, and again for the codes."""
+
 
 class Int8Codes(NamedTuple):
     """A ternary weight as products take it, without gradient."""
@@ -64,8 +68,7 @@ class _Int8Linear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype, kept: Int8Codes | PackedCodes | None
     ) -> Tensor:
-        tokens, codes_per_unit = quantize_activations(at_least_float32(x))
-        tokens, codes_per_unit = tokens.to(torch.int8).contiguous(), codes_per_unit.float()
+        tokens, codes_per_unit = _token_codes(x)
         held, scale = int8_codes(weight) if kept is None else kept
         ctx.packed_width = weight.shape[1] if isinstance(kept, PackedCodes) else None
         ctx.save_for_backward(tokens, codes_per_unit, held, scale)
@@ -87,6 +90,16 @@ class _Int8Linear(torch.autograd.Function):
 def _unpacked(codes: Tensor, width: int | None) -> Tensor:
     """int8 (out, width), of packed ones where there is a width."""
     return codes if width is None else unpack_ternary(codes, width)
+
+
+def _token_codes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`quantize_activations` of (N, in): int8, contiguous, and float32."""
+    if x.is_cuda and x.shape[1] > _FUSED_WIDTH:
+        from bitnet_trainer.quantization.kernels.tokens import token_codes
+
+        return token_codes(x.contiguous())
+    codes, codes_per_unit = quantize_activations(at_least_float32(x))
+    return codes.to(torch.int8).contiguous(), codes_per_unit.float()
 
 
 def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:

@@ -19,7 +19,7 @@ def int8_product(
     Returns:
         (N, out).
     """
-    if codes.is_cuda:
+    if codes.is_cuda:  # which BitLinear only asks for where there are kernels
         # Triton takes a second to import, and is of no use without a GPU.
         from bitnet_trainer.quantization.kernels.int8_product_triton import launched
 

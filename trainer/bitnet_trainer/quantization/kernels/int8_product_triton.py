@@ -8,7 +8,7 @@ from torch import Tensor
 ROWS, COLUMNS, INNER = 128, 128, 128
 WARPS, STAGES = 4, 3
 """Two programs fit on a multiprocessor, so that one multiplies while the other writes: the fastest of those
-that benchmarks/gpu/int8_product.py tries, for inner sizes from 1,024 to 8,192."""
+tried, for inner sizes from 1,024 to 8,192 (benchmarks/gpu/RESULTS.md)."""
 GROUPED = 8
 """Tiles of rows that go through all columns together, so that what they share is still in the cache."""
 
