@@ -141,6 +141,11 @@ def run(name: str, shape: Shape, sequence: int, options: argparse.Namespace) -> 
         work, builds, warm_up=options.warm_up, blocks=options.blocks, steps=options.steps
     )
     print("\n" + table(work, figures, missing), flush=True)
+    if DEVICE.type == "cuda":
+        # Also what CUDA graphs hold, which no tensor has when they are replayed.
+        held = torch.cuda.max_memory_reserved() / 2**30
+        print(f"\nAll cases together held at most {held:.2f} GiB, graphs and free blocks included.")
+        torch.cuda.reset_peak_memory_stats()
     profiles = {
         case: profiled(standing[case], shape.vocabulary, DEVICE)
         for case in options.profile

@@ -63,6 +63,11 @@ class Ranks:
         0 for the first rank, 1 for the first one of each other machine, 2 for the rest."""
         return 0 if self.first else 1 if os.environ.get("LOCAL_RANK", "0") == "0" else 2
 
+    @property
+    def share_a_machine(self) -> bool:
+        """Whether all of them are on one."""
+        return os.environ.get("LOCAL_WORLD_SIZE") == str(self.world)
+
     def wait(self) -> None:
         """Returns when every rank has come here."""
         dist.barrier(self.control)

@@ -157,7 +157,7 @@ def _train(
 
     written = WholeModel(loaded.model)
     if spec.workers.parallelism == "FSDP" and ranks.world > 1:
-        written = shard(student, ranks)
+        written = shard(student, ranks, packed=not ranks.share_a_machine)
     settle_attention(order, student, evaluation_batch, ranks)
     if ranks.device.type == "cuda":
         keep_compiled_in(order.folder / "compiled")

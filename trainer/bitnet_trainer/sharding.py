@@ -20,7 +20,8 @@ def shard(student: LanguageModel, ranks: Ranks, *, packed: bool = True) -> "Whol
     """Cuts every parameter of the student along its rows, one part a rank, in place; every rank calls it.
 
     Returns what gathers the model to be written. Where not `packed`, weights of BitLinears (AbsMean) are
-    gathered as all others are, and not as `SharedWeights` does.
+    gathered as all others are, and not as `SharedWeights` does: that sends a sixth of the bytes, and has the
+    host do more. Between two GPUs of one machine it was the slower one (benchmarks/gpu/RESULTS.md).
 
     Parameters become DTensors, and gradients and moments with them. Do it after the conversion, and before an
     optimiser takes the parameters.

@@ -111,9 +111,11 @@ class Stepper:
         normalisers = {name: count / self.ranks.world for name, count in step.counts.items()}
         capture = step.objectives.capture(weights, self.layers)
         losses = []
-        with self._codes_kept(len(step.micro_batches)):
+        student, passes = self._student, len(step.micro_batches)
+        with self._codes_kept(passes):
             for number, rows in enumerate(step.micro_batches, start=1):
-                with self._gradients_kept_local(until_last=number < len(step.micro_batches)):
+                student.begin_pass()
+                with self._gradients_kept_local(until_last=number < passes):
                     with autocast(self.ranks.device):
                         batch = MicroBatch(
                             self.model,
@@ -127,6 +129,8 @@ class Stepper:
                         total = loss.total + self._reaching_all(batch, loss)
                     total.backward()  # type: ignore[no-untyped-call]
                 losses.append(WeightedLoss(loss.total.detach(), loss.parts))
+                if number == 1 < passes:
+                    student.keep_gradients()
         return add_up(losses)
 
     def _reaching_all(self, batch: MicroBatch, loss: WeightedLoss) -> torch.Tensor | float:
@@ -139,14 +143,20 @@ class Stepper:
             return 0.0
         return batch.student.head(batch.student.hidden[:, :1]).sum() * 0.0
 
+    @property
+    def _student(self) -> LanguageModel:
+        wrapped = self.model
+        return cast(
+            "LanguageModel", wrapped.module if isinstance(wrapped, DistributedDataParallel) else wrapped
+        )
+
     def _codes_kept(self, passes: int) -> AbstractContextManager[None]:
         """Inside, no weight is quantised or gathered twice. A single pass of whole weights does it as fast by
         itself, on the way."""
-        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
-        student = cast("LanguageModel", model)
+        student = self._student
         if student.shared is not None:
             return student.shared.codes_kept()
-        if passes == 1 or self.ranks.device.type != "cuda" or isinstance(model, FSDPModule):
+        if passes == 1 or self.ranks.device.type != "cuda" or isinstance(student, FSDPModule):
             return nullcontext()
         return codes_kept(student.decoder_layers)
 

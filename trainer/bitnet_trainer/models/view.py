@@ -30,6 +30,8 @@ class LanguageModel(nn.Module):
         self.model = model
         self.shared: SharedWeights | None = None
         """Weights of its layers that they gather by themselves, where `sharding.shard` had them do it."""
+        self.replayed = False
+        """Whether layers are CUDA graphs."""
         self._compiled: tuple[Callable[..., Any], ...] = ()
 
     @property
@@ -55,7 +57,7 @@ class LanguageModel(nn.Module):
         layers: Any = self.decoder_layers
         return int(layers[0].self_attn.head_dim)
 
-    def compile_layers(self, backend: str = "inductor") -> None:
+    def compile_layers(self, backend: str = "inductor", *, replayed: bool = False) -> None:
         """Has each decoder layer's forward pass compiled, the first time that it is called by way of this.
 
         One graph serves all layers that are alike, so that it is ready after one layer's compilation, and a
@@ -65,13 +67,36 @@ class LanguageModel(nn.Module):
 
         Args:
             backend: as in torch.compile.
+            replayed: whether a layer's kernels are started together, as a CUDA graph. The host, which small
+                models wait for, then has little to do. What a pass makes in layers, gradients among it, is
+                overwritten by the next one: each begins with `begin_pass`. Not for layers whose parameters
+                move in memory (FSDP2), nor where memory is counted by tensors, as `Fitting` does: a graph's
+                is none of theirs.
         """
+        self.replayed = replayed
         # One for each shape of a micro batch, and for lambda below 1, at 1, and without gradients.
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         self._compiled = tuple(
-            torch.compile(layer.forward, fullgraph=True, dynamic=False, backend=backend)
+            torch.compile(
+                layer.forward,
+                fullgraph=True,
+                dynamic=False,
+                backend=backend,
+                options={"triton.cudagraphs": True} if replayed else None,
+            )
             for layer in self.decoder_layers
         )
+
+    def begin_pass(self) -> None:
+        """Says that nothing of an earlier pass is needed, but for gradients after `keep_gradients`."""
+        if self.replayed:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+
+    def keep_gradients(self) -> None:
+        """Takes gradients to where no later pass overwrites them, which adds to them there."""
+        for parameter in self.decoder_layers.parameters() if self.replayed else ():
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.clone()
 
     def forward(
         self,

@@ -1,0 +1,58 @@
+"""Layers replayed as CUDA graphs train as they do otherwise, bit for bit, over micro batches and shapes."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from bitnet_trainer.batch import Rows
+from bitnet_trainer.guards import NonFiniteGuard
+from bitnet_trainer.models.convert import convert
+from bitnet_trainer.models.view import LanguageModel
+from bitnet_trainer.objectives.cross_entropy import CrossEntropyObjective
+from bitnet_trainer.objectives.manager import ObjectiveManager
+from bitnet_trainer.optim import build_adamw, set_learning_rate
+from bitnet_trainer.quantization.warmup import set_lambda
+from bitnet_trainer.ranks import Ranks
+from bitnet_trainer.step import StepInput, Stepper
+from families import VOCABULARY, small_model
+
+pytestmark = pytest.mark.gpu
+
+WEIGHTS = {"crossEntropy": 1.0}
+STEPS = ((3, 2), (3, 2), (3, 2), (1, 2), (1, 2), (2, 4), (2, 4), (2, 4))
+"""Micro batches of a step, and the rows of each: another phase may have others of both."""
+
+
+def trained(architecture: str, *, replayed: bool) -> tuple[list[float], list[Tensor]]:
+    """Losses of the steps, and the weights after them."""
+    device = torch.device("cuda")
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = small_model(architecture).train()
+    convert(model)
+    student = LanguageModel(model.to(device))
+    student.compile_layers(replayed=replayed)
+    optimizer = build_adamw(model, learning_rate=0.01, weight_decay=0.1)
+    guard, ranks = NonFiniteGuard(device), Ranks(0, 1, device, None)
+    stepper = Stepper(student, student.layers, optimizer, guard, ranks, gradient_clipping=1.0)
+    manager = ObjectiveManager({"crossEntropy": CrossEntropyObjective()})
+    losses = []
+    for number, (passes, rows) in enumerate(STEPS):
+        micro_batches = [Rows.of(torch.randint(2, VOCABULARY, (rows, 16))) for _ in range(passes)]
+        set_lambda(student, 0.5 if number < 2 else 1.0)
+        set_learning_rate(optimizer, 1.0)
+        counts = manager.count(micro_batches, WEIGHTS)
+        losses.append(stepper(StepInput(micro_batches, manager, counts, None), WEIGHTS).values[0])
+    assert not guard.counts().any()
+    return [each.item() for each in losses], [weight.detach().clone() for weight in model.parameters()]
+
+
+@pytest.mark.parametrize("architecture", ["BitNetLlamaForCausalLM", "LlamaForCausalLM"])
+def test_replayed_layers_train_alike(architecture: str) -> None:
+    losses, weights = trained(architecture, replayed=False)
+    others, replayed = trained(architecture, replayed=True)
+    print(f"\n{architecture}: losses {losses[0]:.4f} .. {losses[-1]:.4f}")
+    assert losses == others
+    assert all(torch.equal(one, other) for one, other in zip(weights, replayed, strict=True))
+    graphs = torch._inductor.cudagraph_trees.get_container(0).tree_manager
+    assert next(graphs.graph_counter) > 2 * len(STEPS)  # recorded, and not refused
