@@ -17,10 +17,17 @@ from transformers import (
 )
 
 from bitnet_trainer.answer import Answer, Capture
+from bitnet_trainer.batch import Rows
+from bitnet_trainer.guards import NonFiniteGuard
 from bitnet_trainer.models.bitnet_llama import BitNetLlamaConfig
 from bitnet_trainer.models.convert import convert
 from bitnet_trainer.models.view import LanguageModel
+from bitnet_trainer.objectives.cross_entropy import CrossEntropyObjective
+from bitnet_trainer.objectives.manager import ObjectiveManager
+from bitnet_trainer.optim import build_adamw, set_learning_rate
 from bitnet_trainer.quantization.warmup import set_lambda
+from bitnet_trainer.ranks import Ranks
+from bitnet_trainer.step import StepInput, Stepper
 
 SIZES = {
     "hidden_size": 32,
@@ -103,6 +110,39 @@ def test_what_is_captured_is_there_and_has_its_gradient() -> None:
         strict=True,
     ):
         torch.testing.assert_close(one, other)
+
+
+def _stepped(student: LanguageModel) -> list[Tensor]:
+    """The weights after a step of two micro batches."""
+    optimizer = build_adamw(student.model, learning_rate=0.1, weight_decay=0.1)
+    set_learning_rate(optimizer, 1.0)
+    cpu = torch.device("cpu")
+    stepper = Stepper(student, 3, optimizer, NonFiniteGuard(cpu), Ranks(0, 1, cpu, None), 1.0)
+    manager = ObjectiveManager({"crossEntropy": CrossEntropyObjective()})
+    rows = [Rows.of(IDS), Rows.of(IDS.flip(1))]
+    stepper(StepInput(rows, manager, {"crossEntropy": 44}, None), {"crossEntropy": 1.0})
+    return list(student.parameters())
+
+
+def test_what_a_replayed_pass_overwrites_is_taken_away_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = _stepped(_student(LlamaConfig))
+    student = _student(LlamaConfig)
+    student.replayed = True
+    made: list[Tensor] = []
+    for weight in student.decoder_layers.parameters():
+        weight.register_post_accumulate_grad_hook(lambda weight: made.append(weight.grad.detach()))
+    begun = 0
+
+    def begin() -> None:
+        """As a graph's memory is overwritten."""
+        nonlocal begun
+        begun += 1
+        for gradient in made:
+            gradient.fill_(torch.nan)
+
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", begin)
+    assert all(torch.equal(one, other) for one, other in zip(_stepped(student), expected, strict=True))
+    assert begun == 2
 
 
 def test_the_model_itself_is_not_compiled() -> None:

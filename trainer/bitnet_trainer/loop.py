@@ -140,7 +140,11 @@ class TrainingLoop:
             totals_of = dict(zip(counts, totals, strict=True))
             step = StepInput(rows.micro_batches, objectives, totals_of, teacher)
             weights = self._balanced(phase, weights, step)
+            begun = time.monotonic()
             losses = self.stepper(step, weights)
+            if self.step == self.begun_at.step:
+                took = time.monotonic() - begun
+                _log.info("the first step had the host work for %.1f s, compiling included", took)
             self.step += 1
             if self.average is not None:
                 self.average.update(self.step, self.stepper.guard.left_out)
