@@ -109,6 +109,9 @@ torch.set_num_threads(1)
 adamw.EPSILON = {EPSILON}
 ranks = Ranks.join(0)
 Ranks.join = lambda _: ranks
+if ranks.world == 4:
+    # As if on two machines, between which sharded ranks send codes.
+    os.environ["LOCAL_WORLD_SIZE"] = "2"
 
 class Watched(StopsAt):
     def update(self, **changes):
