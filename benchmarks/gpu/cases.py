@@ -10,24 +10,17 @@ import torch
 import torch.nn.functional as F
 from shapes import Shape
 from torch import Tensor, nn
+from trainer_step import TrainerStep, alone
 from transformers import PreTrainedModel
 
-from bitnet_crds.optimizer import Optimizer
 from bitnet_trainer.batch import Rows
-from bitnet_trainer.guards import NonFiniteGuard
 from bitnet_trainer.models.attention import prefer
 from bitnet_trainer.models.attention_backends import AttentionShape, fastest
 from bitnet_trainer.models.attention_backends import measure as measure_attention
 from bitnet_trainer.models.convert import convert
 from bitnet_trainer.models.presets import build_preset
 from bitnet_trainer.models.view import LanguageModel
-from bitnet_trainer.objectives.cross_entropy import CrossEntropyObjective
-from bitnet_trainer.objectives.manager import ObjectiveManager
-from bitnet_trainer.optim import set_learning_rate
-from bitnet_trainer.optimizer import build_optimizer
-from bitnet_trainer.quantization.warmup import set_lambda
-from bitnet_trainer.ranks import Ranks
-from bitnet_trainer.step import StepInput, Stepper, autocast
+from bitnet_trainer.step import autocast
 
 RATE = 1e-4
 """Learning rate of all."""
@@ -113,26 +106,9 @@ def ours(
         student.compile_layers(replayed=replayed)
     if short_residual:
         model.get_input_embeddings().register_forward_hook(lambda _module, _inputs, out: out.bfloat16())
-    optimizer = build_optimizer(Optimizer(adam_learning_rate=RATE), model)
-    stepper = Stepper(
-        student,
-        student.layers,
-        optimizer,
-        NonFiniteGuard(work.device),
-        Ranks(0, 1, work.device, None),  # type: ignore[arg-type]  # one rank asks nobody
-        gradient_clipping=1.0,
-    )
-    rows = Rows.of(work.tokens[:, :-1].contiguous())
-    manager = ObjectiveManager({"crossEntropy": CrossEntropyObjective()})
-    weights = {"crossEntropy": 1.0}
-    step = StepInput([rows], manager, manager.count([rows], weights), None)
-
-    def take() -> Tensor:
-        set_lambda(student, 1.0)
-        set_learning_rate(optimizer, 1.0)
-        return stepper(step, weights).values[0]
-
-    return Trained(student, optimizer, take, compiled)
+    trainer = TrainerStep.of(student, alone(work.device), rate=RATE)
+    asked = trainer.asked([Rows.of(work.tokens[:, :-1].contiguous())])
+    return Trained(student, trainer.stepper.optimizer, partial(trainer.take, asked), compiled)
 
 
 # --- peers

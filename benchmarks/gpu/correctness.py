@@ -14,20 +14,14 @@ from shapes import SHAPES, Shape
 from step import DEVICE, heading
 from timing import free
 from torch import Tensor
+from trainer_step import TrainerStep, alone
 
-from bitnet_crds.optimizer import Optimizer
 from bitnet_trainer.batch import Rows
-from bitnet_trainer.guards import NonFiniteGuard
 from bitnet_trainer.models.convert import convert
 from bitnet_trainer.models.view import LanguageModel
-from bitnet_trainer.objectives.cross_entropy import CrossEntropyObjective, cross_entropy_of
-from bitnet_trainer.objectives.manager import ObjectiveManager
-from bitnet_trainer.optim import set_learning_rate
-from bitnet_trainer.optimizer import build_optimizer
+from bitnet_trainer.objectives.cross_entropy import cross_entropy_of
 from bitnet_trainer.quantization.bitlinear import BitLinear
-from bitnet_trainer.quantization.warmup import set_lambda
-from bitnet_trainer.ranks import Ranks
-from bitnet_trainer.step import StepInput, Stepper, autocast
+from bitnet_trainer.step import autocast
 
 RATE = 1e-3
 WARM_UP = 0.1
@@ -86,22 +80,14 @@ def trained(case: Case, shape: Shape, rows: Tensor, batch: int, steps: int) -> t
         student.compile_layers()
     if case.short_residual:
         model.get_input_embeddings().register_forward_hook(lambda _module, _inputs, out: out.bfloat16())
-    optimizer = build_optimizer(Optimizer(adam_learning_rate=RATE), model)
-    guard = NonFiniteGuard(DEVICE)
-    ranks = Ranks(0, 1, DEVICE, None)  # type: ignore[arg-type]  # one rank asks nobody
-    stepper = Stepper(student, student.layers, optimizer, guard, ranks, gradient_clipping=1.0)
-    manager = ObjectiveManager({"crossEntropy": CrossEntropyObjective()})
-    weights = {"crossEntropy": 1.0}
-    set_lambda(student, 1.0)
+    trainer = TrainerStep.of(student, alone(DEVICE), rate=RATE)
     order = torch.randperm(len(rows) - HELD_OUT, generator=torch.Generator().manual_seed(case.order))
     losses = []
     for step in range(steps):
         places = [order[(step * batch + each) % len(order)] for each in range(batch)]
-        asked = Rows.of(rows[torch.stack(places)])
-        set_learning_rate(optimizer, share(step, steps))
-        taken = stepper(StepInput([asked], manager, manager.count([asked], weights), None), weights)
-        losses.append(taken.values[0])
-    assert not guard.counts().any(), "a step was left out"
+        asked = trainer.asked([Rows.of(rows[torch.stack(places)])])
+        losses.append(trainer.take(asked, share=share(step, steps)))
+    assert not trainer.stepper.guard.counts().any(), "a step was left out"
     return torch.stack(losses[-LAST:]).mean().item(), _held_out(student, rows[-HELD_OUT:], batch)
 
 

@@ -21,30 +21,23 @@ from shapes import SHAPES, Shape
 from step import heading
 from timing import free, timed
 from torch import Tensor
+from trainer_step import TrainerStep
 
-from bitnet_crds.optimizer import Optimizer
 from bitnet_trainer.batch import Rows
-from bitnet_trainer.guards import NonFiniteGuard
 from bitnet_trainer.models.attention import prefer
 from bitnet_trainer.models.attention_backends import AttentionShape, fastest
 from bitnet_trainer.models.attention_backends import measure as measure_attention
 from bitnet_trainer.models.convert import convert
 from bitnet_trainer.models.view import LanguageModel
-from bitnet_trainer.objectives.cross_entropy import CrossEntropyObjective
-from bitnet_trainer.objectives.manager import ObjectiveManager
-from bitnet_trainer.optim import set_learning_rate
-from bitnet_trainer.optimizer import build_optimizer
 from bitnet_trainer.quantization.bitlinear import BitLinear
 from bitnet_trainer.quantization.codes import quantize_weights
 from bitnet_trainer.quantization.int8_training import PackedCodes
 from bitnet_trainer.quantization.packing import unpack_ternary
 from bitnet_trainer.quantization.warmup import set_lambda
 from bitnet_trainer.ranks import Ranks
-from bitnet_trainer.setup import wrapped
 from bitnet_trainer.sharding import called_directly, shard
-from bitnet_trainer.step import StepInput, Stepper
+from bitnet_trainer.step import StepInput
 
-WEIGHTS = {"crossEntropy": 1.0}
 ALONE = "one GPU"
 TAKEN = ("all_gather_into_tensor", "all_gather_single"), ("reduce_scatter_tensor", "reduce_scatter_single")
 """Functions of torch.distributed that FSDP2 gathers and reduces by, under torch 2.11's names and 2.15's."""
@@ -142,22 +135,20 @@ class Work:
 class Steps:
     """A model in training, and the step that it takes again and again."""
 
-    stepper: Stepper
-    student: LanguageModel
-    step: StepInput
+    trainer: TrainerStep
+    asked: StepInput
 
     def take(self) -> Tensor:
         """Takes one, and gives its loss, 0-dim on the device."""
-        set_lambda(self.student, 1.0)
-        set_learning_rate(self.stepper.optimizer, 1.0)
-        return self.stepper(self.step, WEIGHTS).values[0]
+        return self.trainer.take(self.asked)
 
     @property
     def by_ddp(self) -> int:
         """Bytes of gradients that DDP reduces."""
-        if self.stepper.model is self.student:
+        student = self.trainer.student
+        if self.trainer.stepper.model is student:
             return 0
-        return sum(each.nbytes for each in self.student.parameters())
+        return sum(each.nbytes for each in student.parameters())
 
 
 def stepping(spread: Spread, work: Work, ranks: Ranks, options: argparse.Namespace) -> Steps:
@@ -170,19 +161,9 @@ def stepping(spread: Spread, work: Work, ranks: Ranks, options: argparse.Namespa
     prefer(model, work.attention)
     if not options.eager:
         student.compile_layers()
-    optimizer = build_optimizer(Optimizer(adam_learning_rate=RATE), model)
-    stepper = Stepper(
-        wrapped(student, ranks),
-        student.layers,
-        optimizer,
-        NonFiniteGuard(ranks.device),
-        ranks,
-        gradient_clipping=1.0,
-    )
+    trainer = TrainerStep.of(student, ranks, rate=RATE)
     rows = [Rows.of(part[:, :-1].contiguous()) for part in work.tokens.chunk(options.micro_batches)]
-    manager = ObjectiveManager({"crossEntropy": CrossEntropyObjective()})
-    counts = {name: count * ranks.world for name, count in manager.count(rows, WEIGHTS).items()}
-    return Steps(stepper, student, StepInput(rows, manager, counts, None))
+    return Steps(trainer, trainer.asked(rows))
 
 
 def checked(ranks: Ranks, options: argparse.Namespace) -> str:
@@ -191,13 +172,15 @@ def checked(ranks: Ranks, options: argparse.Namespace) -> str:
     figures = []
     for packed in (False, True):
         steps = stepping(partial(sharded, packed=packed), work, ranks, options)
-        figures.append((steps.stepper.gradient_norm(steps.step, "crossEntropy"), steps.take().item()))
+        figures.append(
+            (steps.trainer.stepper.gradient_norm(steps.asked, "crossEntropy"), steps.take().item())
+        )
     found: list[tuple[BitLinear, PackedCodes]] = []
-    layers = [part for part in steps.student.modules() if isinstance(part, BitLinear)]
+    layers = [part for part in steps.trainer.student.modules() if isinstance(part, BitLinear)]
     for part in layers:
         part.register_forward_pre_hook(lambda part, _: found.append((part, part.kept)))
-    with torch.no_grad(), called_directly(steps.student):
-        steps.student.model(input_ids=work.tokens[:1, :-1].to(ranks.device))
+    with torch.no_grad(), called_directly(steps.trainer.student):
+        steps.trainer.student.model(input_ids=work.tokens[:1, :-1].to(ranks.device))
     others, furthest = 0, 0.0
     for part, kept in found:
         codes, scale = quantize_weights(part.weight.full_tensor())

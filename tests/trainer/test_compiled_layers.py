@@ -6,20 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GemmaConfig,
-    LlamaConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
 
 from bitnet_trainer.answer import Answer, Capture
 from bitnet_trainer.batch import Rows
 from bitnet_trainer.guards import NonFiniteGuard
-from bitnet_trainer.models.bitnet_llama import BitNetLlamaConfig
 from bitnet_trainer.models.convert import convert
 from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.objectives.cross_entropy import CrossEntropyObjective
@@ -28,21 +18,12 @@ from bitnet_trainer.optim import build_adamw, set_learning_rate
 from bitnet_trainer.quantization.warmup import set_lambda
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.step import StepInput, Stepper
+from families import small_model
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 61,
-    "pad_token_id": 0,
-}
-OF_A_HEAD = {"head_dim": 8}
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 """Dynamo asks for it."""
 
-FAMILIES = (LlamaConfig, Qwen2Config, Qwen3Config, GemmaConfig, Gemma2Config, Gemma3TextConfig)
+FAMILIES = ("Llama", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "BitNetLlama")
 IDS = torch.arange(24).view(2, 12)
 
 
@@ -53,16 +34,14 @@ def _nothing_compiled() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def _student(family: type, **more: object) -> LanguageModel:
-    torch.manual_seed(0)
-    own = {} if family is BitNetLlamaConfig else OF_A_HEAD
-    model = AutoModelForCausalLM.from_config(family(**SIZES, **own, **more))
+def _student(family: str) -> LanguageModel:
+    model = small_model(f"{family}ForCausalLM")
     convert(model)
     return LanguageModel(model).train()
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, BitNetLlamaConfig], ids=lambda family: family.model_type)
-def test_layers_share_a_graph_without_a_break(family: type) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_share_a_graph_without_a_break(family: str) -> None:
     student = _student(family)
     asked = {}
     for lam in (0.3, 1.0):
@@ -78,7 +57,7 @@ def test_layers_share_a_graph_without_a_break(family: type) -> None:
 
 
 def test_a_break_is_an_error() -> None:
-    student = _student(LlamaConfig)
+    student = _student("Llama")
     student.compile_layers("eager")
     layer = student.decoder_layers[0]
     layer.input_layernorm.register_forward_hook(lambda *_: torch._dynamo.graph_break())
@@ -96,14 +75,14 @@ def _captured(student: LanguageModel) -> tuple[Answer, list[Tensor]]:
 
 
 def test_what_is_captured_is_there_and_has_its_gradient() -> None:
-    student = _student(Qwen3Config)
+    student = _student("Qwen3")
     set_lambda(student, 1.0)
     student(IDS)
     expected, gradients = _captured(student)
     student.compile_layers("aot_eager")
     student(IDS)  # a graph without hooks is there
     found, others = _captured(student)
-    assert len(found.hidden_states) == 3
+    assert len(found.hidden_states) == 2
     for one, other in zip(
         (*found.hidden_states, *found.projections[1], *others),
         (*expected.hidden_states, *expected.projections[1], *gradients),
@@ -117,7 +96,7 @@ def _stepped(student: LanguageModel) -> list[Tensor]:
     optimizer = build_adamw(student.model, learning_rate=0.1, weight_decay=0.1)
     set_learning_rate(optimizer, 1.0)
     cpu = torch.device("cpu")
-    stepper = Stepper(student, 3, optimizer, NonFiniteGuard(cpu), Ranks(0, 1, cpu, None), 1.0)
+    stepper = Stepper(student, 2, optimizer, NonFiniteGuard(cpu), Ranks(0, 1, cpu, None), 1.0)
     manager = ObjectiveManager({"crossEntropy": CrossEntropyObjective()})
     rows = [Rows.of(IDS), Rows.of(IDS.flip(1))]
     stepper(StepInput(rows, manager, {"crossEntropy": 44}, None), {"crossEntropy": 1.0})
@@ -125,8 +104,8 @@ def _stepped(student: LanguageModel) -> list[Tensor]:
 
 
 def test_what_a_replayed_pass_overwrites_is_taken_away_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = _stepped(_student(LlamaConfig))
-    student = _student(LlamaConfig)
+    expected = _stepped(_student("Llama"))
+    student = _student("Llama")
     student.replayed = True
     made: list[Tensor] = []
     for weight in student.decoder_layers.parameters():
@@ -146,7 +125,7 @@ def test_what_a_replayed_pass_overwrites_is_taken_away_before(monkeypatch: pytes
 
 
 def test_the_model_itself_is_not_compiled() -> None:
-    student = _student(LlamaConfig)
+    student = _student("Llama")
     graphs = CompileCounter()
     student.compile_layers(graphs)
     student.model(IDS)
