@@ -71,6 +71,8 @@ COPY . .
 RUN pip --python /opt/bitnet/bin/python3 install --no-deps --no-build-isolation .
 
 FROM ${BASE} AS trainer
+# torch's compiler and Triton build what starts a kernel, with Python's headers, which Docker's Python has.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/bitnet
 COPY --from=trainer-build /opt/bitnet .
 # What examples/quickstart-cluster.yaml calls.

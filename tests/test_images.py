@@ -52,6 +52,11 @@ def test_the_operators_command_is_the_charts_and_the_projects() -> None:
     assert PROJECT["scripts"][command[0]] == f"{operate.__module__}:main"
 
 
+def test_the_trainer_has_what_kernels_are_built_with() -> None:
+    (packages,) = [rest.split() for word, rest in stage("trainer") if word == "RUN" and "apt-get" in rest]
+    assert {"gcc", "libc6-dev"} <= set(packages)
+
+
 def test_the_trainers_command_is_the_projects() -> None:
     *python, module = json.loads(argument("trainer", "ENTRYPOINT"))
     assert python == ["python3", "-m"]

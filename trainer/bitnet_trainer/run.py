@@ -44,7 +44,7 @@ from bitnet_trainer.report import Reporter
 from bitnet_trainer.setup import (
     check_vocabulary,
     check_world,
-    keep_compiled_in,
+    compile_layers,
     known_baseline,
     open_run_corpus,
     phases_from,
@@ -159,9 +159,7 @@ def _train(
     if spec.workers.parallelism == "FSDP" and ranks.world > 1:
         written = shard(student, ranks, packed=not ranks.share_a_machine)
     settle_attention(order, student, evaluation_batch, ranks)
-    if ranks.device.type == "cuda":
-        keep_compiled_in(order.folder / "compiled")
-        student.compile_layers()
+    compile_layers(student, order.folder / "compiled", ranks)
     optimizer = build_optimizer(spec.optimizer, loaded.model)
     _log.info("%s", groups_table(optimizer))
     average = WeightAverage(loaded.model, spec.averaging.decay) if spec.averaging is not None else None

@@ -31,6 +31,7 @@ from bitnet_trainer.record import Baseline, RunRecord, now, revision, versions
 from bitnet_trainer.teacher import Teacher
 from bitnet_trainer.teacher_cache import LogitsCache
 from bitnet_trainer.texts import source_texts
+from bitnet_trainer.triton_kernels import has_kernels, missing
 
 _log = logging.getLogger(__name__)
 
@@ -124,12 +125,21 @@ def settle_attention(order: Order, student: LanguageModel, rows: int, ranks: Ran
     prefer(student.model, ranks.from_first(chosen))
 
 
-def keep_compiled_in(folder: Path) -> None:
-    """What torch compiles is kept there, so that a process that goes on with a run finds it done.
+def compile_layers(student: LanguageModel, folder: Path, ranks: Ranks) -> None:
+    """Has the student's layers compiled where its device has kernels; every rank calls it.
 
-    Unless TORCHINDUCTOR_CACHE_DIR names another folder, such as one that many runs share.
+    What is compiled is kept in `folder`, a run's own, so that a process that goes on with the run finds it
+    done; unless TORCHINDUCTOR_CACHE_DIR names another one, such as many runs share.
     """
+    if ranks.device.type != "cuda":
+        return
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
+    if has_kernels(ranks.device):
+        student.compile_layers()
+    elif ranks.first:
+        why = missing() or f"a newer GPU than {torch.cuda.get_device_name(ranks.device)}"
+        _log.warning("layers are not compiled, and take some three times as long: that needs %s", why)
 
 
 def open_run_corpus(

@@ -24,6 +24,7 @@ from bitnet_trainer.objectives.top_k import TopK, top_k_of
 from bitnet_trainer.quantization.int8_linear import quantize_to_int8
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.teacher_cache import LogitsCache, Question, fingerprint
+from bitnet_trainer.triton_kernels import has_kernels
 
 Precision = Literal["Auto", "Float32", "BFloat16", "Int8"]
 """As in spec.teacher.precision."""
@@ -83,7 +84,7 @@ class Teacher:
         self._state = TeacherState.LOADING
         try:
             self._view = LanguageModel(self._loaded())
-            if self._device.type == "cuda":
+            if has_kernels(self._device):
                 self._view.compile_layers()
         except BadInput as error:
             # Whatever is wrong with it, the teacher is what the run is to be told of.

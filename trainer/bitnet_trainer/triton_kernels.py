@@ -1,7 +1,11 @@
 """Whether kernels written in Triton can be used: it is optional, and each kernel has a twin in torch."""
 
+import os
+import shutil
+import sysconfig
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
@@ -15,8 +19,19 @@ def has_kernels(device: torch.device) -> bool:
     return (
         device.type == "cuda"
         and torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY
-        and find_spec("triton") is not None
+        and missing() is None
     )
+
+
+def missing() -> str | None:
+    """What this machine lacks of what Triton, and torch's compiler by it, build a kernel's launcher with."""
+    if find_spec("triton") is None:
+        return "Triton (the package `triton`)"
+    if not (os.environ.get("CC") or shutil.which("clang") or shutil.which("gcc")):
+        return "a C compiler (gcc or clang, or one that CC names)"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "Python's headers (python3-dev)"
+    return None
 
 
 def picked(tensor: torch.Tensor, kernel: bool | None) -> bool:

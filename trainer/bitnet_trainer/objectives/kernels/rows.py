@@ -4,15 +4,14 @@ In plain operations, which are right everywhere; on CUDA by kernels that read a 
 """
 
 import math
-from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bitnet_trainer.precision import at_least_float32
+from bitnet_trainer.triton_kernels import picked
 
 
 class Pull(NamedTuple):
@@ -81,11 +80,6 @@ def divergences(logits: Tensor, goal: Tensor, temperature: float, weights: Tenso
 
 def _kernels(*logits: Tensor) -> Any:
     """The module of the Triton kernels, where they can take these logits."""
-    if all(each.is_cuda and each.dtype != torch.float64 for each in logits) and _has_triton():
+    if all(picked(each, None) for each in logits):
         return import_module("bitnet_trainer.objectives.kernels.rows_triton")
     return None
-
-
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None

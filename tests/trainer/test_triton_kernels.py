@@ -1,0 +1,63 @@
+"""Where there are kernels, and what is said and done where something for them is missing."""
+
+import logging
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+from bitnet_trainer import setup, triton_kernels
+from bitnet_trainer.ranks import Ranks
+
+
+@pytest.fixture
+def _bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine as a slim image is."""
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
+
+
+@pytest.mark.usefixtures("_bare")
+def test_a_compiler_is_missed_and_may_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(sysconfig, "get_path", lambda _name: str(tmp_path))
+    assert "a C compiler" in (triton_kernels.missing() or "")
+    monkeypatch.setenv("CC", "/opt/cc")
+    assert triton_kernels.missing() is None
+    (tmp_path / "Python.h").unlink()
+    assert "python3-dev" in (triton_kernels.missing() or "")
+
+
+class Student:
+    """Says whether its layers were compiled."""
+
+    compiled = False
+
+    def compile_layers(self) -> None:
+        self.compiled = True
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.usefixtures("_bare")
+def test_layers_are_compiled_where_there_are_kernels(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        del os.environ[name]
+    monkeypatch.setattr(setup, "has_kernels", lambda _device: there)
+    student = Student()
+    with caplog.at_level(logging.WARNING):
+        setup.compile_layers(student, tmp_path, Ranks(0, 1, torch.device("cuda"), None))
+    assert student.compiled == there
+    assert ("a C compiler" in caplog.text) != there
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
+
+
+def test_nothing_is_compiled_on_the_cpu(tmp_path: Path) -> None:
+    student = Student()
+    setup.compile_layers(student, tmp_path, Ranks(0, 1, torch.device("cpu"), None))
+    assert not student.compiled
