@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import torch.distributed as dist
 
 import sharded_steps
+from bitnet_trainer.ranks import Ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 """Dynamo asks for it."""
@@ -36,3 +38,10 @@ def test_on_two_ranks(tmp_path):
     ]
     said = [process.communicate(timeout=120)[0] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], "\n".join(said)
+
+
+@pytest.mark.parametrize(("here", "share"), [("4", True), ("2", False)])
+def test_ranks_know_whether_one_machine_has_all(here, share, monkeypatch):
+    """Sharded, they gather codes only between machines."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+    assert Ranks(0, 4, torch.device("cpu"), None).share_a_machine == share
