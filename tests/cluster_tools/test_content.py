@@ -116,8 +116,9 @@ def test_marked_processes_are_found_and_killed_with_their_children(
 ) -> None:
     monkeypatch.setattr(local_cluster.processes, "MARK", mark := "BITNET_LOCAL_CLUSTER_UNDER_TEST")
     processes, others = Processes(tmp_path / "a"), Processes(tmp_path / "b")
-    # The child drops the mark, as a pod's processes do.
-    script = f"env --unset={mark} sleep 600 & echo $!; wait"
+    # The child drops the mark, as a pod's processes do. Its parent outlives it: it is not to end by itself
+    # when the child is killed first.
+    script = f"env --unset={mark} sleep 600 & echo $!; wait; exec sleep 600"
     parent = processes.start("parent", ["sh", "-c", script])
     other = others.start("other", ["sleep", "600"])
     try:
