@@ -57,10 +57,10 @@ class Workers(Record):
     parallelism: Literal["DDP", "FSDP"] = "DDP"
     """How processes share the model. DDP: each holds weights, gradients and moments whole, 16 bytes a
     parameter with AdamW, and exchanges gradients once a step. FSDP: each holds its part of them, 16/N bytes
-    with N processes, gathers a layer for each forward and backward pass (of matrices that are wholly
-    quantised by AbsMean the codes alone, once a step, which then stay), and exchanges gradients after each;
-    embedding and head are whole from the one to the other, and a teacher always. A run may go on under the
-    other. One process holds all of it either way."""
+    with N processes, gathers a layer for each forward and backward pass (between machines only the codes of
+    matrices that are wholly quantised by AbsMean, once a step), and exchanges gradients after each; embedding
+    and head are whole from the one to the other, and a teacher always. A run may go on under the other. One
+    process holds all of it either way."""
     backend: BackendName = "PyTorchJob"
     """The kind of child that makes the pods. PyTorchJob: Kubeflow's, whose training operator has to be in the
     cluster. Job: an Indexed Job of Kubernetes' own. `bitnetctl run` makes processes of this machine whatever

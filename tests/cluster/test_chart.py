@@ -115,7 +115,8 @@ def test_runs_and_their_kind_outlive_an_upgrade_and_an_uninstall(
     release = f"upgraded-{namespace}"
     kubectl("label", "namespace", namespace, RESTRICTED)
     where = ("--namespace", namespace)
-    helm("install", release, str(BEFORE), *where, "--take-ownership")
+    # The tests' own kind is there already, in kubectl's hands, and says more than that release's.
+    helm("install", release, str(BEFORE), *where, "--take-ownership", "--force-conflicts")
     try:
         kubectl("wait", "--for=condition=Established", DEFINITION, "--timeout=60s")
         document = run_document("kept", {}, steps=60, model="hf://example/model")

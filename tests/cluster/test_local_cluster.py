@@ -71,6 +71,7 @@ def terminated(kubectl: Kubectl, namespace: str, pod: str) -> dict[str, Any]:
     return state
 
 
+@pytest.mark.thorough  # as runs on two workers do
 def test_two_pods_all_reduce(kubectl: Kubectl, namespace: str, checkout: Path, tmp_path: Path) -> None:
     (tmp_path / "all_reduce.py").write_text(ALL_REDUCE)
     torchrun = ("python", "-m", "torch.distributed.run", "/data/all_reduce.py")

@@ -62,8 +62,8 @@ def test_a_rank_killed_with_sigkill_is_retried_from_the_checkpoint(
 def test_an_operator_that_was_away_finds_the_run_as_it_is(
     start: Callable[..., WatchedRun], operator: OperatorProcess
 ) -> None:
-    # The teacher's phase begins after 48 s: later than the killed operator's lease ends.
-    run = start("alone", steps=100, step_seconds=0.8, workers={"count": 1})
+    # The teacher's phase begins after 33 s: later than the killed operator's lease ends.
+    run = start("alone", steps=70, step_seconds=0.8, workers={"count": 1})
     before = run.wait_until(lambda status: status.get("step", 0) >= 5, "first steps")
     operator.stop(signal.SIGKILL)
     jobs = run.jobs()
