@@ -1,5 +1,6 @@
 """Where there are kernels, and what is said and done where something for them is missing."""
 
+import importlib
 import logging
 import os
 import shutil
@@ -48,10 +49,12 @@ def test_layers_are_compiled_where_there_are_kernels(
     for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         monkeypatch.setenv(name, "")  # so that it is put back
         del os.environ[name]
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
     monkeypatch.setattr(setup, "has_kernels", lambda _device: there)
-    student = Student()
-    with caplog.at_level(logging.WARNING):
+    student, inductor = Student(), importlib.import_module("torch._inductor.config")
+    with caplog.at_level(logging.WARNING), inductor.patch(compile_threads=32):
         setup.compile_layers(student, tmp_path, Ranks(0, 1, torch.device("cuda"), None))
+        assert inductor.compile_threads == 4
     assert student.compiled == there
     assert ("a C compiler" in caplog.text) != there
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)

@@ -1,5 +1,6 @@
 """Parts of a run's set-up that its ranks do together, or that one does for all."""
 
+import importlib
 import inspect
 import logging
 import os
@@ -34,6 +35,8 @@ from bitnet_trainer.texts import source_texts
 from bitnet_trainer.triton_kernels import has_kernels, missing
 
 _log = logging.getLogger(__name__)
+
+_COMPILING_PROCESSES = 4
 
 
 def phases_from(plan: Plan, step: int) -> tuple[PlannedPhase, ...]:
@@ -135,6 +138,10 @@ def compile_layers(student: LanguageModel, folder: Path, ranks: Ranks) -> None:
         return
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
     os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
+    inductor: Any = importlib.import_module("torch._inductor.config")
+    # Torch would start a process for each of the machine's processors, up to 32 a rank and 300 MB each,
+    # whatever a pod may have of them; a layer has some thirty kernels.
+    inductor.compile_threads = int(os.environ.get("TORCHINDUCTOR_COMPILE_THREADS", _COMPILING_PROCESSES))
     if has_kernels(ranks.device):
         student.compile_layers()
     elif ranks.first:
