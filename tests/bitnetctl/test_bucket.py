@@ -24,7 +24,8 @@ def test_a_run_in_a_bucket_is_run_and_its_status_read_here(make_bitnetctl, tmp_p
 
 
 def test_without_credentials_it_trains_on_this_machine_and_says_where(make_bitnetctl, tmp_path, monkeypatch):
-    bitnetctl = make_bitnetctl()
+    # Warnings are seen while it trains, at the latest a second after they are given.
+    bitnetctl = make_bitnetctl(steps=80)
     bitnetctl.document["spec"]["checkpoint"] |= {"uri": "gs://bucket/runs", "required": False}
     for name in ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS"):
         monkeypatch.delenv(name, raising=False)
