@@ -302,15 +302,20 @@ def run(name: str, shape: Shape, options: argparse.Namespace) -> None:
     print("\n" + ratio(shape, found[whole.name], found[packed.name], options.step_ms / 1e3), flush=True)
 
 
-def main() -> None:
-    """Prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def asked(description: str | None) -> argparse.Namespace:
+    """What is to be measured, by the command line."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["0.6B", "135M"])
     parser.add_argument("--sequence", type=int, default=2048, help="tokens in a row")
     parser.add_argument("--tokens", type=int, default=16_384, help="in a micro batch")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--step-ms", type=float, default=150.0, help="of a whole step")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Prints the tables."""
+    options = asked(__doc__)
     print(heading(), flush=True)
     for name in options.shapes:
         run(name, SHAPES[name], options)

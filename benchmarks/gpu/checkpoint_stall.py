@@ -1,22 +1,20 @@
 """How long training waits for asynchronous checkpoints: weights and AdamW's moments, beside real steps."""
 
 import argparse
-import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from cases import Workload, ours
+from cases import Trained, Workload, ours
 from ceilings import seconds_each
 from shapes import SHAPES, Shape
 from step import DEVICE, heading
-from timing import free
-from torch import nn
+from timing import free, held
+from torch import Tensor
 
 from bitnet_trainer.checkpoint.local import LocalStore
 from bitnet_trainer.checkpoint.saver import Saver
@@ -38,33 +36,16 @@ START = Position(
 )
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A model in training, and what takes a step of it."""
-
-    name: str
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    take: Callable[[], object]
-
-    @property
-    def size(self) -> int:
-        """Bytes that a checkpoint holds of it."""
-        moments = (value for values in self.optimizer.state.values() for value in values.values())
-        tensors = [*self.model.parameters(), *(each for each in moments if isinstance(each, torch.Tensor))]
-        return sum(each.numel() * each.element_size() for each in tensors)
-
-
-def by_trainer(name: str, shape: Shape, batch: int, sequence: int, *, compiled: bool) -> Trained:
-    """The trainer's own steps."""
+def by_trainer(name: str, shape: Shape, batch: int, sequence: int, *, compiled: bool) -> tuple[str, Trained]:
+    """The trainer's own steps, and what they are called."""
     tokens = torch.randint(shape.vocabulary, (batch, sequence + 1))
     trained = ours(Workload(name, shape, tokens, DEVICE), compiled=compiled)
-    student = trained.model.get_submodule("model")
-    return Trained("the trainer's steps", student, trained.optimizer, trained.take)
+    return "the trainer's steps", replace(trained, model=trained.model.get_submodule("model"))
 
 
-def by_products(shape: Shape, seconds: float) -> Trained:
-    """Steps of a given length that compute nothing of use, so that the host has next to nothing to do."""
+def by_products(shape: Shape, seconds: float) -> tuple[str, Trained]:
+    """Steps of a given length that compute nothing of use, so that the host has next to nothing to do; and
+    what they are called."""
     model = shape.build(DEVICE)
     optimizer = build_adamw(model, learning_rate=1e-4, weight_decay=0.1)
     for parameter in model.parameters():
@@ -80,11 +61,12 @@ def by_products(shape: Shape, seconds: float) -> Trained:
 
     count = max(1, round(seconds / seconds_each([once] * 10, DEVICE)))
 
-    def take() -> None:
+    def take() -> Tensor:
         for _ in range(count):
             once()
+        return goal
 
-    return Trained(f"{count} products a step", model, optimizer, take)
+    return f"{count} products a step", Trained(model, optimizer, take)
 
 
 @dataclass(frozen=True)
@@ -160,11 +142,11 @@ def table(found: list[Found], every: int) -> str:
     )
 
 
-def run(trained: Trained, options: argparse.Namespace) -> None:
+def run(name: str, trained: Trained, options: argparse.Namespace) -> None:
     """Measures one kind of steps, and prints it."""
     steps(trained, 3)
     folder = options.folder or tempfile.gettempdir()
-    print(f"\n## {trained.name}; {trained.size / 2**30:.2f} GiB a checkpoint, in {folder}\n", flush=True)
+    print(f"\n## {name}; {held(trained) / 2**30:.2f} GiB a checkpoint, in {folder}\n", flush=True)
     group = dist.group.WORLD
     assert group is not None
     with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -193,18 +175,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     print(heading(), flush=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     shape = SHAPES[options.shape]
     for kind in options.kinds:
         try:
             if kind == "trainer":
-                trained = by_trainer(options.shape, shape, *options.tokens, compiled=options.compiled)
+                name, trained = by_trainer(options.shape, shape, *options.tokens, compiled=options.compiled)
             else:
-                trained = by_products(shape, options.step_ms / 1e3)
-            run(trained, options)
+                name, trained = by_products(shape, options.step_ms / 1e3)
+            run(name, trained, options)
             del trained
         except Exception as error:  # noqa: BLE001
             first = (str(error).splitlines() or [""])[0]

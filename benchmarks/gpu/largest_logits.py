@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping
 
 import torch
-from attention import layouts
+from attention import asked, layouts
 from shapes import SHAPES, Shape
 from step import DEVICE, heading
 from timing import timed
@@ -99,13 +99,7 @@ def run(name: str, shape: Shape, options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["0.6B", "135M"])
-    parser.add_argument("--sequence", type=int, default=2048, help="tokens in a row")
-    parser.add_argument("--tokens", type=int, default=16_384, help="in a micro batch")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--step-ms", type=float, default=150.0, help="of a whole step")
-    options = parser.parse_args()
+    options = asked(__doc__)
     print(heading(), flush=True)
     for name in options.shapes:
         run(name, SHAPES[name], options)
