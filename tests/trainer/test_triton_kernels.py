@@ -64,3 +64,12 @@ def test_nothing_is_compiled_on_the_cpu(tmp_path: Path) -> None:
     student = Student()
     setup.compile_layers(student, tmp_path, Ranks(0, 1, torch.device("cpu"), None))
     assert not student.compiled
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_function_is_compiled_for_a_device_that_has_kernels(
+    there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_kernels, "has_kernels", lambda _device: there)
+    found = triton_kernels.compiled_for(torch.neg, torch.device("cpu"))
+    assert (found is torch.neg) != there

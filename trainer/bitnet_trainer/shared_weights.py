@@ -6,7 +6,7 @@ quantised needs codes and a scale, which no pass changes: once an optimiser step
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from bitnet_trainer.quantization.bitlinear import BitLinear
 from bitnet_trainer.quantization.codes import quantize_weights
 from bitnet_trainer.quantization.int8_training import PackedCodes
 from bitnet_trainer.quantization.packing import pack_codes
+from bitnet_trainer.triton_kernels import compiled_for
 
 
 class SharedWeights:
@@ -186,7 +187,7 @@ class _Codes:
         self, own: Sequence[Tensor], means: Sequence[Tensor], shapes: Sequence[torch.Size], mesh: DeviceMesh
     ) -> None:
         """Of this rank's rows, and the means of the absolute whole weights."""
-        packed, scales = (_compiled() if own[0].is_cuda else _packed)(own, means)
+        packed, scales = compiled_for(_packed, own[0].device)(own, means)
         of_bytes = [torch.Size((shape[0], part.shape[1])) for shape, part in zip(shapes, packed, strict=True)]
         self._scales: list[Tensor] = scales
         self._on_their_way: _Gathering | None = _Gathering(packed, of_bytes, mesh)
@@ -207,11 +208,6 @@ def _packed(own: Sequence[Tensor], means: Sequence[Tensor]) -> tuple[list[Tensor
     # Compiled, quantising and packing are one pass, and a kernel of its own would be another.
     packed = [pack_codes(codes, kernel=False) for codes, _ in quantized]
     return packed, [scale.float() for _, scale in quantized]
-
-
-@cache
-def _compiled() -> Any:
-    return torch.compile(_packed, fullgraph=True, dynamic=False)
 
 
 class _StandIns(torch.autograd.Function):

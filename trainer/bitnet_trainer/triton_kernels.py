@@ -3,9 +3,11 @@
 import os
 import shutil
 import sysconfig
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,6 +23,17 @@ def has_kernels(device: torch.device) -> bool:
         and torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY
         and missing() is None
     )
+
+
+def compiled_for(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """The function as one graph, for a device that has kernels; as it is for others."""
+    return _compiled(function) if has_kernels(device) else function
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = torch.compile(function, fullgraph=True, dynamic=False)
+    return compiled
 
 
 def missing() -> str | None:

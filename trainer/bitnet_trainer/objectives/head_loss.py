@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bitnet_trainer.objectives.token_loss import CHUNK_TOKENS, sum_over_chunks
+from bitnet_trainer.precision import product
 
 CHUNK_BYTES = 5 * 2**28
 """Of a chunk's logits on CUDA: 1.25 GiB, which is 4,352 tokens in bfloat16 at V = 152k. Products of so many
@@ -163,7 +164,7 @@ def _over_chunks(
             torch.addmm(bias.to(dtype), x, weight.t(), out=logits)
         total += loss(logits, *(each[here] for each in rows), gradient=any(wanted)).sum()
         if d_hidden is not None:
-            d_hidden[here] = _product(logits, weight, d_hidden.dtype)
+            d_hidden[here] = product(logits, weight, d_hidden.dtype)
         if d_weight is not None:
             _add_product(d_weight, logits.t(), x)
         if d_bias is not None:
@@ -173,13 +174,6 @@ def _over_chunks(
 
 def _longer(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
-
-
-def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """left @ right, of this type where the device can round to it at once."""
-    if left.is_cuda and left.dtype != dtype == torch.float32:
-        return torch.mm(left, right, out_dtype=dtype)
-    return torch.mm(left, right)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bitnet_trainer.precision import at_least_float32
+from bitnet_trainer.precision import at_least_float32, product
 from bitnet_trainer.quantization.codes import quantize_activations, quantize_weights
 from bitnet_trainer.quantization.kernels.int8_product import int8_product
 from bitnet_trainer.quantization.packing import unpack_ternary
@@ -83,7 +83,7 @@ class _Int8Linear(torch.autograd.Function):
         of_x, of_weight = ctx.dtypes
         # The scale goes over the product, not into the codes, which are exact in any dtype.
         to_x = (gradient @ codes.to(gradient.dtype)).to(of_x) * scale.to(of_x)
-        to_weight = _product(gradient.T, (tokens / codes_per_unit).to(gradient.dtype), of_weight)
+        to_weight = product(gradient.T, (tokens / codes_per_unit).to(gradient.dtype), of_weight)
         return to_x, to_weight, None, None
 
 
@@ -100,10 +100,3 @@ def _token_codes(x: Tensor) -> tuple[Tensor, Tensor]:
         return token_codes(x.contiguous())
     codes, codes_per_unit = quantize_activations(at_least_float32(x))
     return codes.to(torch.int8).contiguous(), codes_per_unit.float()
-
-
-def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """`left @ right`, written in `dtype` as it was added up, where that is longer than the factors'."""
-    if left.is_cuda and dtype == torch.float32:
-        return torch.mm(left, right, out_dtype=dtype)
-    return (left @ right).to(dtype)

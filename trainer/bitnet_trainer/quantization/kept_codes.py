@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bitnet_trainer.quantization.bitlinear import BitLinear
 from bitnet_trainer.quantization.int8_training import Int8Codes, int8_codes
+from bitnet_trainer.triton_kernels import compiled_for
 
 
 @contextmanager
@@ -37,15 +36,11 @@ def codes_kept(layers: Iterable[nn.Module]) -> Iterator[None]:
 
 @torch.no_grad()
 def _codes_of(*weights: Tensor) -> list[Int8Codes]:
-    on_cuda = bool(weights) and weights[0].is_cuda
-    codes: list[Int8Codes] = (_compiled() if on_cuda else _quantized)(*weights)
+    if not weights:
+        return []
+    codes: list[Int8Codes] = compiled_for(_quantized, weights[0].device)(*weights)
     return codes
 
 
 def _quantized(*weights: Tensor) -> list[Int8Codes]:
     return [int8_codes(weight.detach()) for weight in weights]
-
-
-@cache
-def _compiled() -> Any:
-    return torch.compile(_quantized, fullgraph=True, dynamic=False)
