@@ -1,11 +1,13 @@
 """A run's checkpoints: written while it trains, reported when they are committed, and never its undoing."""
 
+import queue
 import threading
 
 import pytest
 import torch
 
 from bitnet_trainer.checkpoint.local import LocalStore
+from bitnet_trainer.checkpoint.saver import Saver
 from bitnet_trainer.recorder import Recorder
 
 
@@ -28,26 +30,31 @@ def slow_commits(monkeypatch):
 def test_training_goes_on_while_checkpoints_are_written_and_computes_the_same(
     make_run, train_here, weights_of, slow_commits, monkeypatch
 ):
-    """`Progress.checkpoint` moves when a checkpoint is committed, which here takes two steps more."""
+    """`Progress.checkpoint` moves when a checkpoint is committed, which here takes until two steps later."""
     whole = make_run(steps=12, name="whole", every_steps=4)
     train_here(whole)
 
     slow = make_run(steps=12, name="slow", every_steps=4)
     taken = {step: threading.Event() for step in range(1, 13)}
     slow_commits(lambda step: step == 12 or taken[step + 2].wait(20))
-    real = Recorder.push
+    written, begin, push = queue.SimpleQueue(), Saver.begin, Recorder.push
 
-    def push(self, step, values):
+    def begin_seen(self, position):
+        begin(self, position)
+        written.put(self._coming)
+
+    def push_seen(self, step, values):
         taken[step.step].set()
-        real(self, step, values)
+        if step.step in (6, 10):
+            written.get(timeout=20).result(20)
+        push(self, step, values)
 
-    monkeypatch.setattr(Recorder, "push", push)
+    monkeypatch.setattr(Saver, "begin", begin_seen)
+    monkeypatch.setattr(Recorder, "push", push_seen)
     _, reporter = train_here(slow)
     assert slow.checkpoints() == ["step-00000008", "step-00000012"]
     reported = {seen.step: seen.checkpoint and seen.checkpoint.step for seen in reporter.seen if seen.loss}
-    assert reported[5] is None
-    assert {4, 8, 12} == {step for step in reported.values() if step is not None}
-    assert reported[9] == 4
+    assert (reported[5], reported[9], reported[11], reported[12]) == (None, 4, 8, 12)
     assert reporter.progress.checkpoint.step == 12
     assert slow.figures() == whole.figures()
     expected, found = weights_of(whole), weights_of(slow)
