@@ -4,6 +4,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import ValidationError
@@ -11,6 +12,9 @@ from pydantic import ValidationError
 from bitnet_crds.errors import InvalidRun, Problem, WrongValueError, WrongValuesError
 from bitnet_crds.record import Record
 from bitnet_crds.spec import API_VERSION, BitNetRun
+
+_LONGEST = 400
+"""Characters of what is wrong with one key."""
 
 
 def parse_run(document: Any) -> BitNetRun:
@@ -26,7 +30,14 @@ def parse_run(document: Any) -> BitNetRun:
             {key: value for key, value in document.items() if key != "status"}, by_alias=True, by_name=False
         )
     except ValidationError as error:
-        raise InvalidRun(problem for detail in error.errors() for problem in _problems(detail)) from None
+        found = (problem for detail in error.errors() for problem in _problems(detail))
+        raise InvalidRun(replace(problem, what=_shortened(problem.what)) for problem in found) from None
+
+
+def _shortened(what: str) -> str:
+    """What is wrong without the middle of a value that is long: a condition has 1,024 characters, and the
+    mend comes last."""
+    return what if len(what) <= _LONGEST else f"{what[: _LONGEST // 2]}…{what[-_LONGEST // 2 + 1 :]}"
 
 
 def _problems(detail: Mapping[str, Any]) -> Iterator[Problem]:

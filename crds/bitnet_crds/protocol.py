@@ -93,6 +93,10 @@ class TeacherState(StrEnum):
     LOADING = "Loading"
     READY = "Ready"
 
+    @classmethod
+    def _missing_(cls, value: object) -> "TeacherState":  # noqa: ARG003
+        return cls.ABSENT  # a newer trainer's word
+
 
 class TrainerState(StrEnum):
     """What the trainer is doing."""
@@ -105,6 +109,11 @@ class TrainerState(StrEnum):
     EVALUATING = "Evaluating"
     EXPORTING = "Exporting"
     FINISHED = "Finished"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "TrainerState":  # noqa: ARG003
+        """A newer trainer's word: were it an error, pods that train would count as not answering."""
+        return cls.STARTING
 
 
 class ObjectiveProgress(Report):

@@ -326,7 +326,7 @@ class Metadata(Record):
     model_config = ConfigDict(extra="ignore")
 
     name: Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)]
-    namespace: str = "default"
+    namespace: Label = "default"
     uid: str = ""
     generation: int = 1
     labels: dict[str, str] = {}

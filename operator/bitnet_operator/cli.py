@@ -1,6 +1,7 @@
 """bitnetctl: plan · run · status · export · eval. A person's mistake is a paragraph and exit code 2."""
 
 import asyncio
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -122,7 +123,7 @@ def status_command(
         if known is None:
             _exit_with(
                 f"{run} was never run here: there is no {folder / STATUS_FILE}. "
-                f"Start it with `bitnetctl run {run}`."
+                f"Start it with `bitnetctl run {shlex.quote(run)}`."
             )
         status, kept = known, _kept_at(parsed, known)
     else:

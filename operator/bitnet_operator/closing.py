@@ -36,6 +36,9 @@ def reported(case: Case, status: BitNetRunStatus, job: Job) -> tuple[Case, BitNe
         "artifacts": status.artifacts | furthest.artifacts,
     }
     current = status.segments[-1]
+    if kept is not None and kept > segments.job_began(status):
+        # However the segment ended: a checkpoint that was committed meanwhile begins the count anew.
+        update["attempts"] = 0
     if current.purpose == "Train":
         update["step"] = max(furthest.step, status.step)
         update["checkpoint_step"] = status.checkpoint_step if kept is None else kept
@@ -136,11 +139,8 @@ def _cut_short(
 
 
 def _retried(case: Case, status: BitNetRunStatus, end: End, failure: Failure) -> Decision:
-    current = status.segments[-1]
-    kept = status.checkpoint_step if current.purpose == "Train" else current.checkpoint_step
-    # A checkpoint that was committed meanwhile begins the count anew.
-    attempts = 0 if kept is not None and kept > segments.job_began(status) else status.attempts
-    verdict = retry.after_failure(failure, attempts, case.run.spec.retries, case.settings.first_retry_delay)
+    limit, delay = case.run.spec.retries, case.settings.first_retry_delay
+    verdict = retry.after_failure(failure, status.attempts, limit, delay)
     status = status.model_copy(update={"attempts": verdict.attempts})
     if isinstance(verdict, retry.GiveUp):
         return _closed(case, status, end, failure, verdict.message, over=True)

@@ -15,6 +15,7 @@ from bitnet_operator.failing import mended
 from bitnet_operator.moments import parse_timestamp
 from bitnet_operator.observation import JobState, Observation
 from bitnet_operator.policies.failure import Failure, first_cause
+from bitnet_operator.policies.retry import LONGEST_DELAY_SECONDS
 from bitnet_operator.segments import title
 from bitnet_operator.training import PODS_LOOK_SECONDS, training
 
@@ -70,7 +71,8 @@ def _between(case: Case, status: BitNetRunStatus) -> Decision:
         return Decision(status=case.say(status, Said("Running", "False", "Suspended", message)))
     if status.retry_at is not None:
         wait = (parse_timestamp(status.retry_at) - case.now).total_seconds()
-        if wait > 0:
+        # Nobody is told to wait for longer: a clock went back since.
+        if 0 < wait <= LONGEST_DELAY_SECONDS:
             return Decision(status=status, wake_after=wait)
     segment = segments.next_segment(case.run, case.plan, status, case.now)
     there = case.observation.job(segment.job)

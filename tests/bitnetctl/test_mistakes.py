@@ -155,8 +155,9 @@ def test_a_cluster_that_is_not_there(
 
 def test_a_run_that_was_never_run_here(make_bitnetctl: MakeBitnetctl) -> None:
     bitnetctl = make_bitnetctl()
-    code, output = bitnetctl("status", str(bitnetctl.file))
-    assert (code, "was never run here" in output) == (2, True)
+    file = bitnetctl.file.rename(bitnetctl.file.with_name("a run.yaml"))
+    code, output = bitnetctl("status", str(file))
+    assert (code, "was never run here" in output, f"`bitnetctl run '{file}'`" in output) == (2, True, True)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]"])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_crds import BitNetRun, Checkpoint, ExitCode, Order, TerminationReport, parse_run, plan
+from bitnet_crds import BitNetRun, Checkpoint, ExitCode, Order, Progress, TerminationReport, parse_run, plan
 from bitnet_crds.protocol import TERMINATION_MESSAGE_LIMIT, Evaluation, exit_code_label
 from written_runs import RIGHT, changed
 
@@ -69,6 +69,13 @@ def test_a_report_can_hold_a_file_name_that_is_not_utf8() -> None:
 def test_a_report_of_a_newer_version_is_read() -> None:
     sent = json.loads(report("x").to_message()) | {"aLaterField": 1}
     assert TerminationReport.model_validate_json(json.dumps(sent)) == report("x")
+
+
+def test_progress_of_a_newer_version_is_read() -> None:
+    """Pods whose words could not be read would be ended as if they did not answer."""
+    words = {"totalSteps": 9, "step": 3, "phase": "main", "state": "Calibrating", "teacher": "Halved", "x": 1}
+    progress = Progress.model_validate_json(json.dumps(words))
+    assert (progress.step, progress.state, progress.teacher) == (3, "Starting", "Absent")
 
 
 @pytest.mark.parametrize(

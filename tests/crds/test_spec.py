@@ -113,6 +113,8 @@ WRONG: list[tuple[str, Any, str, str, str]] = [
         "valueFrom: {secretKeyRef: {name: my-secret, key: HF_TOKEN}}`",
     ),
     ("spec.workers.count", "two", "spec.workers.count", "'two'", "valid integer"),
+    ("metadata.namespace", "../team", "metadata.namespace", "'../team'", "lower-case letters"),
+    ("spec.model.from", "x" * 3000, "spec.model.from", f"'{'x' * 100}", "hf://organisation/name"),
     (
         "spec.quantization.lambdaWarmup.curve",
         "Sine",
@@ -133,6 +135,7 @@ def test_each_error_names_field_value_and_mend(
     assert what in problem.what
     assert fix in problem.fix
     assert str(problem).startswith(f"{field}: ")
+    assert len(str(problem)) < 1024, "the mend comes last, and a condition would cut it off"
 
 
 def test_a_teacher_that_no_phase_uses_is_an_error(changed: Any) -> None:

@@ -195,6 +195,17 @@ def test_a_preemption_costs_no_attempt(scene) -> None:
     assert scene.decide().status.segments[-1].reason is SegmentReason.PREEMPTED
 
 
+def test_a_checkpoint_that_a_preempted_pod_tells_of_begins_the_count_of_attempts_anew(scene) -> None:
+    scene.decide()
+    scene.decide(scene.failed(pod(ExitCode.CRASHED)))
+    scene.passes(10)
+    scene.decide()
+    further = scene.decide(scene.failed(pod(ExitCode.PREEMPTED, checkpoint=4, step=4)))
+    assert further.status.attempts == 0
+    scene.decide()
+    assert scene.decide(scene.failed(pod(ExitCode.CRASHED, checkpoint=4, step=4))).status.attempts == 1
+
+
 def test_an_evicted_pod_is_a_preemption_whatever_the_others_ran_into(scene) -> None:
     scene.decide()
     evicted = Pod("pod-1", 1, exit_code=137, disruption="EvictionByEvictionAPI: drained")
@@ -299,6 +310,13 @@ def test_a_clock_that_went_back_does_not_freeze_progress(scene) -> None:
     assert scene.decide(scene.active(step=5)).status.step == 5
 
 
+def test_a_clock_that_went_back_does_not_hold_up_a_retry(scene) -> None:
+    scene.decide()
+    scene.decide(scene.failed(pod(ExitCode.CRASHED)))
+    scene.passes(-86_400)
+    assert scene.decide().ensure == "small-1"
+
+
 def stricter(scene) -> InvalidRun:
     scene.document["spec"]["phases"][-1]["until"] = "90%"
     with pytest.raises(InvalidRun) as invalid:
@@ -357,41 +375,3 @@ def test_whatever_happens_one_segment_runs_and_attempts_stay_within_their_limit(
     assert status.attempts <= scene.run.spec.retries + 1
     assert [segment.index for segment in status.segments] == list(range(len(status.segments)))
     assert all(0 <= s.first_step < s.end_step <= 10 for s in status.segments if s.first_step < 10)
-
-
-def test_checkpoints_that_fail_while_training_goes_on_are_a_condition_until_one_succeeds(scene) -> None:
-    scene.decide()
-    scene.decide(scene.active(step=1))
-    assert condition(scene.status, "Checkpointing") is None
-    failing = scene.active(step=3)
-    words = {"checkpoint_error": "the disk is full. Training goes on"}
-    scene.decide(replace(failing, progress=failing.progress.model_copy(update=words)))
-    said = condition(scene.status, "Checkpointing")
-    assert (said.status, said.reason, said.message) == (
-        "False",
-        "CheckpointFailed",
-        words["checkpoint_error"],
-    )
-    scene.decide(scene.active(step=4, checkpoint=2))
-    assert condition(scene.status, "Checkpointing") == said, "a new pod says nothing of the next checkpoint"
-    kept = scene.active(step=5, checkpoint=4)
-    scene.decide(replace(kept, progress=kept.progress.model_copy(update={"checkpoint_at": 1.0})))
-    said = condition(scene.status, "Checkpointing")
-    assert (said.status, said.reason, said.message) == ("True", "Committed", "step 4 is kept")
-
-
-def test_what_the_trainer_warns_of_is_a_condition_until_a_later_process_has_no_warning(scene) -> None:
-    scene.decide()
-    scene.decide(scene.active(step=1))
-    assert condition(scene.status, "Warnings") is None
-    for warnings, expected in (
-        (
-            ("no key. Put one there.", "No disk."),
-            ("True", "TrainerWarned", "no key. Put one there. No disk."),
-        ),
-        ((), ("False", "NoWarnings", "the trainer warns of nothing")),
-    ):
-        active = scene.active(step=3)
-        scene.decide(replace(active, progress=active.progress.model_copy(update={"warnings": warnings})))
-        said = condition(scene.status, "Warnings")
-        assert (said.status, said.reason, said.message) == expected

@@ -1,4 +1,5 @@
-"""What the operator does about a run's health: micro batches that were found, plateaus, stalls, queues."""
+"""What the operator does about a run's health: micro batches that were found, plateaus, stalls, queues, what
+pods warn of."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -316,3 +317,38 @@ def test_an_operator_that_was_away_longer_than_a_limit_gives_pods_all_of_it_agai
     scene.passes(3600)
     scene.decide(waits(scene, "ContainerCreating"), watched_since=scene.now - timedelta(seconds=599))
     assert scene.condition("Stalled") is None
+
+
+# What pods warn of.
+
+
+def test_checkpoints_that_fail_while_training_goes_on_are_a_condition_until_one_succeeds(scene: Any) -> None:
+    scene.decide()
+    scene.decide(scene.active(step=1))
+    assert scene.condition("Checkpointing") is None
+    words = "the disk is full. Training goes on"
+    scene.decide(scene.says(3, checkpoint_error=words))
+    said = scene.condition("Checkpointing")
+    assert (said.status, said.reason, said.message) == ("False", "CheckpointFailed", words)
+    scene.decide(scene.active(step=4, checkpoint=2))
+    assert scene.condition("Checkpointing") == said, "a new pod says nothing of the next checkpoint"
+    scene.decide(scene.says(5, 4, checkpoint_at=1.0))
+    said = scene.condition("Checkpointing")
+    assert (said.status, said.reason, said.message) == ("True", "Committed", "step 4 is kept")
+
+
+def test_what_the_trainer_warns_of_is_a_condition_until_a_later_process_has_no_warning(scene: Any) -> None:
+    scene.decide()
+    scene.decide(scene.active(step=1))
+    assert scene.condition("Warnings") is None
+    scene.decide(scene.says(3, warnings=("no key. Put one there.", "No disk.")))
+    said = scene.condition("Warnings")
+    assert (said.status, said.reason) == ("True", "TrainerWarned")
+    assert said.message == "no key. Put one there. No disk."
+    scene.decide(scene.active(step=3))
+    said = scene.condition("Warnings")
+    assert (said.status, said.reason, said.message) == (
+        "False",
+        "NoWarnings",
+        "the trainer warns of nothing",
+    )
