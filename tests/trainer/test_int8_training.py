@@ -1,5 +1,7 @@
 """Products of codes: BitLinear's formula at lambda 1, exact; weights quantised once for many passes."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -90,6 +92,21 @@ def test_codes_of_tokens_are_their_twins(width: int) -> None:
     assert torch.equal(codes[:2].float(), expected[:2])
     assert (codes.float() - expected).abs().max() <= 1
     assert (codes.float() != expected).float().mean() < 0.01
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's, of the interpreter
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_token_with_a_number_that_is_none_stays_without_one(bad: float) -> None:
+    """Else a step would pass for good, with a token in it that nobody computed."""
+    from bitnet_trainer.quantization.kernels.tokens import token_codes
+
+    x = torch.ones(2, 7)
+    x[0, 3] = bad
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    codes, per_unit = (each.cpu() for each in token_codes(x.to(device)))
+    weight = torch.ones(3, 7, dtype=torch.int8)
+    product = int8_product(codes, per_unit, weight, torch.ones(()), torch.float32)
+    assert product.isfinite().all(dim=1).tolist() == [False, True]
 
 
 def _layers(lam: float = 1.0) -> nn.ModuleList:

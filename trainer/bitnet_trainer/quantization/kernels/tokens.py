@@ -31,6 +31,12 @@ def token_codes(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @triton.jit
+def _larger(one, other):
+    """NaN where either is: of a token with a NaN `tl.max` would give a number, and all of it would be one."""
+    return tl.maximum(one, other, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def token_kernel(
     x, codes, codes_per_unit, width, least: tl.constexpr, to_whole: tl.constexpr, block: tl.constexpr
 ):
@@ -38,7 +44,7 @@ def token_kernel(
     row = tl.program_id(0).to(tl.int64) * width
     place = tl.arange(0, block)
     value = tl.load(x + row + place, mask=place < width, other=0).to(tl.float32)
-    largest = tl.maximum(tl.max(tl.abs(value), axis=0), least)
+    largest = _larger(tl.reduce(tl.abs(value), 0, _larger), least)
     # Divided as torch does, and not by a multiplication with what is nearly the inverse.
     unit = tl.math.div_rn(127.0, largest)
     code = value * unit + to_whole - to_whole
