@@ -114,6 +114,8 @@ class TrainingLoop:
         while self.step < self.end:
             phase = self.order.plan.phase_at(self.step)
             self._teacher_as_planned(phase)
+            # First, since passes take more memory where lambda is below 1, and it never falls.
+            lam = self._set_lambda()
             if phase.auto:
                 phase = self._fitted(phase, stop)
             rows = self.prefetch.take(self._wanted(self.step, self.cursor))
@@ -134,7 +136,7 @@ class TrainingLoop:
                 self._save(wait=True)
                 return False
 
-            lam, rate = self._set_lambda(), plan.learning_rate.at(self.step)
+            rate = plan.learning_rate.at(self.step)
             set_learning_rate(self.optimizer, plan.learning_rate.share_at(self.step))
             teacher = self.teacher if phase.teacher else None
             totals_of = dict(zip(counts, totals, strict=True))

@@ -11,6 +11,7 @@ from bitnet_crds.protocol import ExitCode
 from bitnet_trainer import run as run_module
 from bitnet_trainer.fitting import Fitting
 from bitnet_trainer.outcome import exit_code_of, failure_report
+from bitnet_trainer.quantization.bitlinear import QuantizationLambda
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.report import read_metrics
 from bitnet_trainer.step import Stepper
@@ -33,7 +34,7 @@ MUONCLIP = {"name": "MuonClip", "muonLearningRate": 0.01, "adamLearningRate": 5e
 @pytest.fixture
 def fitting(monkeypatch):
     """`fitting(4, 2)`: the processor stands for a GPU, on which passes of so many sequences fit without the
-    teacher and with it. The tries are remembered."""
+    teacher and with it. The tries are remembered: size, teacher, lambda and objectives."""
     join, rehearse, call = Ranks.join, Stepper.rehearse, Stepper.__call__
     monkeypatch.setattr(Ranks, "join", lambda _gpus: join(0))
 
@@ -47,7 +48,9 @@ def fitting(monkeypatch):
             return size
 
         def trying(self, step, weights):
-            tried.append((len(step.micro_batches[0]), step.teacher is not None, set(weights)))
+            lam = next((part for part in self.model.modules() if isinstance(part, QuantizationLambda)), None)
+            lam = lam and lam.value.item()
+            tried.append((len(step.micro_batches[0]), step.teacher is not None, lam, set(weights)))
             rehearse(self, step, weights)
             check(step)
 
@@ -80,7 +83,9 @@ def test_each_phase_has_the_largest_that_fits_with_its_teacher_and_it_is_told(ma
     found = {"warmup": 4, "main": 4, "distill": 2}
     assert reporter.progress.micro_batches == found
     assert [size for size, *_ in tried] == [1, 2, 4, 8, 1, 2, 4, 8, 1, 2, 4]
-    assert [size for size, teacher, _ in tried if teacher] == [1, 2, 4]
+    assert [size for size, teacher, *_ in tried if teacher] == [1, 2, 4]
+    # By the lambda of the phase's first step: passes below 1 take more memory than those at 1.
+    assert [lam for _, _, lam, _ in tried] == [0.0] * 4 + [0.75] * 4 + [1.0] * 3
     first = next(seen for seen in reporter.seen if "distill" in seen.micro_batches)
     assert (first.step, first.micro_batch_size, first.accumulation) == (9, 2, 4)
     assert failure_report(RuntimeError(), 0, reporter.progress).micro_batches == found
@@ -141,7 +146,7 @@ def test_what_is_known_is_not_tried_again(make_run, train_here, fitting):
     tried = fitting(8, 8)
     run = as_found(make_run(steps=12, **AUTO), warmup=4, main=2)
     _, reporter = train_here(run)
-    assert {teacher for _, teacher, _ in tried} == {True}
+    assert {teacher for _, teacher, *_ in tried} == {True}
     assert reporter.progress.micro_batches == {"distill": 8}
     assert [record.micro_batch_size for record in run.metrics()] == [4] * 3 + [2] * 6 + [8] * 3
 
