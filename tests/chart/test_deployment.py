@@ -84,15 +84,17 @@ def test_the_pods_labels_and_annotations() -> None:
         "template"
     ]
     assert template["metadata"]["labels"].items() >= {"team": "a", **SELECTED}.items()
-    assert template["metadata"]["annotations"]["note"] == "b"
+    default = "kubectl.kubernetes.io/default-container"
+    assert template["metadata"]["annotations"] == {"note": "b", default: "operator"}
 
 
-def test_a_constraint_with_a_selector_of_its_own_keeps_it() -> None:
-    rack = '"topologyKey":"rack","whenUnsatisfiable":"DoNotSchedule","labelSelector":{"matchLabels":{}}'
-    found = render(f'topologySpreadConstraints=[{{"maxSkew":1,{rack}}}]')
-    (constraint,) = pod(found)["topologySpreadConstraints"]
-    assert constraint["labelSelector"] == {"matchLabels": {}}
-    assert "matchLabelKeys" not in constraint
+def test_a_constraint_keeps_a_selector_and_keys_of_its_own() -> None:
+    rack = '"maxSkew":1,"topologyKey":"rack","whenUnsatisfiable":"DoNotSchedule"'
+    own = f'{{{rack},"labelSelector":{{"matchLabels":{{}}}}}},{{{rack},"matchLabelKeys":["a"]}}'
+    selects, keyed = pod(render(f"topologySpreadConstraints=[{own}]"))["topologySpreadConstraints"]
+    assert selects["labelSelector"] == {"matchLabels": {}}
+    assert "matchLabelKeys" not in selects
+    assert (keyed["labelSelector"]["matchLabels"], keyed["matchLabelKeys"]) == (SELECTED, ["a"])
 
 
 def test_probes_and_ports_are_those_of_the_command() -> None:

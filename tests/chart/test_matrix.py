@@ -35,6 +35,7 @@ def test_every_object_is_named_labelled_and_placed(given: Given) -> None:
         metadata = manifest["metadata"]
         where = f"{manifest['kind']} {metadata['name']}"
         assert len(metadata["name"]) <= SAME_NAME_AS_A_LABEL, where
+        assert isinstance(metadata.get("namespace", ""), str), where
         assert ("namespace" in metadata) == (manifest["kind"] not in CLUSTER_WIDE), where
         labels = metadata["labels"]
         assert labels["app.kubernetes.io/instance"] == given.release, where

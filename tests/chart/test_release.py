@@ -63,6 +63,13 @@ def test_a_full_name_may_be_given() -> None:
     assert not any("trial" in name for name in names)
 
 
+def test_a_release_whose_name_no_service_can_have_is_told_the_mend() -> None:
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        manifests(Given(release="123"))
+    assert "the release is called 123, " in refused.value.stderr
+    assert "write fullnameOverride" in refused.value.stderr
+
+
 def test_the_service_names_every_replica() -> None:
     found = render('metrics.service.annotations={"prometheus.io/scrape":"true"}')["Service"]
     assert found["metadata"]["annotations"] == {"prometheus.io/scrape": "true"}
@@ -115,6 +122,8 @@ def test_the_network_policy_may_limit_what_the_operator_reaches() -> None:
         "progressIntervalSeconds=0",
         'monitoring.podMonitor.enabled="yes"',
         'podLabels={"app.kubernetes.io/name":"mine"}',
+        'monitoring.labels={"app.kubernetes.io/name":"mine"}',
+        'webhook.certManager.issuerRef={"kind":"ClusterIssuer"}',
         'tolerations=[{"keys":"a"}]',
         'alerts.runbookUrl="runbooks"',
         'networkPolicy.apiServerCidrs=["172.16.0.2"]',

@@ -41,6 +41,7 @@ class Given:
     files: tuple[str, ...] = ()
     """Values files of the chart."""
     release: str = RELEASE
+    namespace: str = NAMESPACE
 
     def options(self) -> list[str]:
         """As helm's command line has them."""
@@ -55,6 +56,19 @@ MATRIX = {
     "no budget": Given(("podDisruptionBudget.enabled=false",)),
     "a long name": Given(release="a-release-with-a-name-of-fifty-three-characters-0123x"),
     "a name of its own": Given(('fullnameOverride="mine"',)),
+    "names that are other things in YAML": Given(
+        (
+            'fullnameOverride="no"',
+            'watchNamespaces=["on","1e3"]',
+            'serviceAccount.name="0"',
+            'priorityClassName="1"',
+            'dashboards.namespace="true"',
+            'grafanaAlerts={"enabled":true,"namespace":"2"}',
+        ),
+        PROMETHEUS_OPERATOR,
+        release="123",
+        namespace="null",
+    ),
     "watched namespaces": Given(('watchNamespaces=["a","b"]',)),
     "watched, without admission": Given(('watchNamespaces=["a"]', "webhook.enabled=false")),
     "images by digest": Given(
@@ -139,7 +153,7 @@ def helm(*arguments: str) -> str:
 def manifests(given: Given, *options: str, chart: Path = CHART) -> list[Manifest]:
     """All that a release is made of, the objects of `helm test` too."""
     rendered = helm(
-        "template", given.release, str(chart), "--namespace", NAMESPACE, *given.options(), *options
+        "template", given.release, str(chart), "--namespace", given.namespace, *given.options(), *options
     )
     return [document for document in yaml.load_all(rendered, yaml.CSafeLoader) if document]
 

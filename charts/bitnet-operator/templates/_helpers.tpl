@@ -3,6 +3,8 @@
 {{- define "bitnet-operator.fullname" -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" -}}
+{{- else if not (regexMatch "^[a-z]" .Release.Name) -}}
+{{- fail (printf "the release is called %s, and a Service's name begins with a letter: write fullnameOverride" .Release.Name) -}}
 {{- else if contains .Chart.Name .Release.Name -}}
 {{- .Release.Name | trunc 63 | trimSuffix "-" -}}
 {{- else -}}
@@ -31,7 +33,7 @@
 
 {{- define "bitnet-operator.selectorLabels" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "bitnet-operator.commonLabels" -}}

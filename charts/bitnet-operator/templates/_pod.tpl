@@ -55,7 +55,7 @@ lifecycle:
 {{- /* Not the operator's own labels: no Service may lead to the test's pod. */}}
 {{- define "bitnet-operator.testLabels" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}-test
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{ include "bitnet-operator.commonLabels" . }}
 {{- end -}}
 
