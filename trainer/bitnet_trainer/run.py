@@ -116,8 +116,8 @@ def _train(
 
     reporter.update(state=TrainerState.PREPARING_DATA)
     corpus = open_run_corpus(run, loaded.tokenizer, ranks)
-    check_vocabulary(corpus, loaded)
-    fingerprint = corpus.fingerprint()
+    fingerprint, largest_token = corpus.fingerprint(), corpus.largest_token()
+    check_vocabulary(largest_token, loaded)
     held_out = corpus.held_out(evaluated_sequences(ranks.device, plan.sequence_length))
 
     # A run that may not go on is refused before it costs anything, or writes over what the other one left.
@@ -168,7 +168,7 @@ def _train(
     if found is not None:
         resume.load(store, found, position, training, ranks.control)
 
-    teacher = planned_teacher(order, loaded, ranks.device, fingerprint)
+    teacher = planned_teacher(order, loaded, ranks.device, fingerprint, largest_token)
     inference = None
     if spec.checkpoint.inference_weights:
         inference = partial(_write_inference, written.outline, loaded.tokenizer, conversion)

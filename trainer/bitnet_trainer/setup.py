@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -214,20 +214,15 @@ def write_record(
     ).write(path)
 
 
-class _Text(Protocol):
-    def largest_token(self) -> int: ...
-
-
-def check_vocabulary(corpus: _Text, loaded: LoadedModel) -> None:
+def check_vocabulary(largest_token: int, loaded: LoadedModel) -> None:
     """Raises ModelUnavailable where the text has tokens that the model has no embedding for.
 
     Embedding such a token would end the run at the step that first draws it, on CUDA with all that ran there.
     """
     known = len(loaded.model.get_input_embeddings().get_parameter("weight"))
-    largest = corpus.largest_token()
-    if largest >= known:
+    if largest_token >= known:
         raise ModelUnavailable(
-            f"the tokenizer of {loaded.source} makes token {largest} of the text, and the model knows "
+            f"the tokenizer of {loaded.source} makes token {largest_token} of the text, and the model knows "
             f"{known} tokens. Use the tokenizer that the model was trained with."
         )
 
@@ -239,9 +234,12 @@ def is_the_original(spec: BitNetRunSpec) -> bool:
 
 
 def planned_teacher(
-    order: Order, loaded: LoadedModel, device: torch.device, fingerprint: str
+    order: Order, loaded: LoadedModel, device: torch.device, fingerprint: str, largest_token: int
 ) -> Teacher | None:
-    """The run's teacher, not loaded yet; None where it has none. A tuned one is where it was written."""
+    """The run's teacher, not loaded yet; None where it has none. A tuned one is where it was written.
+
+    `fingerprint` and `largest_token` are the text's.
+    """
     asked = order.spec.teacher
     if asked is None:
         return None
@@ -256,4 +254,5 @@ def planned_teacher(
         tokens,
         precision=asked.precision,
         cache=cache,
+        largest_token=largest_token,
     )

@@ -42,6 +42,7 @@ class Teacher:
         student_tokens: Mapping[str, int] | None = None,
         precision: Precision = "Auto",
         cache: LogitsCache | None = None,
+        largest_token: int = 0,
     ) -> None:
         """Loads nothing yet.
 
@@ -55,6 +56,7 @@ class Teacher:
             precision: of its weights in memory. Auto: bfloat16 on CUDA, float32 elsewhere. Int8: its linears
                 have 8 bits a weight, the rest is as in Auto.
             cache: keeps its likeliest tokens of each sequence, where they are to be kept.
+            largest_token: of the text that it is asked about, by id.
         """
         self._address = address
         self._revision = revision
@@ -63,6 +65,7 @@ class Teacher:
         self._student_tokens = student_tokens
         self._precision = precision
         self._cache = cache
+        self._largest_token = largest_token
         self._fingerprint = ""
         self._view: LanguageModel | None = None
         self._state = TeacherState.ABSENT
@@ -76,8 +79,8 @@ class Teacher:
         """Loads and freezes the teacher; does nothing if it is there already.
 
         Raises:
-            TeacherUnavailable: it cannot be loaded, does not fit the device, or its vocabulary is not the
-                student's.
+            TeacherUnavailable: it cannot be loaded, does not fit the device, its vocabulary is not the
+                student's, or the text has tokens that it does not know.
         """
         if self._view is not None:
             return
@@ -169,6 +172,12 @@ class Teacher:
             self._student_vocabulary,
             self._student_tokens,
         )
+        known = len(model.get_input_embeddings().get_parameter("weight"))
+        if self._largest_token >= known:
+            raise TeacherUnavailable(
+                f"the text has token {self._largest_token}, and the teacher {self._address} knows {known} "
+                "tokens; name a teacher that knows all that the student's tokenizer makes of the text"
+            )
         model.requires_grad_(False)
         if self._precision == "Int8":
             quantize_to_int8(model)

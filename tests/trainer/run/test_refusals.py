@@ -94,6 +94,20 @@ def test_text_with_tokens_that_the_model_does_not_know_is_refused(make_run, trai
     assert not (run.folder / "checkpoints").exists()
 
 
+def test_text_with_tokens_that_the_teacher_does_not_know_is_refused(
+    make_run, make_model, train_here, tokenizer
+):
+    """The student's vocabulary may have more, of which nobody asks the teacher unless the text has them."""
+    run = make_run(steps=4)
+    make_model(vocab_size=62).save_pretrained(run.root / "model")
+    tokenizer.add_tokens([AddedToken("unheard")])
+    tokenizer.save_pretrained(run.root / "model")
+    with (run.root / "counting.txt").open("a") as text:
+        text.write(" unheard w2 w3")
+    with pytest.raises(TeacherUnavailable, match=r"has token 61, and the teacher .* knows 61 tokens"):
+        train_here(run)
+
+
 def test_a_teacher_with_the_same_tokens_in_another_order_is_refused(make_run, train_here):
     run = make_run()
     words = (run.root / "teacher/tokenizer.json").read_text()
