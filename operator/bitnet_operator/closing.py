@@ -109,7 +109,8 @@ def _ended_as_asked(case: Case, status: BitNetRunStatus, ending: Ending, failure
     """Whatever the pods ran into on their way out, they were to end."""
     end, then = end_asked_for(ending.reason), None
     if end is End.STALLED:
-        helps = ending.reason not in stall.HOPELESS
+        # What came up nowhere may have been mended while it was taken away.
+        helps = ending.reason not in stall.HOPELESS or segments.spec_changed(case.run, case.plan, status)
         stalled = replace(failure, reason=ending.reason, message=ending.message, retryable=helps)
         return _retried(case, status, end, stalled)
     if end is End.PLATEAU:

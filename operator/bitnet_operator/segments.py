@@ -134,6 +134,12 @@ def pods_name(spec: BitNetRunSpec, plan: Plan, first_step: int, purpose: Purpose
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def spec_changed(run: BitNetRun, plan: Plan, status: BitNetRunStatus) -> bool:
+    """Whether a person has changed what the last segment's pods were made from."""
+    last = status.segments[-1]
+    return pods_name(run.spec, plan, job_began(status), last.purpose) != last.pods
+
+
 def removal_order(run: BitNetRun, plan: Plan) -> Order:
     """What the pod is handed that removes what a deleted run keeps: the order of its first pods."""
     name = run.metadata.name

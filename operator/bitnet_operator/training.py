@@ -141,8 +141,7 @@ def _watched(case: Case, status: BitNetRunStatus, job: Job) -> tuple[BitNetRunSt
     current, spec = status.segments[-1], case.run.spec
     if case.observation.stop_requested:
         return status, Ending(reason="Suspended", message="the run is to stop here", at=case.at)
-    began = segments.job_began(status)
-    if segments.pods_name(spec, case.plan, began, current.purpose) != current.pods:
+    if segments.spec_changed(case.run, case.plan, status):
         return status, Ending(reason="SpecChanged", message="spec.workers was changed", at=case.at)
     if job.state is JobState.SUSPENDED:
         return status, None

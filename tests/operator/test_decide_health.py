@@ -244,14 +244,20 @@ def test_pods_without_machines_wait_for_ever_and_the_condition_says_so(scene) ->
 
 
 @pytest.mark.parametrize(
-    ("why", "phase"),
-    [("InvalidImageName: a b", RunPhase.FAILED), ("ImagePullBackOff: no such tag", RunPhase.RUNNING)],
+    ("why", "template", "phase"),
+    [
+        ("InvalidImageName: a b", None, RunPhase.FAILED),
+        ("InvalidImageName: a b", {"spec": {"containers": []}}, RunPhase.RUNNING),
+        ("ImagePullBackOff: no such tag", None, RunPhase.RUNNING),
+    ],
 )
-def test_an_image_is_tried_again_where_it_may_come(scene, why: str, phase: RunPhase) -> None:
+def test_an_image_is_tried_again_where_it_may_come(scene, why: str, template: Any, phase: RunPhase) -> None:
     scene.decide()
     scene.passes(601)
     scene.decide(waits(scene, why))
     assert scene.decide(waits(scene, why)).delete == ("small-0",), "nobody is there to hear it"
+    if template:
+        scene.change(workers=DOCUMENT["spec"]["workers"] | {"template": template})
     scene.decide()
     assert (scene.status.phase, scene.status.attempts) == (phase, 1)
     assert why in scene.last.message
