@@ -101,9 +101,13 @@ def test_rules_are_made_where_the_cluster_has_their_kind(chart: Path, kind: str,
     assert groups(render(f"{value}=true", chart=chart), kind)
 
 
-def test_an_alert_that_does_not_exist_cannot_be_left_out(chart: Path) -> None:
+@pytest.mark.parametrize(("apis", "grafana"), [(BOTH, "false"), ((), "true")])
+def test_an_alert_that_does_not_exist_cannot_be_left_out(
+    chart: Path, apis: tuple[str, ...], grafana: str
+) -> None:
+    values = ('alerts.disabled=["C"]', f"grafanaAlerts.enabled={grafana}")
     with pytest.raises(subprocess.CalledProcessError) as refused:
-        render('alerts.disabled=["C"]', apis=BOTH, chart=chart)
+        render(*values, apis=apis, chart=chart)
     assert "alerts.disabled: there is no alert C; there are A, B" in refused.value.stderr
 
 

@@ -33,10 +33,16 @@ What is in double braces there is Prometheus' own, and stays: nothing of the fil
     {{- $groups = append $groups (set $group "rules" $rules) -}}
   {{- end -}}
 {{- end -}}
-{{- range $alerts.disabled -}}
+{{- include "bitnet-operator.refuseUnknownAlerts" (list . $known) -}}
+{{- toYaml $groups -}}
+{{- end -}}
+
+{{- /* Fails where `alerts.disabled` names none of the alerts that there are: (list . $known). */}}
+{{- define "bitnet-operator.refuseUnknownAlerts" -}}
+{{- $known := last . -}}
+{{- range (first .).Values.alerts.disabled -}}
   {{- if not (has . $known) -}}
     {{- fail (printf "alerts.disabled: there is no alert %s; there are %s" . (join ", " $known)) -}}
   {{- end -}}
 {{- end -}}
-{{- toYaml $groups -}}
 {{- end -}}
