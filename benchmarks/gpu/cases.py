@@ -2,12 +2,14 @@
 
 import importlib
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
+from experiments import WIDE_OPTIONS, Rounding, int8_backward, merge, quantised_where_made
 from shapes import Shape
 from torch import Tensor, nn
 from trainer_step import TrainerStep, alone
@@ -80,15 +82,19 @@ def ours(
     *,
     preset: bool = False,
     compiled: bool = True,
-    short_residual: bool = False,
     replayed: bool = False,
+    short_residual: bool = False,
+    merged: bool = False,
+    wide: bool = False,
+    backward: Rounding | None = None,
 ) -> Trained:
     """The trainer's step as a run without a teacher takes it, on one GPU: lambda, gradient clipping and the
     guard included.
 
     `preset` takes our own architecture of that size. Not `compiled`, layers run operation by operation.
-    Experiments: `replayed` compiled layers are CUDA graphs, and `short_residual` holds in bfloat16 what
-    layers add to.
+    Experiments: `replayed` compiled layers are CUDA graphs; `short_residual` holds in bfloat16 what layers
+    add to; `merged` multiplies once for all linears of the same input; `wide` has the compiler reduce wide
+    rows in one pass, and quantise in it; `backward` has tokens' gradients made by int8 products.
     """
     if preset:
         with work.device:
@@ -96,6 +102,8 @@ def ours(
     else:
         model = work.shape.build(work.device)
     convert(model)
+    if merged:
+        merge(model)
     student = LanguageModel(model.to(work.device)).train()
     if work.device.type == "cuda":
         shape = AttentionShape(
@@ -103,12 +111,21 @@ def ours(
         )
         prefer(model, fastest(measure_attention(shape, work.device)))
     if compiled:
-        student.compile_layers(replayed=replayed)
+        student.compile_layers(replayed=replayed, options=WIDE_OPTIONS if wide else {})
     if short_residual:
         model.get_input_embeddings().register_forward_hook(lambda _module, _inputs, out: out.bfloat16())
     trainer = TrainerStep.of(student, alone(work.device), rate=RATE)
     asked = trainer.asked([Rows.of(work.tokens[:, :-1].contiguous())])
-    return Trained(student, trainer.stepper.optimizer, partial(trainer.take, asked), compiled)
+
+    def take() -> Tensor:
+        with ExitStack() as inside:
+            if wide:
+                inside.enter_context(quantised_where_made())
+            if backward is not None:
+                inside.enter_context(int8_backward(backward))
+            return trainer.take(asked)
+
+    return Trained(student, trainer.stepper.optimizer, take, compiled)
 
 
 # --- peers
@@ -231,6 +248,14 @@ CASES: Mapping[str, Build] = MappingProxyType(
         "ours, eager": partial(ours, compiled=False),
         "experiment: ours, replayed": partial(ours, replayed=True),
         "experiment: ours, bf16 residual": partial(ours, short_residual=True),
+        "experiment: ours, merged": partial(ours, merged=True),
+        "experiment: ours, wide": partial(ours, wide=True),
+        "experiment: ours, int8 backward": partial(ours, backward="Nearest"),
+        "experiment: ours, int8 backward, stochastic": partial(ours, backward="Stochastic"),
+        "experiment: ours, merged, wide, replayed": partial(ours, merged=True, wide=True, replayed=True),
+        "experiment: ours, all but int8 backward": partial(
+            ours, merged=True, wide=True, replayed=True, short_residual=True
+        ),
         "bf16, eager, plain CE": partial(bf16, compiled=False),
         "bf16, compiled, plain CE": partial(bf16, compiled=True),
         "bf16, compiled, CE compiled": partial(bf16, compiled=True, loss="compiled"),

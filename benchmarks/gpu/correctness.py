@@ -2,14 +2,15 @@
 
 import argparse
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from unittest.mock import patch
 
 import torch
+from experiments import Rounding, int8_backward, merge
 from shapes import SHAPES, Shape
 from step import DEVICE, heading
 from timing import free
@@ -41,6 +42,9 @@ class Case:
     """Whether products are of codes; else they are bfloat16's, of values rounded to what codes stand for."""
     compiled: bool = True
     short_residual: bool = False
+    merged: bool = False
+    backward: Rounding | None = None
+    """How tokens' gradients are rounded to 8 bits; None leaves them in bfloat16."""
     order: int = 0
     """Seed of the rows' order: another one shows how far chance alone moves the loss."""
 
@@ -51,6 +55,9 @@ CASES: Mapping[str, Case] = MappingProxyType(
         "int8 (ours)": Case(),
         "fake-quant, layers compiled": Case(int8=False),
         "int8, bf16 residual": Case(short_residual=True),
+        "int8, merged": Case(merged=True),
+        "int8, int8 backward": Case(backward="Nearest"),
+        "int8, int8 backward, stochastic": Case(backward="Stochastic"),
         "fake-quant, eager, rows in another order": Case(int8=False, compiled=False, order=1),
     }
 )
@@ -75,6 +82,8 @@ def trained(case: Case, shape: Shape, rows: Tensor, batch: int, steps: int) -> t
     """Mean loss of the last steps, and of the held-out rows; nats a byte."""
     model = shape.build(DEVICE)
     convert(model)
+    if case.merged:
+        merge(model)
     student = LanguageModel(model).train()
     if case.compiled and DEVICE.type == "cuda":
         student.compile_layers()
@@ -101,10 +110,16 @@ def _held_out(student: LanguageModel, rows: Tensor, batch: int) -> float:
     return (sum(each.total for each in totals) / sum(each.tokens for each in totals)).item()  # type: ignore[union-attr]
 
 
-def _products(case: Case) -> AbstractContextManager[object]:
+@contextmanager
+def _products(case: Case) -> Iterator[None]:
     """Inside, layers multiply as the case says."""
     never: Callable[..., bool] = lambda _self, _x: False  # noqa: E731
-    return nullcontext() if case.int8 else patch.object(BitLinear, "_by_codes", never)
+    with ExitStack() as inside:
+        if not case.int8:
+            inside.enter_context(patch.object(BitLinear, "_by_codes", never))
+        if case.backward is not None:
+            inside.enter_context(int8_backward(case.backward))
+        yield
 
 
 def main() -> None:

@@ -61,14 +61,15 @@ def test_the_sums_are_exact_where_bfloat16_is_not() -> None:
     assert product.item() == 257
 
 
-@pytest.mark.parametrize(("rows", "inner", "columns"), [(130, 144, 40), (5, 16, 129), (128, 256, 128)])
-def test_the_kernel_is_its_twin(rows: int, inner: int, columns: int) -> None:
+@pytest.mark.parametrize("scales", [(), (129,)])
+@pytest.mark.parametrize(("rows", "inner", "columns"), [(130, 144, 129), (5, 16, 129)])
+def test_the_kernel_is_its_twin(rows: int, inner: int, columns: int, scales: tuple[int, ...]) -> None:
     from bitnet_trainer.quantization.kernels.int8_product_triton import launched
 
     torch.manual_seed(0)
     codes = torch.randint(-128, 128, (rows, inner), dtype=torch.int8)
     weight = torch.randint(-1, 2, (columns, inner), dtype=torch.int8)
-    per_unit, scale = torch.rand(rows, 1) + 0.5, torch.rand(())
+    per_unit, scale = torch.rand(rows, 1) + 0.5, torch.rand(scales)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = launched(*(each.to(device) for each in (codes, per_unit, weight, scale)), torch.float32)
     expected = int8_product(codes, per_unit, weight, scale, torch.float32)

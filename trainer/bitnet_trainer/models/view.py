@@ -1,7 +1,8 @@
 """A transformers-like model as objectives see it: hidden states, the head apart, and what is captured."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from bitnet_trainer.shared_weights import SharedWeights
 
 _NOTHING = Capture()
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class LanguageModel(nn.Module):
@@ -57,7 +59,9 @@ class LanguageModel(nn.Module):
         layers: Any = self.decoder_layers
         return int(layers[0].self_attn.head_dim)
 
-    def compile_layers(self, backend: str = "inductor", *, replayed: bool = False) -> None:
+    def compile_layers(
+        self, backend: str = "inductor", *, replayed: bool = False, options: Mapping[str, Any] = _NONE
+    ) -> None:
         """Has each decoder layer's forward pass compiled, the first time that it is called by way of this.
 
         One graph serves all layers that are alike, so that it is ready after one layer's compilation, and a
@@ -72,17 +76,19 @@ class LanguageModel(nn.Module):
                 overwritten by the next one: each begins with `begin_pass`. Not for layers whose parameters
                 move in memory (FSDP2), nor where memory is counted by tensors, as `Fitting` does: a graph's
                 is none of theirs.
+            options: more of them, as in torch.compile.
         """
         self.replayed = replayed
         # One for each shape of a micro batch, and for lambda below 1, at 1, and without gradients.
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        given = {**options, **({"triton.cudagraphs": True} if replayed else {})}
         self._compiled = tuple(
             torch.compile(
                 layer.forward,
                 fullgraph=True,
                 dynamic=False,
                 backend=backend,
-                options={"triton.cudagraphs": True} if replayed else None,
+                options=given or None,
             )
             for layer in self.decoder_layers
         )
