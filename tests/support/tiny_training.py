@@ -1,9 +1,12 @@
 """A model of a few numbers and its optimiser, for tests of what checkpoints hold."""
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from bitnet_trainer.checkpoint.saver import Saver
 from bitnet_trainer.checkpoint.state import Position, Training
+from bitnet_trainer.checkpoint.store import CheckpointStore, Committed
 from bitnet_trainer.optim import build_adamw, set_learning_rate
 
 POSITION = Position(
@@ -37,6 +40,16 @@ def train(training: Training, steps: int) -> None:
         batch = torch.randint(0, 7, (3,))
         nn.functional.cross_entropy(training.model(batch), batch.roll(1)).backward()
         training.optimizer.step()
+
+
+def saved(store: CheckpointStore, training: Training, group: dist.ProcessGroup) -> Committed:
+    """Its checkpoint of POSITION, when that is committed. Raises as `Saver.outcome`."""
+    saver = Saver(store, training, group)
+    try:
+        saver.begin(POSITION)
+        return saver.outcome()
+    finally:
+        saver.close()
 
 
 def everything(training: Training) -> dict[str, torch.Tensor]:

@@ -13,7 +13,6 @@ from bitnet_trainer.answer import Capture
 from bitnet_trainer.batch import IGNORED, Rows, SequenceId
 from bitnet_trainer.data import Corpus, Cursor
 from bitnet_trainer.data.packing import pack
-from bitnet_trainer.evaluate import perplexity
 from bitnet_trainer.models.attention_logits import LargestLogits
 from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.objectives.cross_entropy import CrossEntropyObjective
@@ -23,6 +22,7 @@ from bitnet_trainer.objectives.micro_batch import MicroBatch
 from bitnet_trainer.objectives.teacher_logits import TeacherLogitsObjective
 from bitnet_trainer.teacher import Teacher
 from families import ARCHITECTURES, small_model
+from measuring import perplexity
 
 EOS, MASK = 1, 60
 CPU = torch.device("cpu")

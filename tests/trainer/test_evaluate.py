@@ -16,12 +16,12 @@ from bitnet_trainer.evaluate import (
     Perplexity,
     count_correct,
     negative_log_likelihood,
-    perplexity,
     perplexity_of,
 )
 from bitnet_trainer.finish import Score, evaluation
 from bitnet_trainer.models.sequence_classification import classifier_from
 from bitnet_trainer.record import Baseline
+from measuring import perplexity
 
 
 def test_it_is_the_exponential_of_the_mean_over_all_tokens(make_model, sequences):

@@ -15,7 +15,6 @@ from transformers.integrations.bitnet import AutoBitLinear
 import families
 from bitnet_crds.spec import LowRankCorrection, Quantization
 from bitnet_trainer.errors import BadInput, CheckpointError
-from bitnet_trainer.evaluate import perplexity
 from bitnet_trainer.export.huggingface import SCALE_CONVENTION, export_huggingface
 from bitnet_trainer.export.stock import check_exportable
 from bitnet_trainer.models.convert import ConversionReport, convert
@@ -23,6 +22,7 @@ from bitnet_trainer.models.load import load_model
 from bitnet_trainer.models.packed import write_packed
 from bitnet_trainer.quantization.warmup import set_lambda
 from families import TRANSFORMERS_ARCHITECTURES, small_model
+from measuring import perplexity
 
 
 def listing(folder):

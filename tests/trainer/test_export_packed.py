@@ -13,12 +13,12 @@ from transformers.integrations.bitnet import pack_weights
 import families
 from bitnet_crds.spec import Quantization
 from bitnet_trainer.errors import BadInput
-from bitnet_trainer.evaluate import perplexity
 from bitnet_trainer.export.huggingface import PACKED_SCALE_CONVENTION, export_huggingface
 from bitnet_trainer.export.stock import check_exportable
 from bitnet_trainer.models.convert import convert
 from bitnet_trainer.quantization.warmup import set_lambda
 from families import TRANSFORMERS_ARCHITECTURES, loss_of, small_model
+from measuring import perplexity
 
 ALL, OUTPUT = Quantization(sub_ln="AllProjections"), Quantization(sub_ln="OutputProjections")
 WEIGHTS = "model.safetensors"

@@ -25,31 +25,6 @@ class Perplexity:
     """How many tokens were predicted."""
 
 
-def perplexity(
-    model: Callable[..., Any],
-    sequences: Tensor | Rows,
-    batch_size: int = 8,
-    device: torch.device | None = None,
-) -> Perplexity:
-    """`exp(sum of -log p(token) / tokens)` over all sequences; every token but the first of each counts once.
-
-    The model is in evaluation mode meanwhile and as it was afterwards. Run it under autocast where training
-    does. A rank that holds a part of the sequences can add up `negative_log_likelihood` instead.
-
-    Args:
-        model: a causal LM like transformers'; its answer has `logits` (B, S, V).
-        sequences: (N, S) int64 token ids, -100 nowhere; or rows without padding, of which those tokens count
-            that are labels.
-        batch_size: B, sequences in one forward pass; it changes memory, not the answer.
-        device: where the model is; of its parameters if not given.
-
-    Raises:
-        BadInput: there is no token to predict.
-    """
-    total, tokens = negative_log_likelihood(model, sequences, batch_size, device)
-    return perplexity_of(total, tokens)
-
-
 def perplexity_of(total: float, tokens: int) -> Perplexity:
     """Perplexity from the summed negative log-likelihood (nats) and the count of tokens.
 
@@ -72,7 +47,18 @@ def negative_log_likelihood(
     batch_size: int = 8,
     device: torch.device | None = None,
 ) -> tuple[float, int]:
-    """Summed negative log-likelihood (nats) and count of predicted tokens; arguments as in `perplexity`."""
+    """`sum of -log p(token)` in nats over all sequences, and how many tokens; the first of each is not one.
+
+    Ranks that hold a part of the sequences each can add both up; `perplexity_of` takes the sums. The model
+    is in evaluation mode meanwhile and as it was afterwards. Run it under autocast where training does.
+
+    Args:
+        model: a causal LM like transformers'; its answer has `logits` (B, S, V).
+        sequences: (N, S) int64 token ids, -100 nowhere; or rows without padding, of which those tokens count
+            that are labels.
+        batch_size: B, sequences in one forward pass; it changes memory, not the answer.
+        device: where the model is; of its parameters if not given.
+    """
     rows = sequences if isinstance(sequences, Rows) else Rows.of(sequences)
     device = device or _device_of(model, rows.input_ids)
     total, tokens = 0.0, 0
@@ -93,7 +79,7 @@ def count_correct(
     """How many labelled rows a classifier gives their own label the largest logit, and how many there are.
 
     Accuracy is the one divided by the other; ranks that hold a part of the rows each can add both up. The
-    model's mode is as in `perplexity`.
+    model's mode is as in `negative_log_likelihood`.
 
     Args:
         model: a classifier of sequences like transformers'; its answer has `logits` (B, labels).

@@ -13,11 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bitnet_crds.carried_out import carried_out
 from bitnet_crds.machines import pods_of
 from bitnet_crds.protocol import Evaluation, Order, TrainerState
+from bitnet_trainer.batch import Rows
 from bitnet_trainer.checkpoint import resume
 from bitnet_trainer.checkpoint.address import open_store
 from bitnet_trainer.checkpoint.saver import Saver
 from bitnet_trainer.checkpoint.state import Position, Training
-from bitnet_trainer.data import Cursor
+from bitnet_trainer.checkpoint.store import CheckpointStore, Committed
+from bitnet_trainer.data import Corpus, Cursor, LabelledCorpus
 from bitnet_trainer.errors import CheckpointError
 from bitnet_trainer.export.stock import check_exportable
 from bitnet_trainer.finish import (
@@ -30,6 +32,7 @@ from bitnet_trainer.kept import prepared
 from bitnet_trainer.loop import TrainingLoop
 from bitnet_trainer.mirror import Mirror
 from bitnet_trainer.models.convert import ConversionReport
+from bitnet_trainer.models.load import LoadedModel
 from bitnet_trainer.models.packed import write_packed
 from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.optim import WeightAverage, groups_table
@@ -122,19 +125,7 @@ def _train(
 
     # A run that may not go on is refused before it costs anything, or writes over what the other one left.
     purpose.settle(fingerprint, store, ranks)
-    position = _at_start(order, fingerprint)
-    found = ranks.from_first(resume.newest_sound(store, plan.rollbacks) if ranks.first else None)
-    if found is not None:
-        position = ranks.from_first(resume.read_position(store, found) if ranks.first else None)
-        resume.check_position(position, found, order.training_hash, fingerprint)
-        reporter.update(
-            checkpoint=reported(order, found),
-            step=position.step,
-            phase=plan.phase_at(position.step).name,
-            tokens=position.step * plan.tokens_per_step,
-            skipped_steps=position.skipped_steps,
-        )
-    reporter.update(begun_step=position.step)
+    found, position = _newest(order, store, fingerprint, reporter, ranks)
     if position.step < plan.end_step and plan.phase_at(position.step).shape.world_size != ranks.world:
         return _for_other_pods(order, position.step, ranks.world)
     phases = phases_from(plan, position.step)
@@ -142,18 +133,7 @@ def _train(
     evaluation_batch = min(1 if phase.auto else phase.shape.micro_batch_size for phase in phases)
 
     reporter.update(state=TrainerState.EVALUATING)
-    baseline = known_baseline(order, fingerprint, ranks)
-    original = None if baseline else measure(loaded.model, held_out, evaluation_batch, ranks)
-    conversion = purpose.convert(loaded.model)
-    _wholly_quantized(loaded.model, conversion)
-    if original is not None:
-        quantized = None
-        if conversion.converted:
-            quantized = measure(loaded.model, held_out, evaluation_batch, ranks).value
-        baseline = Baseline.of(original.count, original.value, quantized)
-    assert baseline is not None
-    if ranks.first:
-        write_record(order, loaded, conversion, fingerprint, corpus.readings, baseline)
+    conversion, baseline = _converted(purpose, loaded, corpus, fingerprint, held_out, evaluation_batch, ranks)
 
     written = WholeModel(loaded.model)
     if spec.workers.parallelism == "FSDP" and ranks.world > 1:
@@ -230,6 +210,58 @@ def _train(
         evaluation=evaluated,
         artifacts=artifacts,
     )
+
+
+def _newest(
+    order: Order, store: CheckpointStore, fingerprint: str, reporter: Reporter, ranks: Ranks
+) -> tuple[Committed | None, Position]:
+    """The newest checkpoint that may be gone on from, if there is one, and where training stands there.
+
+    Raises BadInput or CheckpointError where there are some, and none is for this run.
+    """
+    position = _at_start(order, fingerprint)
+    found = ranks.from_first(resume.newest_sound(store, order.plan.rollbacks) if ranks.first else None)
+    if found is not None:
+        position = ranks.from_first(resume.read_position(store, found) if ranks.first else None)
+        resume.check_position(position, found, order.training_hash, fingerprint)
+        reporter.update(
+            checkpoint=reported(order, found),
+            step=position.step,
+            phase=order.plan.phase_at(position.step).name,
+            tokens=position.step * order.plan.tokens_per_step,
+            skipped_steps=position.skipped_steps,
+        )
+    reporter.update(begun_step=position.step)
+    return found, position
+
+
+def _converted(
+    purpose: Purpose,
+    loaded: LoadedModel,
+    corpus: Corpus | LabelledCorpus,
+    fingerprint: str,
+    held_out: Rows,
+    batch_size: int,
+    ranks: Ranks,
+) -> tuple[ConversionReport, Baseline]:
+    """Converts the model, in place and to lambda 1; what it is worth before that and after it, untrained.
+
+    Both stand in run.json from then on; what an earlier process of the run measured is not measured again.
+    """
+    order = purpose.order
+    baseline = known_baseline(order, fingerprint, ranks)
+    original = None if baseline else measure(loaded.model, held_out, batch_size, ranks)
+    conversion = purpose.convert(loaded.model)
+    _wholly_quantized(loaded.model, conversion)
+    if original is not None:
+        quantized = None
+        if conversion.converted:
+            quantized = measure(loaded.model, held_out, batch_size, ranks).value
+        baseline = Baseline.of(original.count, original.value, quantized)
+    assert baseline is not None
+    if ranks.first:
+        write_record(order, loaded, conversion, fingerprint, corpus.readings, baseline)
+    return conversion, baseline
 
 
 def _wholly_quantized(model: PreTrainedModel, conversion: ConversionReport) -> None:

@@ -1,6 +1,5 @@
 """What the operator tells pods that train already: a file that Kubernetes replaces, watched from a thread."""
 
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -11,8 +10,6 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from bitnet_crds.protocol import TOLD_FILE, Order, Told
-
-_log = logging.getLogger(__name__)
 
 TOLD = "BITNET_TOLD"
 """Environment variable: where the file is, if not at TOLD_FILE."""

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from bitnet_trainer.checkpoint import resume, saver
+from bitnet_trainer.checkpoint import resume
 from bitnet_trainer.checkpoint.local import LocalStore
 from bitnet_trainer.checkpoint.resume import check_position, newest_sound
 from bitnet_trainer.checkpoint.state import Position, Training
 from bitnet_trainer.checkpoint.store import MARKER
 from bitnet_trainer.errors import BadInput, CheckpointError
 from bitnet_trainer.optim import build_adamw
-from tiny_training import POSITION, tiny_training, train
+from tiny_training import POSITION, saved, tiny_training, train
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_position_on_a_full_disk_is_an_error_with_its_mend(store, group, monke
     training = tiny_training(0)
     monkeypatch.setattr("bitnet_trainer.checkpoint.state.Path.write_text", full)
     with pytest.raises(CheckpointError, match=r"checkpoint\.uri: .*No space left on device.*Free some space"):
-        saver.save(store, POSITION, training, group)
+        saved(store, training, group)
     assert newest_sound(store) is None
 
 
@@ -158,7 +158,7 @@ def test_a_checkpoint_of_another_device_is_gone_on_from(store, group, cuda, wrot
     training = tiny_training(0)
     train(training, 1)
     visible(wrote)
-    committed = saver.save(store, POSITION, training, group)
+    committed = saved(store, training, group)
     state = torch.get_rng_state()
     twin = tiny_training(1)
     visible(reads)
@@ -171,7 +171,7 @@ def test_a_checkpoint_of_another_device_is_gone_on_from(store, group, cuda, wrot
 def test_a_checkpoint_whose_index_cannot_be_read_says_so(store, group):
     training = tiny_training(0)
     train(training, 1)
-    committed = saver.save(store, POSITION, training, group)
+    committed = saved(store, training, group)
     (folder_of(committed) / ".metadata").unlink()
     with pytest.raises(CheckpointError, match=r"step-00000010 cannot be loaded \(.metadata: "):
         resume.load(store, committed, POSITION, training, group)
@@ -180,7 +180,7 @@ def test_a_checkpoint_whose_index_cannot_be_read_says_so(store, group):
 def test_a_checkpoint_of_another_model_says_so(store, group):
     training = tiny_training(0)
     train(training, 1)
-    committed = saver.save(store, POSITION, training, group)
+    committed = saved(store, training, group)
     other = nn.Sequential(nn.Embedding(9, 4))
     others = Training(other, build_adamw(other, learning_rate=1.0, weight_decay=0.0))
     with pytest.raises(CheckpointError, match=r"cannot be loaded .*written by another model"):

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from bitnet_crds import Rollback
-from bitnet_trainer.checkpoint import resume, saver
+from bitnet_trainer.checkpoint import resume
 from bitnet_trainer.checkpoint.resume import newest_sound, read_position
 from bitnet_trainer.checkpoint.store import MARKER
 from bitnet_trainer.errors import CheckpointError
 from places import fill, write
-from tiny_training import POSITION, differing, everything, tiny_training, train
+from tiny_training import POSITION, differing, everything, saved, tiny_training, train
 
 
 def steps(store):
@@ -204,7 +204,7 @@ def test_a_marker_that_is_none_is_damage(place):
 def test_training_goes_on_from_a_checkpoint_bit_for_bit(place, group):
     store, training = place.store(), tiny_training(0)
     train(training, 4)
-    committed = saver.save(store, POSITION, training, group)
+    committed = saved(store, training, group)
     train(training, 3)
 
     twin = tiny_training(1)

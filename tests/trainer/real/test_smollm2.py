@@ -10,13 +10,13 @@ from transformers import PreTrainedModel
 from bitnet_crds.objectives import Objectives
 from bitnet_crds.spec import Quantization
 from bitnet_trainer.batch import Rows, SequenceId
-from bitnet_trainer.evaluate import perplexity
 from bitnet_trainer.models.convert import ConversionReport, convert
 from bitnet_trainer.models.load import LoadedModel
 from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.objectives.manager import ObjectiveManager, objectives_of
 from bitnet_trainer.objectives.micro_batch import MicroBatch
 from bitnet_trainer.quantization.warmup import set_lambda
+from measuring import perplexity
 
 LAYERS = 30
 SETTINGS = {

@@ -7,9 +7,9 @@ import torch
 
 from bitnet_crds.protocol import TeacherState
 from bitnet_trainer.errors import BadInput
-from bitnet_trainer.evaluate import perplexity
 from bitnet_trainer.models.packed import load_packed
 from bitnet_trainer.teacher import Teacher
+from measuring import perplexity
 
 MASK = {"maskToken": "w60"}
 PHASES = [

@@ -6,13 +6,13 @@ from transformers import AutoModelForCausalLM
 
 from bitnet_crds.spec import ExportFormat
 from bitnet_trainer.errors import BadInput
-from bitnet_trainer.evaluate import perplexity
 from bitnet_trainer.export.gguf_tokenizer import PRE_TOKENIZERS
 from bitnet_trainer.models.load import load_model
 from bitnet_trainer.models.packed import load_packed
 from byte_level import TEXT, byte_level_tokenizer
 from families import small_model
 from gguf_models import SIZES
+from measuring import perplexity
 
 ALONE = {
     "teacher": None,

@@ -16,10 +16,10 @@ from bitnet_trainer.errors import (
     ModelUnavailable,
     TeacherUnavailable,
 )
-from bitnet_trainer.evaluate import perplexity
 from bitnet_trainer.outcome import exit_code_of
 from bitnet_trainer.record import revision
 from bitnet_trainer.step import Stepper
+from measuring import perplexity
 
 
 def test_a_run_goes_through_its_phases_and_leaves_everything(make_run, train_here):

@@ -8,12 +8,12 @@ import torch
 from bitnet_trainer.checkpoint.store import MARKER
 from bitnet_trainer.compare import compare, load_any, measure
 from bitnet_trainer.errors import BadInput, CheckpointError, DataUnavailable, ModelUnavailable
-from bitnet_trainer.evaluate import perplexity
 from bitnet_trainer.export.trained import load_trained
 from bitnet_trainer.models.convert import convert
 from bitnet_trainer.models.packed import write_packed
 from bitnet_trainer.quantization.bitlinear import BitLinear
 from families import small_model
+from measuring import perplexity
 
 
 @pytest.fixture(autouse=True)

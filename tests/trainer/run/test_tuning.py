@@ -13,12 +13,12 @@ from bitnet_crds.carried_out import carried_out
 from bitnet_crds.protocol import ExitCode, TrainerState
 from bitnet_trainer.compare import load_any
 from bitnet_trainer.errors import BadInput, TeacherUnavailable
-from bitnet_trainer.evaluate import perplexity
 from bitnet_trainer.export.huggingface import export_huggingface
 from bitnet_trainer.export.trained import load_trained
 from bitnet_trainer.models.convert import convert
 from bitnet_trainer.outcome import exit_code_of
 from lives import Kill, live
+from measuring import perplexity
 
 STEPS = 16
 TUNE = {"tokens": STEPS * 8 * 16, "learningRate": 0.01}

@@ -110,21 +110,6 @@ class Saver:
         return None
 
 
-def save(
-    store: CheckpointStore,
-    position: Position,
-    training: Training,
-    group: dist.ProcessGroup,
-    inference: Inference | None = None,
-) -> Committed:
-    """Writes and commits a checkpoint now; every rank calls it. Raises as `Saver.outcome`."""
-    copier = Copier(training)
-    try:
-        return _write(store, _copied(training, position, group, copier, inference), group)
-    finally:
-        copier.close()
-
-
 def _copied(
     training: Training,
     position: Position,
@@ -148,7 +133,7 @@ def _write(
     store: CheckpointStore,
     snapshot: _Snapshot,
     group: dist.ProcessGroup,
-    after_commit: Callable[[], None] = lambda: None,
+    after_commit: Callable[[], None],
 ) -> Committed:
     """The one course of every checkpoint. What goes wrong in a part is known to all ranks before the next."""
     step, first = snapshot.position.step, dist.get_rank(group) == 0
