@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trainer_step import TrainerStep, alone
 from transformers import PreTrainedModel
 
+from bitnet_crds.spec import Quantization
 from bitnet_trainer.batch import Rows
 from bitnet_trainer.models.attention import prefer
 from bitnet_trainer.models.attention_backends import AttentionShape, fastest
@@ -83,6 +84,7 @@ def ours(
     preset: bool = False,
     compiled: bool = True,
     replayed: bool = False,
+    haar: bool = False,
     short_residual: bool = False,
     merged: bool = False,
     wide: bool = False,
@@ -91,7 +93,8 @@ def ours(
     """The trainer's step as a run without a teacher takes it, on one GPU: lambda, gradient clipping and the
     guard included.
 
-    `preset` takes our own architecture of that size. Not `compiled`, layers run operation by operation.
+    `preset` takes our own architecture of that size, and `haar` Haar weights. Not `compiled`, layers run
+    operation by operation.
     Experiments: `replayed` compiled layers are CUDA graphs; `short_residual` holds in bfloat16 what layers
     add to; `merged` multiplies once for all linears of the same input; `wide` has the compiler reduce wide
     rows in one pass, and quantise in it; `backward` has tokens' gradients made by int8 products.
@@ -101,7 +104,7 @@ def ours(
             model: PreTrainedModel = build_preset(f"BitNetLlama-{work.name}", work.shape.vocabulary)
     else:
         model = work.shape.build(work.device)
-    convert(model)
+    convert(model, Quantization(weights="Haar" if haar else "AbsMean"))
     if merged:
         merge(model)
     student = LanguageModel(model.to(work.device)).train()
@@ -246,6 +249,8 @@ CASES: Mapping[str, Build] = MappingProxyType(
         "ours": ours,
         "ours, BitNetLlama preset": partial(ours, preset=True),
         "ours, eager": partial(ours, compiled=False),
+        "ours, Haar": partial(ours, haar=True),
+        "ours, Haar, eager": partial(ours, haar=True, compiled=False),
         "experiment: ours, replayed": partial(ours, replayed=True),
         "experiment: ours, bf16 residual": partial(ours, short_residual=True),
         "experiment: ours, merged": partial(ours, merged=True),

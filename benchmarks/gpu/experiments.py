@@ -60,7 +60,7 @@ def _merge(linears: Sequence[BitLinear]) -> None:
 class _Merged(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
-        tokens, codes_per_unit = int8_training._token_codes(x)
+        tokens, codes_per_unit = int8_training.token_codes(x)
         each, scales = zip(*(int8_codes(weight) for weight in weights), strict=True)
         codes = torch.cat(each)
         scale = torch.cat([own.expand(len(rows)) for rows, own in zip(each, scales, strict=True)])

@@ -31,8 +31,8 @@ def shard(student: LanguageModel, ranks: Ranks, *, packed: bool = True) -> "Whol
     forward pass, chunk by chunk: they stay whole from the forward pass to the end of the backward one.
     Gradients are averaged over the ranks after each micro batch, and then added up: the other way round, they
     would be held whole. What a BitLinear multiplies by stays from its forward pass to its backward one, and
-    whole: on CUDA at lambda 1 its packed codes, else the weights quantised and blended, 4 bytes each, 2 under
-    autocast. Source: torch.distributed.fsdp.fully_shard.
+    whole: on CUDA at lambda 1 its codes, packed where it gathers them, else the weights quantised and
+    blended, 4 bytes each, 2 under autocast. Source: torch.distributed.fsdp.fully_shard.
     """
     whole = WholeModel(student.model, without_weights(student.model))
     mesh = init_device_mesh(ranks.device.type, (ranks.world,))

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from bitnet_trainer.precision import at_least_float32
 from bitnet_trainer.quantization.codes import quantize_activations
+from bitnet_trainer.quantization.haar import HaarCodes, haar_codes, haar_weights
+from bitnet_trainer.quantization.haar_training import haar_linear
 from bitnet_trainer.quantization.int8_training import Int8Codes, PackedCodes, int8_linear
 from bitnet_trainer.quantization.low_rank import LowRankCorrection
 from bitnet_trainer.quantization.packing import unpack_ternary
@@ -76,7 +78,8 @@ class BitLinear(nn.Linear):
     Parameters, their names and their shapes are those of `nn.Linear`: weight (out, in), bias (out); then
     `rms_norm.weight` (in), as transformers' AutoBitLinear has it, `low_rank.u` (out, rank) and `low_rank.v`
     (in, rank). Scales are computed in float32 or better; products run in the input's dtype, or in autocast's.
-    At lambda 1 on CUDA, under autocast to bfloat16, they are int8 x int8 (`int8_training`).
+    At lambda 1 on CUDA, under autocast to bfloat16, codes are what is kept of a pass: AbsMean's products are
+    int8 x int8 (`int8_training`), Haar's bfloat16 (`haar_training`).
     """
 
     def __init__(
@@ -96,7 +99,7 @@ class BitLinear(nn.Linear):
         self.scheme: SchemeName = scheme
         self.rms_norm = rms_norm
         self.low_rank = low_rank
-        self.kept: Int8Codes | PackedCodes | None = None
+        self.kept: Int8Codes | PackedCodes | HaarCodes | None = None
         """The weight's codes, while `codes_kept` or `SharedWeights` has them."""
         self.whole: Tensor | None = None
         """What stands for a weight of which ranks hold parts, while `SharedWeights` has it; beside packed
@@ -128,15 +131,25 @@ class BitLinear(nn.Linear):
 
     def effective_weight(self) -> Tensor:
         """The weight (out, in) that the product uses: `W + lam * (Wq - W)`, at least float32."""
-        scheme = SCHEMES[self.scheme]
         if isinstance(self.kept, PackedCodes):
             codes = unpack_ternary(self.kept.packed, self.in_features)
             quantized: Tensor = _StraightThrough.apply(
-                self._all_of_it, scheme.dequantize(codes, self.kept.scale)
+                self._all_of_it, SCHEMES[self.scheme].dequantize(codes, self.kept.scale)
             )
             return quantized
         weight = at_least_float32(self._all_of_it)
-        return blend(weight, scheme.dequantize(*scheme.quantize(weight)), self.lam.value)
+        return blend(weight, self._quantized(weight), self.lam.value)
+
+    def _quantized(self, weight: Tensor) -> Tensor:
+        """Wq (out, in) of the weight, without gradient."""
+        kernel = self.lam.kernels and weight.is_cuda and weight.dtype == torch.float32
+        bands = self._kept_bands
+        if bands is None and kernel and self.scheme == "Haar":
+            bands = haar_codes(weight, kernel=True)
+        if bands is not None:
+            return haar_weights(*bands, weight.dtype, kernel=kernel)
+        scheme = SCHEMES[self.scheme]
+        return scheme.dequantize(*scheme.quantize(weight))
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
@@ -145,7 +158,11 @@ class BitLinear(nn.Linear):
             x = self.rms_norm(x.to(self.rms_norm.weight.dtype))
         bias = None if self.bias is None else self.bias.to(input.dtype)
         if self._by_codes(x):
-            y = int8_linear(x, self._all_of_it, torch.bfloat16, self.kept)
+            if self.scheme == "Haar":
+                y = haar_linear(x, self._all_of_it, torch.bfloat16, self._kept_bands)
+            else:
+                assert not isinstance(self.kept, HaarCodes)  # which another scheme has
+                y = int8_linear(x, self._all_of_it, torch.bfloat16, self.kept)
             y = y if bias is None else y + bias.to(y.dtype)
         else:
             x = at_least_float32(x)
@@ -159,18 +176,24 @@ class BitLinear(nn.Linear):
 
     @property
     def has_codes(self) -> bool:
-        """Whether what it multiplies by is wholly quantised now, and one scale times codes."""
-        return self.scheme == "AbsMean" and self.lam.whole
+        """Whether passes take the weight's codes as they are now: a blend quantises AbsMean's on the way,
+        and has a pass of its own for Haar's."""
+        return self.scheme == "Haar" or self.lam.whole
+
+    @property
+    def _kept_bands(self) -> HaarCodes | None:
+        return self.kept if isinstance(self.kept, HaarCodes) else None
 
     @property
     def _all_of_it(self) -> Tensor:
         return self.weight if self.whole is None else self.whole
 
     def _by_codes(self, x: Tensor) -> bool:
-        """Whether the product is one of codes: where there is a kernel for it, and products are bfloat16."""
+        """Whether the product is one of codes: where there are kernels for it, and products are bfloat16."""
         return (
             x.is_cuda
             and self.has_codes
+            and self.lam.whole
             and self.lam.kernels
             and torch.is_autocast_enabled("cuda")
             and torch.get_autocast_dtype("cuda") == torch.bfloat16

@@ -5,8 +5,8 @@ the same energy in the weights.
 """
 
 import math
-from importlib import import_module
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,15 @@ from bitnet_trainer.triton_kernels import picked
 
 _ROOT = 1 / math.sqrt(2)
 """Multiplied by, which rounds alike on every device; a division by sqrt2 does not."""
+
+
+class HaarCodes(NamedTuple):
+    """Ternary weights in their bands, without gradient."""
+
+    codes: Tensor
+    """(..., out, in) int8 in {-1, 0, 1}, laid out [low | high]."""
+    scales: Tensor
+    """(..., 2), of low and high, at least float32."""
 
 
 def haar_transform_1d_row(x: Tensor) -> Tensor:
@@ -83,28 +92,28 @@ def haar_weight_quantization(weight: Tensor) -> Tensor:
     return dequantize_haar(*haar_weight_quantization_no_scale(full)).to(weight.dtype)
 
 
-def haar_codes(weights: Tensor, *, kernel: bool | None = None) -> tuple[Tensor, Tensor]:
+def haar_codes(weights: Tensor, *, kernel: bool | None = None) -> HaarCodes:
     """Codes and scales of many matrices, as `haar_weight_quantization_no_scale` has them of one.
 
     Args:
         weights: (..., out, in) floating point, `in` even.
-        kernel: by Triton in two passes over the weights; None picks by device.
+        kernel: by Triton in two passes over the weights, in float32; None picks by device. A compiled graph
+            cannot ask for that, and has to be told.
 
     Returns:
-        int8 (..., out, in) laid out [low | high], and the scales (..., 2), at least float32. A kernel adds up
-        in another order than torch, so that its scales may differ in the last place, and codes at a tie.
+        Those of each matrix. A kernel adds up in another order than torch, so that its scales may differ in
+        the last place, and codes at a tie.
 
     Raises:
         BadInput: `in` is odd.
     """
     _check_even(weights.shape[-1])
     if picked(weights, kernel):
-        found: tuple[Tensor, Tensor] = _kernels().haar_codes(weights.detach())
-        return found
+        return HaarCodes(*_kernels().haar_codes(weights.detach()))
     flat = weights.reshape(-1, *weights.shape[-2:])
     codes, scales = zip(*(haar_weight_quantization_no_scale(weight) for weight in flat), strict=True)
     whole = torch.stack(codes).to(torch.int8).reshape(weights.shape)
-    return whole, torch.stack(scales).reshape(*weights.shape[:-2], 2)
+    return HaarCodes(whole, torch.stack(scales).reshape(*weights.shape[:-2], 2))
 
 
 def haar_weights(codes: Tensor, scales: Tensor, dtype: torch.dtype, *, kernel: bool | None = None) -> Tensor:
@@ -114,7 +123,7 @@ def haar_weights(codes: Tensor, scales: Tensor, dtype: torch.dtype, *, kernel: b
         codes: int8 (..., out, in), laid out [low | high].
         scales: (..., 2).
         dtype: of the weights.
-        kernel: by Triton in one pass; None picks by device.
+        kernel: by Triton in one pass; None picks by device, as above.
 
     Returns:
         (..., out, in), computed in the scales' type.
@@ -130,8 +139,11 @@ def haar_weights(codes: Tensor, scales: Tensor, dtype: torch.dtype, *, kernel: b
 
 
 def _kernels() -> ModuleType:
-    # Imported where it is used: Triton takes long to start, and need not be installed.
-    return import_module("bitnet_trainer.quantization.kernels.haar")
+    # Imported where it is used: Triton takes long to start, and need not be installed. Not by a function,
+    # which a compiled graph would break at.
+    from bitnet_trainer.quantization.kernels import haar
+
+    return haar
 
 
 def _check_even(width: int) -> None:

@@ -68,7 +68,7 @@ class _Int8Linear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype, kept: Int8Codes | PackedCodes | None
     ) -> Tensor:
-        tokens, codes_per_unit = _token_codes(x)
+        tokens, codes_per_unit = token_codes(x)
         held, scale = int8_codes(weight) if kept is None else kept
         ctx.packed_width = weight.shape[1] if isinstance(kept, PackedCodes) else None
         ctx.save_for_backward(tokens, codes_per_unit, held, scale)
@@ -83,7 +83,7 @@ class _Int8Linear(torch.autograd.Function):
         of_x, of_weight = ctx.dtypes
         # The scale goes over the product, not into the codes, which are exact in any dtype.
         to_x = (gradient @ codes.to(gradient.dtype)).to(of_x) * scale.to(of_x)
-        to_weight = product(gradient.T, (tokens / codes_per_unit).to(gradient.dtype), of_weight)
+        to_weight = product(gradient.T, dequantized(tokens, codes_per_unit, gradient.dtype), of_weight)
         return to_x, to_weight, None, None
 
 
@@ -92,11 +92,16 @@ def _unpacked(codes: Tensor, width: int | None) -> Tensor:
     return codes if width is None else unpack_ternary(codes, width)
 
 
-def _token_codes(x: Tensor) -> tuple[Tensor, Tensor]:
+def token_codes(x: Tensor) -> tuple[Tensor, Tensor]:
     """`quantize_activations` of (N, in): int8, contiguous, and float32."""
     if x.is_cuda and x.shape[1] > _FUSED_WIDTH:
-        from bitnet_trainer.quantization.kernels.tokens import token_codes
+        from bitnet_trainer.quantization.kernels import tokens
 
-        return token_codes(x.contiguous())
+        return tokens.token_codes(x.contiguous())
     codes, codes_per_unit = quantize_activations(at_least_float32(x))
     return codes.to(torch.int8).contiguous(), codes_per_unit.float()
+
+
+def dequantized(tokens: Tensor, codes_per_unit: Tensor, dtype: torch.dtype) -> Tensor:
+    """Tokens (N, in) of what `token_codes` made, rounded once."""
+    return (tokens / codes_per_unit).to(dtype)

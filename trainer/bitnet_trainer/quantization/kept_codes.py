@@ -1,19 +1,20 @@
 """Weights' codes computed once for several passes, instead of in each."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from bitnet_trainer.quantization.bitlinear import BitLinear
+from bitnet_trainer.quantization.haar import HaarCodes, haar_codes
 from bitnet_trainer.quantization.int8_training import Int8Codes, int8_codes
-from bitnet_trainer.triton_kernels import compiled_for
+from bitnet_trainer.triton_kernels import compiled_for, has_kernels
 
 
 @contextmanager
 def codes_kept(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, BitLinears that multiply codes use those of the weights as they are at the beginning.
+    """Inside, BitLinears that compute with codes use those of the weights as they are at the beginning.
 
     So an optimiser step quantises each weight once, however many micro batches it has, for a byte a weight.
     Nothing may change a weight inside.
@@ -25,7 +26,7 @@ def codes_kept(layers: Iterable[nn.Module]) -> Iterator[None]:
     try:
         for layer in layers:
             own = [part for part in layer.modules() if isinstance(part, BitLinear) and part.has_codes]
-            for part, codes in zip(own, _codes_of(*(part.weight for part in own)), strict=True):
+            for part, codes in zip(own, _codes_of(own), strict=True):
                 part.kept = codes
                 keeping.append(part)
         yield
@@ -35,12 +36,19 @@ def codes_kept(layers: Iterable[nn.Module]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _codes_of(*weights: Tensor) -> list[Int8Codes]:
-    if not weights:
+def _codes_of(parts: Sequence[BitLinear]) -> list[Int8Codes | HaarCodes]:
+    if not parts:
         return []
-    codes: list[Int8Codes] = compiled_for(_quantized, weights[0].device)(*weights)
+    device = parts[0].weight.device
+    haars = [part.scheme == "Haar" for part in parts]
+    weights = [part.weight for part in parts]
+    codes: list[Int8Codes | HaarCodes] = compiled_for(_quantized, device)(weights, haars, has_kernels(device))
     return codes
 
 
-def _quantized(*weights: Tensor) -> list[Int8Codes]:
-    return [int8_codes(weight.detach()) for weight in weights]
+def _quantized(weights: Sequence[Tensor], haars: Sequence[bool], kernel: bool) -> list[Int8Codes | HaarCodes]:
+    """Codes of each, Haar's where that is so."""
+    return [
+        haar_codes(weight, kernel=kernel) if haar else int8_codes(weight.detach())
+        for weight, haar in zip(weights, haars, strict=True)
+    ]

@@ -50,11 +50,10 @@ def band_sums(weights: Tensor, work: Work = WORK) -> Tensor:
         flat,
         partial,
         pairs,
-        _ROOT,
+        root=_ROOT,
         block=work.sum_pairs,
         turns=work.sum_turns,
         num_warps=work.warps,
-        enable_fp_fusion=False,
     )
     return partial.sum(dim=-1).view(*weights.shape[:-2], 2)
 
@@ -78,11 +77,10 @@ def codes_of(weights: Tensor, inverses: Tensor, work: Work = WORK) -> Tensor:
         codes,
         flat.shape[1],
         half,
-        _ROOT,
+        root=_ROOT,
         height=work.rows,
         columns=columns,
         num_warps=work.warps,
-        enable_fp_fusion=False,
     )
     return codes.view(weights.shape)
 
@@ -98,11 +96,10 @@ def haar_weights(codes: Tensor, scales: Tensor, dtype: torch.dtype, work: Work =
         weights,
         flat.shape[1],
         half,
-        _ROOT,
+        root=_ROOT,
         height=work.rows,
         columns=columns,
         num_warps=work.warps,
-        enable_fp_fusion=False,
     )
     return weights.view(codes.shape)
 
@@ -116,7 +113,7 @@ def _cut(flat: Tensor, work: Work) -> tuple[int, tuple[int, int, int], int]:
 
 
 @triton.jit
-def _sums(weights, partial, pairs, root, block: tl.constexpr, turns: tl.constexpr):
+def _sums(weights, partial, pairs, root: tl.constexpr, block: tl.constexpr, turns: tl.constexpr):
     matrix = tl.program_id(1).to(tl.int64)
     weights += matrix * pairs * 2
     first = tl.program_id(0) * block * turns * 2
@@ -151,7 +148,16 @@ def _ternary(x):
 
 
 @triton.jit
-def _codes(weights, inverses, codes, rows, half, root, height: tl.constexpr, columns: tl.constexpr):
+def _codes(
+    weights,
+    inverses,
+    codes,
+    rows,
+    half,
+    root: tl.constexpr,
+    height: tl.constexpr,
+    columns: tl.constexpr,
+):
     matrix = tl.program_id(2).to(tl.int64)
     start = matrix * rows * half * 2
     row, pair, place, pairs_there, places_there = _tile(rows, half, height, columns)
@@ -165,13 +171,23 @@ def _codes(weights, inverses, codes, rows, half, root, height: tl.constexpr, col
 
 
 @triton.jit
-def _weights(codes, scales, weights, rows, half, root, height: tl.constexpr, columns: tl.constexpr):
+def _weights(
+    codes,
+    scales,
+    weights,
+    rows,
+    half,
+    root: tl.constexpr,
+    height: tl.constexpr,
+    columns: tl.constexpr,
+):
     matrix = tl.program_id(2).to(tl.int64)
     start = matrix * rows * half * 2
     row, pair, place, pairs_there, places_there = _tile(rows, half, height, columns)
     of_low = tl.load(scales + matrix * 2)
     of_high = tl.load(scales + matrix * 2 + 1)
     source = codes + start + row * (half * 2) + pair
+    # Exact products: a sum that is fused with one of them rounds as torch's does.
     low = tl.load(source, mask=pairs_there, other=0).to(tl.float32) * of_low
     high = tl.load(source + half, mask=pairs_there, other=0).to(tl.float32) * of_high
     both = tl.reshape(tl.join((low + high) * root, (low - high) * root), (height, 2 * columns))
