@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from bitnet_crds.protocol import TeacherState
 from bitnet_trainer.answer import Capture
@@ -212,6 +212,14 @@ def test_outputs_that_are_padding_alone_are_no_other_vocabulary(make_model, toke
     assert (logits[..., shared:] == -math.inf).all()
     top = teacher.top_k(rows, lambda: answer, 5, 1.0)
     assert int(top.tokens.max()) < shared
+
+
+def test_a_teacher_of_another_layout_is_refused_before_it_is_asked(tmp_path):
+    config = GPT2Config(vocab_size=61, n_embd=8, n_layer=1, n_head=2, n_positions=16)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    teacher = Teacher(f"file://{tmp_path}", None, 61, CPU)
+    with pytest.raises(TeacherUnavailable, match="is a GPT2LMHeadModel, whose decoder layers are not"):
+        teacher.load()
 
 
 def test_a_teacher_that_fails_to_load_never_trains_on(make_model, rows, tmp_path):

@@ -79,8 +79,9 @@ class Teacher:
         """Loads and freezes the teacher; does nothing if it is there already.
 
         Raises:
-            TeacherUnavailable: it cannot be loaded, does not fit the device, its vocabulary is not the
-                student's, or the text has tokens that it does not know.
+            TeacherUnavailable: it cannot be loaded, does not fit the device, is laid out in another way than
+                models that can be asked, its vocabulary is not the student's, or the text has tokens that it
+                does not know.
         """
         if self._view is not None:
             return
@@ -172,6 +173,11 @@ class Teacher:
             self._student_vocabulary,
             self._student_tokens,
         )
+        if not isinstance(getattr(model.base_model, "layers", None), torch.nn.ModuleList):
+            raise TeacherUnavailable(
+                f"the teacher {self._address} is a {type(model).__name__}, whose decoder layers are not "
+                "where Llama's are, so it cannot be asked; name a teacher of the student's own family"
+            )
         known = len(model.get_input_embeddings().get_parameter("weight"))
         if self._largest_token >= known:
             raise TeacherUnavailable(
