@@ -57,6 +57,10 @@ _HELD_OUT = Rule(
     "write more than 0% and less than 100%: the model is measured on this part of the text, "
     "and the rest is trained on",
 )
+_AT_MOST_ALL = Rule(
+    f"!self.matches(r'{PERCENTAGE_PATTERN}') || double(self.replace('%', '')) <= 100.0",
+    "more than 100%: write at most that",
+)
 _ORIGIN = Rule(
     "has(self.from) != has(self.preset)",
     "a student is either pretrained or made from a preset: write one of `from` and `preset`",
@@ -271,8 +275,9 @@ _NEXT_PHASE = Rule(
 )
 _SOME_WINDOW = Rule(
     "!isQuantity(string(self.windowTokens)) || "
-    "quantity(string(self.windowTokens)).asApproximateFloat() > 0.0",
-    "a window of 0 tokens shows nothing: write some, such as 50M",
+    "quantity(string(self.windowTokens)).asApproximateFloat() > 0.0 && "
+    "quantity(string(self.windowTokens)).compareTo(quantity('1E')) <= 0",
+    "a window of 0 tokens, or of more than 1E, shows nothing: write some, such as 50M",
     field_path=".windowTokens",
 )
 _ONE_STEP = Rule(
@@ -325,8 +330,10 @@ RULES: dict[str, list[Rule]] = {
     "spec.data.sources[]": [_TEXT_FIELD, *_HUB_KEYS],
     "spec.data.mixture": [_STATIC, _NO_TARGET],
     "spec.data.heldOut": [_HELD_OUT],
+    "spec.data.corruptShare": [_AT_MOST_ALL],
     "spec.phases": [_PHASE_NAMES, _PHASE_ORDER, _PHASE_END, _FIRST_PHASE],
     "spec.health.plateau": [_SOME_WINDOW],
+    "spec.health.plateau.minImprovement": [_AT_MOST_ALL],
     "spec.phases[].workers": [_SOME_WORKERS],
     "spec.phases[].mixture": [_PHASE_MIXTURE],
     "spec.phases[].objectives": [_SOME_OBJECTIVE, _RATIO, _MASKED_INPUT],

@@ -35,6 +35,22 @@ WRONG_WATCH: dict[str, Wrong] = {
         "spec.health.plateau.windowTokens",
         "write some, such as 50M",
     ),
+    "a window without end": Wrong(
+        {"spec.health": {"plateau": {"windowTokens": "2E"}}},
+        "spec.health.plateau.windowTokens",
+        "'2E' is more than 1E",
+        "Write a whole number",
+        "spec.health.plateau.windowTokens",
+        "write some, such as 50M",
+    ),
+    "an improvement by more than all of the loss": Wrong(
+        {"spec.health": {"plateau": _PLATEAU | {"minImprovement": "100.1%"}}},
+        "spec.health.plateau.minImprovement",
+        "'100.1%' is not between 0% and 100%",
+        "Write one such as 90%",
+        "spec.health.plateau.minImprovement",
+        "write at most that",
+    ),
     "Auto without a GPU": Wrong(
         {"spec.workers.gpusPerWorker": 0, "spec.workers.microBatchSize": "Auto"} | _NO_FACTOR,
         "spec.workers.microBatchSize",
