@@ -79,7 +79,7 @@ def test_codes_are_made_once_a_step_whatever_lambda_is(lam: float, monkeypatch: 
             layer.weight += 1  # which nothing may do but a test
         kept = torch.lerp(layer.weight, haar_weights(*layer.kept, torch.float32), lam)
         torch.testing.assert_close(layer.effective_weight(), kept)
-        layer.effective_weight().sum().backward()
+        layer(torch.eye(8)).sum().backward()
         assert torch.equal(layer.weight.grad, torch.ones(6, 8))
         monkeypatch.setattr(bitlinear, "haar_linear", lambda _x, _weight, _dtype, given: given.codes.float())
         monkeypatch.setattr(BitLinear, "_by_codes", lambda *_: True)

@@ -180,7 +180,7 @@ def test_ranks_share_the_sequences_and_get_the_same_numbers(corpus, tmp_path):
         )
         for rank in range(2)
     ]
-    (first, alone), (second, _) = (json.loads(worker.communicate(timeout=60)[0]) for worker in workers)
+    (first, alone), (second, _) = (json.loads(worker.communicate(timeout=180)[0]) for worker in workers)
     assert first == second
     assert np.array(first) == pytest.approx(np.array(alone), abs=1e-5)
     assert first[0] != first[1]

@@ -151,8 +151,19 @@ def test_kept_codes_take_the_weights_place_but_for_its_gradient() -> None:
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.5])
-def test_nothing_is_kept_before_lambda_is_one(lam: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_keep_nothing_before_lambda_is_one(lam: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept_codes, "int8_codes", lambda _weight: pytest.fail("quantised"))
     layers = _layers(lam)
+    layers[0][0].lam.kernels = True
     with codes_kept(layers):
         assert all(layer[0].kept is None for layer in layers)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
+def test_without_kernels_kept_codes_are_what_passes_take(lam: float) -> None:
+    layers = _layers(lam)
+    expected = layers[0][0].effective_weight()
+    with codes_kept(layers):
+        assert torch.equal(layers[0][0].effective_weight(), expected)
+        layers[0][0].kept.codes.zero_()
+        assert torch.equal(layers[0][0].effective_weight(), expected) == (lam == 0)

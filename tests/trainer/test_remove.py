@@ -214,6 +214,6 @@ def test_asked_to_stop_it_stops_and_says_that_the_next_try_goes_on(tmp_path):
     writer = os.open(tmp_path / "order.json", os.O_WRONLY)  # returns once it reads
     time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == ExitCode.PREEMPTED
+    assert process.wait(timeout=180) == ExitCode.PREEMPTED
     os.close(writer)
     assert "the next try goes on" in json.loads((tmp_path / "word").read_text())["message"]

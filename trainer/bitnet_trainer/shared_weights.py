@@ -136,7 +136,7 @@ class _Layer:
     @property
     def has_codes(self) -> bool:
         """Whether all that it needs is codes; a model's BitLinears have one lambda."""
-        return self.parts[0].has_codes
+        return self.parts[0].lam.whole
 
     def own(self) -> list[Tensor]:
         """This rank's rows of each weight."""

@@ -26,7 +26,6 @@ from bitnet_trainer.optim import MuonClip, clip_gradients, total_norm
 from bitnet_trainer.quantization.kept_codes import codes_kept
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.teacher import Teacher
-from bitnet_trainer.triton_kernels import has_kernels
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ class Stepper:
         student = self._student
         if student.shared is not None:
             return student.shared.codes_kept()
-        if passes == 1 or not has_kernels(self.ranks.device) or isinstance(student, FSDPModule):
+        if passes == 1 or isinstance(student, FSDPModule):
             return nullcontext()
         return codes_kept(student.decoder_layers)
 

@@ -224,7 +224,7 @@ def test_two_ranks_clip_by_one_maximum(tmp_path):
         )
         for rank in range(2)
     ]
-    assert [process.wait(60) for process in ranks] == [0, 0]
+    assert [process.wait(180) for process in ranks] == [0, 0]
     alone: dict[str, object] = {}
     exec(RANK, alone)  # the same, in one process
     for family, *two in zip(RANKED, *(torch.load(tmp_path / f"{rank}.pt") for rank in range(2)), strict=True):

@@ -203,7 +203,7 @@ def _low_rank(linear: nn.Linear, quantization: Quantization) -> LowRankCorrectio
     if asked.init == "Kaiming":
         return kaiming_correction(weight, rank)
     full, scheme = at_least_float32(weight), SCHEMES[quantization.weights]
-    return residual_correction(full - scheme.dequantize(*scheme.quantize(full)), rank).to(weight.dtype)
+    return residual_correction(full - scheme.fake_quantize(full), rank).to(weight.dtype)
 
 
 def _train_the_new_alone(model: nn.Module) -> None:

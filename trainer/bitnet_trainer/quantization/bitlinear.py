@@ -4,13 +4,10 @@ Source: BitNet b1.58, arXiv 2402.17764. Lambda blends full precision (0) into qu
 pretrained model is not thrown off its weights at the first step.
 """
 
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitnet_trainer.precision import at_least_float32
+from bitnet_trainer.precision import at_least_float32, dtype_of_products
 from bitnet_trainer.quantization.codes import quantize_activations
 from bitnet_trainer.quantization.haar import HaarCodes, haar_codes, haar_weights
 from bitnet_trainer.quantization.haar_training import haar_linear
@@ -18,6 +15,7 @@ from bitnet_trainer.quantization.int8_training import Int8Codes, PackedCodes, in
 from bitnet_trainer.quantization.low_rank import LowRankCorrection
 from bitnet_trainer.quantization.packing import unpack_ternary
 from bitnet_trainer.quantization.schemes import SCHEMES, SchemeName
+from bitnet_trainer.quantization.straight_through import straight_through_linear
 from bitnet_trainer.triton_kernels import has_kernels
 
 
@@ -47,26 +45,14 @@ class QuantizationLambda(nn.Module):
         self.whole, self.kernels = value == 1, has_kernels(self.value.device)
 
 
-def blend(full: Tensor, quantized: Tensor, lam: Tensor) -> Tensor:
-    """`full + lam * (quantized - full)`, with the gradient of the identity (straight-through estimator).
+def blend(full: Tensor, quantized: Tensor, lam: QuantizationLambda) -> Tensor:
+    """`full + lam * (quantized - full)`, without gradient.
 
     Exact at both ends: lam = 0 gives `full` and lam = 1 gives `quantized`, bit for bit. That is why it is not
     written as the formula reads, whose rounding error would part the trained model from the exported one.
     """
-    value = torch.lerp(full.detach(), quantized.detach(), lam.to(full.dtype))
-    return value + (full - full.detach())
-
-
-class _StraightThrough(torch.autograd.Function):
-    """A quantised weight (out, in) whose gradient is that of `weight`, which is not read."""
-
-    @staticmethod
-    def forward(_ctx: Any, _weight: Tensor, quantized: Tensor) -> Tensor:
-        return quantized.clone()
-
-    @staticmethod
-    def backward(_ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
+    quantized = quantized.detach()
+    return quantized if lam.whole else torch.lerp(full.detach(), quantized, lam.value.to(full.dtype))
 
 
 class BitLinear(nn.Linear):
@@ -130,15 +116,12 @@ class BitLinear(nn.Linear):
         return layer.train(linear.training)
 
     def effective_weight(self) -> Tensor:
-        """The weight (out, in) that the product uses: `W + lam * (Wq - W)`, at least float32."""
+        """The weight (out, in) that the product uses: `W + lam * (Wq - W)`, at least float32, detached."""
         if isinstance(self.kept, PackedCodes):
             codes = unpack_ternary(self.kept.packed, self.in_features)
-            quantized: Tensor = _StraightThrough.apply(
-                self._all_of_it, SCHEMES[self.scheme].dequantize(codes, self.kept.scale)
-            )
-            return quantized
-        weight = at_least_float32(self._all_of_it)
-        return blend(weight, self._quantized(weight), self.lam.value)
+            return SCHEMES[self.scheme].dequantize(codes, self.kept.scale)
+        weight = at_least_float32(self._all_of_it.detach())
+        return blend(weight, self._quantized(weight), self.lam)
 
     def _quantized(self, weight: Tensor) -> Tensor:
         """Wq (out, in) of the weight, without gradient."""
@@ -149,36 +132,49 @@ class BitLinear(nn.Linear):
         if bands is not None:
             return haar_weights(*bands, weight.dtype, kernel=kernel)
         scheme = SCHEMES[self.scheme]
-        return scheme.dequantize(*scheme.quantize(weight))
+        if isinstance(self.kept, Int8Codes):
+            return scheme.dequantize(*self.kept)
+        return scheme.fake_quantize(weight)
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         x = input
         if self.rms_norm is not None:
             x = self.rms_norm(x.to(self.rms_norm.weight.dtype))
-        bias = None if self.bias is None else self.bias.to(input.dtype)
         if self._by_codes(x):
-            if self.scheme == "Haar":
-                y = haar_linear(x, self._all_of_it, torch.bfloat16, self._kept_bands)
-            else:
-                assert not isinstance(self.kept, HaarCodes)  # which another scheme has
-                y = int8_linear(x, self._all_of_it, torch.bfloat16, self.kept)
-            y = y if bias is None else y + bias.to(y.dtype)
+            y = self._of_codes(x)
+            y = y if self.bias is None else y + self.bias.to(y.dtype)
         else:
             x = at_least_float32(x)
             codes, codes_per_unit = quantize_activations(x)
-            quantized = blend(x, codes / codes_per_unit, self.lam.value).to(input.dtype)
-            y = F.linear(quantized, self.effective_weight().to(input.dtype), bias)
+            tokens = blend(x, codes.div_(codes_per_unit), self.lam)
+            dtype = dtype_of_products(input)
+            bias = None if self.bias is None else self.bias.to(dtype)
+            y = straight_through_linear(
+                x, self._trained, tokens.to(dtype), self.effective_weight().to(dtype), bias
+            )
         if self.low_rank is not None:
             # Scaled by lambda, because at 0 there is no error yet that it could correct.
             y = y + self.lam.value.to(y.dtype) * self.low_rank(x.to(input.dtype))
         return y
 
+    def _of_codes(self, x: Tensor) -> Tensor:
+        """The product at lambda 1, by kernels and without bias."""
+        if self.scheme == "Haar":
+            return haar_linear(x, self._all_of_it, torch.bfloat16, self._kept_bands)
+        assert not isinstance(self.kept, HaarCodes)  # which another scheme has
+        return int8_linear(x, self._all_of_it, torch.bfloat16, self.kept)
+
     @property
     def has_codes(self) -> bool:
-        """Whether passes take the weight's codes as they are now: a blend quantises AbsMean's on the way,
-        and has a pass of its own for Haar's."""
-        return self.scheme == "Haar" or self.lam.whole
+        """Whether passes take the weight's codes as they are now: a compiled blend quantises AbsMean's on
+        the way, and has a pass of its own for Haar's."""
+        return self.scheme == "Haar" or self.lam.whole or not self.lam.kernels
+
+    @property
+    def _trained(self) -> Tensor | None:
+        """What the weight's gradient goes to."""
+        return self._all_of_it
 
     @property
     def _kept_bands(self) -> HaarCodes | None:

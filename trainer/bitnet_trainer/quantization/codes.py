@@ -25,7 +25,7 @@ def quantize_weights(weight: Tensor, mean: Tensor | None = None) -> tuple[Tensor
     # Multiplying by 1/s and dividing again is how transformers rounds: an exported model has the same codes.
     mean = full.abs().mean() if mean is None else mean.to(full.dtype)
     inverse = 1 / mean.clamp(min=MINIMUM_SCALE)
-    return (full * inverse).round().clamp(-1, 1).to(weight.dtype), 1 / inverse
+    return (full * inverse).round_().clamp_(-1, 1).to(weight.dtype), 1 / inverse
 
 
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,4 +43,4 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     full = at_least_float32(x.detach())
     codes_per_unit = 127 / full.abs().amax(dim=-1, keepdim=True).clamp(min=MINIMUM_SCALE)
-    return (full * codes_per_unit).round().clamp(-128, 127).to(x.dtype), codes_per_unit
+    return (full * codes_per_unit).round_().clamp_(-128, 127).to(x.dtype), codes_per_unit

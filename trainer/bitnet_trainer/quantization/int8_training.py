@@ -26,7 +26,7 @@ class Int8Codes(NamedTuple):
     codes: Tensor
     """(out, in) int8 in {-1, 0, 1}, contiguous."""
     scale: Tensor
-    """() float32: the weight is `scale * codes`."""
+    """(), at least float32: the weight is `scale * codes`."""
 
 
 class PackedCodes(NamedTuple):
@@ -41,7 +41,7 @@ class PackedCodes(NamedTuple):
 def int8_codes(weight: Tensor) -> Int8Codes:
     """`quantize_weights` of (out, in), its codes in int8."""
     codes, scale = quantize_weights(weight)
-    return Int8Codes(codes.to(torch.int8), scale.float())
+    return Int8Codes(codes.to(torch.int8), scale)
 
 
 def int8_linear(

@@ -50,6 +50,10 @@ class PackedLinear(BitLinear):
         return SCHEMES[self.scheme].dequantize(codes, self.scale)
 
     @property
+    def _trained(self) -> None:
+        return None
+
+    @property
     def has_codes(self) -> bool:
         """None that are trained: there is no weight that a gradient could go to."""
         return False

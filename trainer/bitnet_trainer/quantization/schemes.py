@@ -8,7 +8,11 @@ from typing import Literal
 from torch import Tensor
 
 from bitnet_trainer.quantization.codes import quantize_weights
-from bitnet_trainer.quantization.haar import dequantize_haar, haar_weight_quantization_no_scale
+from bitnet_trainer.quantization.haar import (
+    dequantize_haar,
+    haar_weight_quantization,
+    haar_weight_quantization_no_scale,
+)
 
 SchemeName = Literal["AbsMean", "Haar"]
 """As in `spec.quantization.weights`."""
@@ -22,6 +26,8 @@ class WeightScheme:
     """weight (out, in) -> codes (out, in) in {-1, 0, 1} and scales."""
     dequantize: Callable[[Tensor, Tensor], Tensor]
     """codes (out, in), scales -> weight (out, in)."""
+    fake_quantize: Callable[[Tensor], Tensor]
+    """weight (out, in) -> what the two make of it (out, in)."""
     scale_shape: tuple[int, ...]
     convention: str
     """What a scale means, in words for those who read it in a file."""
@@ -31,17 +37,24 @@ def _dequantize_absmean(codes: Tensor, scale: Tensor) -> Tensor:
     return codes * scale
 
 
+def _fake_quantize_absmean(weight: Tensor) -> Tensor:
+    codes, scale = quantize_weights(weight)
+    return codes.mul_(scale)
+
+
 SCHEMES: Mapping[SchemeName, WeightScheme] = MappingProxyType(
     {
         "AbsMean": WeightScheme(
             quantize_weights,
             _dequantize_absmean,
+            _fake_quantize_absmean,
             scale_shape=(),
             convention="weight = scale * codes, scale = max(mean|W|, 1e-5)",
         ),
         "Haar": WeightScheme(
             haar_weight_quantization_no_scale,
             dequantize_haar,
+            haar_weight_quantization,
             scale_shape=(2,),
             convention="weight = inverse Haar transform of [scale[0] * low codes | scale[1] * high codes] "
             "along a row, scale = max(mean|band|, 1e-5)",
