@@ -37,14 +37,19 @@ def helm(kubectl: Kubectl) -> Helm:
 
 @pytest.fixture(scope="module")
 def places(kubectl: Kubectl, request: pytest.FixtureRequest) -> Iterator[None]:
-    """The namespaces that the matrix names, the release's one restricted; and the kind."""
+    """The namespaces and the priority that the matrix names, those of releases restricted; and the kind."""
     request.getfixturevalue("definition")
-    names = (NAMESPACE, "a", "b", "grafana")
+    releases = {given.namespace for given in MATRIX.values()}
+    names = (*releases, "a", "b", "grafana", "on", "1e3", "true", "2")
     for name in names:
         kubectl("create", "namespace", name)
-    kubectl("label", "namespace", NAMESPACE, RESTRICTED)
+    for name in releases:
+        kubectl("label", "namespace", name, RESTRICTED)
+        kubectl("wait", "--for=create", "serviceaccount/default", "--namespace", name, "--timeout=60s")
+    kubectl("create", "priorityclass", "1", "--value=1")
     yield
     # Another session may need the same names on the same cluster.
+    kubectl("delete", "priorityclass", "1")
     kubectl("delete", "namespace", *names, "--timeout=90s")
 
 
