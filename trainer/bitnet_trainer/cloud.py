@@ -374,6 +374,7 @@ def _locked(path: Path) -> Iterator[None]:
         file.truncate(0)
         try:
             yield
+        # Anything at all: who waits shall hear of it, whatever it is; and it goes on upwards.
         except Exception as error:
             file.write(json.dumps((str(error), _is_transient(error))))
             raise

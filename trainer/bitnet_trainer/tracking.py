@@ -71,6 +71,7 @@ def tracked(order: Order, reporter: Reporter) -> Iterator[Tracker | None]:
     tracker = _begin(order, warn)
     try:
         yield tracker
+    # Anything at all, Ctrl-C too: each ends the run, which then shows as failed; and it goes on upwards.
     except BaseException:
         tracker.finish(1)
         raise

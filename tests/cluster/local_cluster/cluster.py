@@ -66,6 +66,7 @@ class LocalCluster:
             self._clean()
             check_ports(self.settings.network)
             self._start()
+        # Anything at all, Ctrl-C too: processes that were started outlive it otherwise. It goes on upwards.
         except BaseException:
             self.stop()
             raise

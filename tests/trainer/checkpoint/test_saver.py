@@ -239,6 +239,7 @@ for name, fault in {"foreseen": CheckpointError("the disk is full"),
     step(training)
     try:
         seen[name] = str(saver.outcome().step)
+    # Anything at all: which error it is, is what is seen.
     except Exception as error:
         seen[name] = f"{type(error).__name__}: {error}"
         if getattr(error, "transient", False):
