@@ -19,6 +19,7 @@ from bitnet_trainer.quantization.bitlinear import BitLinear
 
 FAMILIES = (
     "matmul",
+    "int8 product",
     "quantise activations",
     "quantise weights",
     "norm",
@@ -39,6 +40,8 @@ _PRODUCTS = re.compile(r"^aten::(mm|addmm|bmm|_int_mm|matmul|linear)$")
 _ATTENTION = re.compile(r"scaled_dot_product|flash_attention|efficient_attention|cudnn_attention")
 _LOSS = re.compile(r"cross_entropy|nll_loss|log_softmax|Liger", re.IGNORECASE)
 _KERNELS = (
+    ("int8 product", re.compile(r"^product_kernel$")),
+    ("quantise activations", re.compile(r"^(token|gated|gate_gradient)s?_kernel$")),
     ("loss + head", re.compile(r"^triton_.*(nll_loss|log_softmax)")),
     ("fused by the compiler", re.compile(r"^triton_(poi|red|per|tem|spl)")),
     ("attention", re.compile(r"flash|fmha|sdpa|attention", re.IGNORECASE)),

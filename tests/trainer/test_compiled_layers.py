@@ -129,3 +129,13 @@ def test_the_model_itself_is_not_compiled() -> None:
     student.compile_layers(graphs)
     student.model(IDS)
     assert graphs.frame_count == 0
+
+
+def test_under_autocast_layers_add_up_in_bfloat16_and_else_in_the_weights_type() -> None:
+    student = _student("Gemma3")
+    plain = student(IDS, capture=Capture(hidden_states=True)).hidden_states
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        short = student(IDS, capture=Capture(hidden_states=True)).hidden_states
+    assert {each.dtype for each in plain} == {torch.float32}
+    assert {each.dtype for each in short} == {torch.bfloat16}
+    torch.testing.assert_close(short[-1].float(), plain[-1], rtol=0.1, atol=0.1)

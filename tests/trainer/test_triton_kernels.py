@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bitnet_crds.plan import PlannedPhase
 from bitnet_trainer import setup, triton_kernels
 from bitnet_trainer.ranks import Ranks
 
@@ -33,12 +34,37 @@ def test_a_compiler_is_missed_and_may_be_named(monkeypatch: pytest.MonkeyPatch, 
 
 
 class Student:
-    """Says whether its layers were compiled."""
+    """Says whether its layers were compiled, and are replayed."""
 
-    compiled = False
+    compiled = replayed = False
 
-    def compile_layers(self) -> None:
-        self.compiled = True
+    def compile_layers(self, *, replayed: bool) -> None:
+        self.compiled, self.replayed = True, replayed
+
+
+CUDA = torch.device("cuda")
+
+
+def _phase(*, auto: bool) -> PlannedPhase:
+    """Made without its other fields, which do not matter here."""
+    return PlannedPhase.model_construct(auto=auto)
+
+
+@pytest.mark.parametrize(
+    ("world", "autos", "replayed"),
+    [(1, (False, False), True), (1, (False, True), False), (2, (False, False), False)],
+)
+def test_layers_are_replayed_by_one_rank_that_looks_for_no_micro_batch(
+    world: int, autos: tuple[bool, ...], replayed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setattr(setup, "has_kernels", lambda _device: True)
+    student, phases = Student(), [_phase(auto=auto) for auto in autos]
+    with importlib.import_module("torch._inductor.config").patch(compile_threads=32):
+        setup.compile_layers(student, phases, tmp_path, Ranks(0, world, CUDA, None))
+    assert student.compiled
+    assert student.replayed == replayed
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -53,7 +79,7 @@ def test_layers_are_compiled_where_there_are_kernels(
     monkeypatch.setattr(setup, "has_kernels", lambda _device: there)
     student, inductor = Student(), importlib.import_module("torch._inductor.config")
     with caplog.at_level(logging.WARNING), inductor.patch(compile_threads=32):
-        setup.compile_layers(student, tmp_path, Ranks(0, 1, torch.device("cuda"), None))
+        setup.compile_layers(student, (), tmp_path, Ranks(0, 1, CUDA, None))
         assert inductor.compile_threads == 4
     assert student.compiled == there
     assert ("a C compiler" in caplog.text) != there
@@ -62,7 +88,7 @@ def test_layers_are_compiled_where_there_are_kernels(
 
 def test_nothing_is_compiled_on_the_cpu(tmp_path: Path) -> None:
     student = Student()
-    setup.compile_layers(student, tmp_path, Ranks(0, 1, torch.device("cpu"), None))
+    setup.compile_layers(student, (), tmp_path, Ranks(0, 1, torch.device("cpu"), None))
     assert not student.compiled
 
 

@@ -4,7 +4,7 @@ import importlib
 import inspect
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -128,8 +128,14 @@ def settle_attention(order: Order, student: LanguageModel, rows: int, ranks: Ran
     prefer(student.model, ranks.from_first(chosen))
 
 
-def compile_layers(student: LanguageModel, folder: Path, ranks: Ranks) -> None:
+def compile_layers(
+    student: LanguageModel, phases: Iterable[PlannedPhase], folder: Path, ranks: Ranks
+) -> None:
     """Has the student's layers compiled where its device has kernels; every rank calls it.
+
+    One rank replays them as CUDA graphs, unless one of the `phases` is to find its micro batch: what graphs
+    hold is not in the memory that it counts. Several ranks do not: DDP's buckets hold gradients that passes
+    add to, and FSDP2 moves parameters.
 
     What is compiled is kept in `folder`, a run's own, so that a process that goes on with the run finds it
     done; unless TORCHINDUCTOR_CACHE_DIR names another one, such as many runs share.
@@ -143,7 +149,7 @@ def compile_layers(student: LanguageModel, folder: Path, ranks: Ranks) -> None:
     # whatever a pod may have of them; a layer has some thirty kernels.
     inductor.compile_threads = int(os.environ.get("TORCHINDUCTOR_COMPILE_THREADS", _COMPILING_PROCESSES))
     if has_kernels(ranks.device):
-        student.compile_layers()
+        student.compile_layers(replayed=ranks.world == 1 and not any(phase.auto for phase in phases))
     elif ranks.first:
         why = missing() or f"a newer GPU than {torch.cuda.get_device_name(ranks.device)}"
         _log.warning("layers are not compiled, and take some three times as long: that needs %s", why)

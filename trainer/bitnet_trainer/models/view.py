@@ -11,12 +11,16 @@ from transformers import PreTrainedModel
 
 from bitnet_trainer.answer import Answer, Capture, Projections
 from bitnet_trainer.models.attention import is_maskless, unmasked
+from bitnet_trainer.precision import dtype_of_products
 
 if TYPE_CHECKING:
     from bitnet_trainer.shared_weights import SharedWeights
 
 _NOTHING = Capture()
 _NONE: Mapping[str, Any] = MappingProxyType({})
+_INDUCTOR: Mapping[str, Any] = MappingProxyType({"max_autotune_pointwise": True})
+"""Several ways to launch each pass that the compiler writes are tried, once a shape, and the fastest stays: a
+norm of queries with RoPE then takes a third of the time (benchmarks/gpu/RESULTS.md)."""
 
 
 class LanguageModel(nn.Module):
@@ -81,7 +85,8 @@ class LanguageModel(nn.Module):
         self.replayed = replayed
         # One for each shape of a micro batch, and for lambda below 1, at 1, and without gradients.
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-        given = {**options, **({"triton.cudagraphs": True} if replayed else {})}
+        own = _INDUCTOR if backend == "inductor" else _NONE
+        given = {**own, **options, **({"triton.cudagraphs": True} if replayed else {})}
         self._compiled = tuple(
             torch.compile(
                 layer.forward,
@@ -117,11 +122,15 @@ class LanguageModel(nn.Module):
         Of position_ids without a mask, decoders make a mask by themselves: a position that does not follow
         the one before begins a document, which sees no other. With `documents`, the `cumulative_lengths` of
         the position_ids, they need none where attention can do without.
+
+        Under autocast what layers add to is in bfloat16, as in a model that is loaded in it: half the bytes
+        of what every norm reads, and every layer writes.
         """
         packed: dict[str, Tensor] = {}
         hidden_states: dict[int, Tensor] = {}
         outputs: dict[tuple[int, str], Tensor] = {}
         with ExitStack() as hooks:
+            hooks.enter_context(_in_dtype_of_products(self.model.get_input_embeddings()))
             hooks.enter_context(self._layers_compiled(seen_into=capture.projections))
             if capture.hidden_states:
                 for number, layer in enumerate(self.decoder_layers):
@@ -186,6 +195,16 @@ class LanguageModel(nn.Module):
     @property
     def _base(self) -> Any:
         return self.model.base_model
+
+
+@contextmanager
+def _in_dtype_of_products(embeddings: nn.Module) -> Iterator[None]:
+    """Inside, embeddings come out so, and all that is added to them with them."""
+    handle = embeddings.register_forward_hook(lambda _module, _ids, out: out.to(dtype_of_products(out)))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

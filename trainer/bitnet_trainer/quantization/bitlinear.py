@@ -68,6 +68,9 @@ class BitLinear(nn.Linear):
     int8 x int8 (`int8_training`), Haar's bfloat16 (`haar_training`).
     """
 
+    int8_backward = True
+    """Whether such a layer of AbsMean's quantises the gradient that arrives, to multiply codes again."""
+
     def __init__(
         self,
         in_features: int,
@@ -163,7 +166,7 @@ class BitLinear(nn.Linear):
         if self.scheme == "Haar":
             return haar_linear(x, self._all_of_it, torch.bfloat16, self._kept_bands)
         assert not isinstance(self.kept, HaarCodes)  # which another scheme has
-        return int8_linear(x, self._all_of_it, torch.bfloat16, self.kept)
+        return int8_linear(x, self._all_of_it, torch.bfloat16, self.kept, int8_backward=self.int8_backward)
 
     @property
     def has_codes(self) -> bool:

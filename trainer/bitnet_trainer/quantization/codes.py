@@ -28,19 +28,20 @@ def quantize_weights(weight: Tensor, mean: Tensor | None = None) -> tuple[Tensor
     return (full * inverse).round_().clamp_(-1, 1).to(weight.dtype), 1 / inverse
 
 
-def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_activations(x: Tensor, least: float = MINIMUM_SCALE) -> tuple[Tensor, Tensor]:
     """8-bit codes of each token (absmax), and how many codes make a unit.
 
-    `a = max(max|x|, 1e-5)`, `codes = clip(round(127 x/a), -128, 127)`; the quantised token is
+    `a = max(max|x|, least)`, `codes = clip(round(127 x/a), -128, 127)`; the quantised token is
     `codes / (127/a)`.
 
     Args:
         x: (..., D) floating point; each of the leading positions is a token.
+        least: floor of a token's largest value; below it, codes get smaller with the token.
 
     Returns:
         codes (..., D), whole numbers in x's dtype, and `127/a` (..., 1), at least float32, by which codes are
         DIVIDED, as transformers does: multiplying by a/127 rounds otherwise. Neither has a gradient.
     """
     full = at_least_float32(x.detach())
-    codes_per_unit = 127 / full.abs().amax(dim=-1, keepdim=True).clamp(min=MINIMUM_SCALE)
+    codes_per_unit = 127 / full.abs().amax(dim=-1, keepdim=True).clamp(min=least)
     return (full * codes_per_unit).round_().clamp_(-128, 127).to(x.dtype), codes_per_unit

@@ -13,7 +13,7 @@ def int8_product(
         codes: (N, in) int8, contiguous; of tokens, as `quantize_activations` makes them.
         codes_per_unit: (N, 1) float32, contiguous.
         weight: (out, in) int8, contiguous; a matrix's codes.
-        scale: () float32, the matrix's; or (out,), contiguous, of its rows.
+        scale: () float32, the matrix's.
         dtype: of the result.
 
     Returns:

@@ -27,7 +27,6 @@ def product_kernel(
     tile_columns: tl.constexpr,
     tile_inner: tl.constexpr,
     grouped: tl.constexpr,
-    by_column: tl.constexpr,
 ):
     """One tile (tile_rows, tile_columns) of `int8_product`'s result a program."""
     program = tl.program_id(0)
@@ -49,13 +48,9 @@ def product_kernel(
         total = tl.dot(left, right, total, out_dtype=tl.int32)
         codes += tile_inner
         weight += tile_inner
-    per_unit = tl.load(codes_per_unit + row % rows)
-    if by_column:
-        # Divided once a row, not once a value.
-        factor = tl.load(scale + column % columns)[None, :] * (1 / per_unit)[:, None]
-    else:
-        factor = (tl.load(scale) / per_unit)[:, None]
-    value = total.to(tl.float32) * factor
+    # Divided once a row, not once a value.
+    factor = tl.load(scale) / tl.load(codes_per_unit + row % rows)
+    value = total.to(tl.float32) * factor[:, None]
     place = row[:, None].to(tl.int64) * columns + column[None, :]
     inside = (row[:, None] < rows) & (column[None, :] < columns)
     tl.store(out + place, value.to(out.dtype.element_ty), mask=inside)
@@ -82,7 +77,6 @@ def launched(
         tile_columns=COLUMNS,
         tile_inner=INNER,
         grouped=GROUPED,
-        by_column=scale.dim() == 1,
         num_warps=WARPS,
         num_stages=STAGES,
     )

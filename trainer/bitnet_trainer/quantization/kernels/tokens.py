@@ -12,7 +12,7 @@ _TO_WHOLE = 1.5 * 2**23
 """Added to a float32 of less than 2^22 and taken away again, it rounds half to even, as torch does."""
 
 
-def token_codes(x: Tensor) -> tuple[Tensor, Tensor]:
+def token_codes(x: Tensor, least: float = MINIMUM_SCALE) -> tuple[Tensor, Tensor]:
     """`quantize_activations` of (N, D), contiguous: codes (N, D) int8, and codes a unit (N, 1) float32."""
     rows, width = x.shape
     codes = torch.empty(rows, width, dtype=torch.int8, device=x.device)
@@ -22,7 +22,7 @@ def token_codes(x: Tensor) -> tuple[Tensor, Tensor]:
         codes,
         codes_per_unit,
         width,
-        least=MINIMUM_SCALE,
+        least=least,
         to_whole=_TO_WHOLE,
         block=triton.next_power_of_2(width),
         num_warps=WARPS,
