@@ -96,7 +96,7 @@ def _marked(trained: Trained) -> Iterator[None]:
             elif type(module).__name__.endswith("RMSNorm"):
                 mark(module, "forward", "norm")
         mark(cross_entropy, "sum_over_tokens", "loss + head")
-        mark(trainer_step, "clip_gradients", "optimiser")
+        mark(trainer_step, "clip_in_update", "optimiser")
         yield
 
 

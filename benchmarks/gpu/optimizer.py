@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bitnet_crds.optimizer import Optimizer
 from bitnet_trainer.guards import NonFiniteGuard
-from bitnet_trainer.optim import MuonClip, clip_gradients, muon, muonclip, set_learning_rate
+from bitnet_trainer.optim import MuonClip, clip_in_update, muon, muonclip, set_learning_rate
 from bitnet_trainer.optim.muon import MOMENTUM, Kernels, muon_step
 from bitnet_trainer.optim.newton_schulz import COEFFICIENTS, STEPS, newton_schulz, operations
 from bitnet_trainer.optim.products import self_product
@@ -58,13 +58,15 @@ def one_by_one(
     *,
     learning_rate: float,
     weight_decay: float,
+    divisor: Tensor,
     skipped: Tensor,
     kernels: Kernels | None,  # noqa: ARG001  # as what it stands in for
 ) -> None:
     """As `muon_step`."""
     for weight, gradient, momentum in zip(weights, gradients, momenta, strict=True):
-        moved = momentum.lerp(gradient, 1 - MOMENTUM)
-        direction = newton_schulz_of_one(gradient.lerp(moved, MOMENTUM).bfloat16())
+        divided = gradient / divisor
+        moved = momentum.lerp(divided, 1 - MOMENTUM)
+        direction = newton_schulz_of_one(divided.lerp(moved, MOMENTUM).bfloat16())
         step = learning_rate * muon.RMS * max(weight.shape) ** 0.5
         updated = (weight * (1 - learning_rate * weight_decay)).add_(direction, alpha=-step)
         momentum.copy_(torch.where(skipped, momentum, moved))
@@ -99,7 +101,7 @@ class Training:
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clips, judges and updates, as a step of the trainer does."""
-        norm = clip_gradients(self.model.parameters(), 1.0)
+        norm = clip_in_update(optimizer, 1.0)
         self.guard.judge(torch.zeros((), device=DEVICE), norm, optimizer)
         optimizer.step()
 
@@ -138,7 +140,7 @@ def cases(training: Training) -> dict[str, Callable[[], object]]:
         "part: momenta and weights of Muon": lambda: _updates(training),
         "part: AdamW of the other weights": training.muonclip._step_adamw,
         "part: QK-clip": lambda: training.muonclip._clip.apply(torch.zeros((), device=DEVICE).bool()),
-        "part: clipping and guard": lambda: clip_gradients(training.model.parameters(), 1.0),
+        "part: norm to clip by": lambda: clip_in_update(training.muonclip, 1.0),
     }
 
 
@@ -151,12 +153,18 @@ def _products(training: Training, *, symmetric: bool) -> None:
 
 @torch.no_grad()
 def _updates(training: Training) -> None:
-    skipped = torch.zeros((), device=DEVICE).bool()
+    divisor, skipped = torch.ones((), device=DEVICE), torch.zeros((), device=DEVICE).bool()
     for batch in training.batches():
         gradients = [weight.grad for weight in batch if weight.grad is not None]
         momenta = [training.muonclip.state[weight]["momentum"] for weight in batch]
         ahead = advance(
-            gradients, momenta, share=1 - MOMENTUM, dtype=torch.bfloat16, skipped=skipped, kernel=True
+            gradients,
+            momenta,
+            share=1 - MOMENTUM,
+            dtype=torch.bfloat16,
+            divisor=divisor,
+            skipped=skipped,
+            kernel=True,
         )
         move(list(batch), ahead, keep=1.0, step=1e-6, skipped=skipped, kernel=True)
 

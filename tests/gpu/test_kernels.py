@@ -55,6 +55,7 @@ def test_updates_by_kernels_are_torchs(poison: float) -> None:
             list(own_momenta.unbind()),
             learning_rate=0.02,
             weight_decay=0.1,
+            divisor=torch.tensor(3.7 + poison, device=CUDA),
             skipped=skipped,
             kernels=Kernels(updates=updates),
         )

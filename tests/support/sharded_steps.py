@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from bitnet_trainer.guards import NonFiniteGuard
 from bitnet_trainer.models.convert import convert
 from bitnet_trainer.models.view import LanguageModel
-from bitnet_trainer.optim import build_adamw, clip_gradients, set_learning_rate
+from bitnet_trainer.optim import build_adamw, clip_in_update, set_learning_rate
 from bitnet_trainer.optim.qk_clip import AttentionHeads
 from bitnet_trainer.optim.shards import own_part
 from bitnet_trainer.optimizer import build_muonclip
@@ -141,8 +141,11 @@ def steps_are_those_of_a_whole_model(ranks: Ranks) -> None:
                 for training in pair:
                     training.backward()
                     set_learning_rate(training.optimizer, 1.0)
-                    clip = clip_gradients if training is pair[0] else nn.utils.clip_grad_norm_
-                    norms.append(clip(training.model.parameters(), 0.1))
+                    norms.append(
+                        clip_in_update(training.optimizer, 0.1)
+                        if training is pair[0]
+                        else nn.utils.clip_grad_norm_(training.model.parameters(), 0.1)
+                    )
                     training.optimizer.step()
                 torch.testing.assert_close(norms[0], norms[1], rtol=1e-4, atol=0)
             found, expected = (training.everything() for training in pair)
@@ -258,7 +261,7 @@ def a_bad_value_in_one_ranks_part_leaves_no_trace(ranks: Ranks) -> None:
             parameters = list(training.model.parameters())
             if poison is not None and ranks.rank == ranks.world - 1:
                 parameters[1].grad.to_local().view(-1)[0] = poison
-            norm = clip_gradients(parameters, 1.0)
+            norm = clip_in_update(training.optimizer, 1.0)
             guard.judge(loss, norm, training.optimizer)
             set_learning_rate(training.optimizer, 1.0)
             before = copy.deepcopy(training.everything())

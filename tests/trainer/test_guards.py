@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bitnet_trainer.guards import NonFiniteGuard
-from bitnet_trainer.optim import build_adamw, set_learning_rate
+from bitnet_trainer.optim import build_adamw, clip_in_update, set_learning_rate
 
 
 def step(model, optimizer, guard, loss=1.0, poison=None):
@@ -17,7 +17,7 @@ def step(model, optimizer, guard, loss=1.0, poison=None):
         parameter.grad = torch.randn_like(parameter)
     if poison is not None:
         model[1].bias.grad[0] = poison
-    norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    norm = clip_in_update(optimizer, 1.0)
     guard.judge(torch.tensor(loss, dtype=torch.float64), norm, optimizer)
     optimizer.step()
 

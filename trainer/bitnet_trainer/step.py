@@ -22,7 +22,7 @@ from bitnet_trainer.objectives.manager import (
     add_up,
 )
 from bitnet_trainer.objectives.micro_batch import MicroBatch
-from bitnet_trainer.optim import MuonClip, clip_gradients, total_norm
+from bitnet_trainer.optim import MuonClip, clip_in_update, total_norm
 from bitnet_trainer.quantization.kept_codes import codes_kept
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.teacher import Teacher
@@ -68,7 +68,7 @@ class Stepper:
     def __call__(self, step: StepInput, weights: Mapping[str, float]) -> StepLosses:
         """Takes one step, every rank with its own micro batches."""
         measured = self._over_ranks(self._backward(step, weights))
-        norm = clip_gradients(self.model.parameters(), self.gradient_clipping)
+        norm = clip_in_update(self.optimizer, self.gradient_clipping)
         self.guard.judge(measured.values[0], norm, self.optimizer)
         self.optimizer.step()
         head = torch.stack((measured.values[0], norm.double()))
@@ -100,8 +100,9 @@ class Stepper:
         nothing in them, and nothing else changes. Every rank calls it."""
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-        left_out = torch.ones((), device=self.ranks.device)
-        self.optimizer.found_inf = left_out  # type: ignore[attr-defined]  # until the guard judges a step
+        one = torch.ones((), device=self.ranks.device)
+        self.optimizer.grad_scale = one  # type: ignore[attr-defined]  # nothing to clip
+        self.optimizer.found_inf = one  # type: ignore[attr-defined]  # until the guard judges a step
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 

@@ -26,11 +26,12 @@ def drawn(seed):
     return [torch.randn(*shape, generator=generator) for shape in SHAPES]
 
 
-def steps(**options):
-    """Three steps of all matrices: weights and momenta."""
+def steps(over=1.0, **options):
+    """Three steps of all matrices, their gradients divided by `over`: weights and momenta."""
     weights, momenta = drawn(0), [torch.zeros(shape) for shape in SHAPES]
     for seed in range(1, 4):
-        muon_step(weights, drawn(seed), momenta, learning_rate=0.02, weight_decay=0.1, **options)
+        gradients = [gradient / over for gradient in drawn(seed)]
+        muon_step(weights, gradients, momenta, learning_rate=0.02, weight_decay=0.1, **options)
     return [*weights, *momenta]
 
 
@@ -66,6 +67,14 @@ def test_kernels_step_as_torch_does(skipped):
         torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("updates", [False, pytest.param(True, marks=interpreted)], ids=["torch", "kernels"])
+def test_gradients_are_divided_as_they_are_read(updates):
+    kernels = Kernels(updates=updates)
+    found = steps(divisor=torch.tensor(3.7), kernels=kernels)
+    for mine, expected in zip(found, steps(over=torch.tensor(3.7), kernels=kernels), strict=True):
+        assert torch.equal(mine, expected)
+
+
 @interpreted
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # by NumPy, which interprets
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
@@ -80,6 +89,7 @@ def test_kernels_leave_a_skipped_step_out(poison):
         momenta,
         learning_rate=0.02,
         weight_decay=0.1,
+        divisor=torch.tensor(poison),
         skipped=torch.tensor(True),
         kernels=Kernels(updates=True, products=True),
     )

@@ -43,6 +43,7 @@ def muon_step(
     *,
     learning_rate: float,
     weight_decay: float,
+    divisor: Tensor | None = None,
     skipped: Tensor | None = None,
     kernels: Kernels | None = None,
 ) -> None:
@@ -61,7 +62,8 @@ def muon_step(
         momenta: of the weights' shapes, 0 at first.
         learning_rate: of this step.
         weight_decay: its share of the weight a step, times the rate.
-        skipped: 0-dim bool on the device; where True nothing changes, whatever is in the gradients.
+        divisor: 0-dim float32 on the device, by which gradients are divided as they are read; None: 1.
+        skipped: 0-dim bool on the device; where True nothing changes, whatever is in gradients and divisor.
         kernels: what Triton does; None picks by device.
     """
     for batch in _batches(weights):
@@ -75,6 +77,7 @@ def muon_step(
             own_momenta,
             share=1 - MOMENTUM,
             dtype=working_type(like),
+            divisor=divisor,
             skipped=skipped,
             kernel=used.updates,
         )

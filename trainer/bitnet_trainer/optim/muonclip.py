@@ -14,10 +14,12 @@ class MuonClip(torch.optim.Optimizer):
 
     `zero_grad` begins a step: it forgets gradients, and the largest logits that came with them. The state
     dict is that of any optimiser: `momentum` a hidden matrix, AdamW's own for the others. As in the fused
-    AdamW, a `found_inf` of 1 leaves the whole step out, decided on the device.
+    AdamW, a `found_inf` of 1 leaves the whole step out, decided on the device, and gradients are divided by
+    `grad_scale` as they are read.
     """
 
     found_inf: Tensor | None = None
+    grad_scale: Tensor | None = None
     kernels: Kernels | None = None
     """What Triton does of Muon; None picks by device."""
 
@@ -67,6 +69,7 @@ class MuonClip(torch.optim.Optimizer):
                     [self._momentum(weight) for weight in weights],
                     learning_rate=group["lr"],
                     weight_decay=group["weight_decay"],
+                    divisor=self.grad_scale,
                     skipped=skipped,
                     kernels=self.kernels,
                 )
@@ -95,5 +98,7 @@ class MuonClip(torch.optim.Optimizer):
         # Shared anew each time: loading a state dict puts other objects in their places.
         self._adamw.state = self.state
         self._adamw.param_groups = [group for group in self.param_groups if group["role"] != "hidden"]
-        self._adamw.found_inf = self.found_inf  # type: ignore[attr-defined]  # read by torch's fused AdamW
+        # Both are read by torch's fused AdamW.
+        self._adamw.found_inf = self.found_inf  # type: ignore[attr-defined]
+        self._adamw.grad_scale = self.grad_scale  # type: ignore[attr-defined]
         self._adamw.step()

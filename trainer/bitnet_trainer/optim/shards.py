@@ -1,11 +1,11 @@
 """Parameters that FSDP2 shards, as optimisers see them: a rank's own part, and the whole."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor, Placement, Shard, distribute_tensor
 
 
@@ -69,19 +69,4 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
         squared = norm.double().square()
         dist.all_reduce(squared, group=mesh.get_group())
         norm = squared.sqrt().to(norm.dtype)
-    return norm
-
-
-@torch.no_grad()
-def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
-    """Scales all gradients so that their norm is at most `largest`; gives the norm before, as `total_norm`.
-
-    As `torch.nn.utils.clip_grad_norm_`, sharded or not.
-    """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = total_norm(gradients)
-    if gradients:
-        # No branch on the norm, which the host would wait for.
-        share = (largest / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_([own_part(gradient) for gradient in gradients], share)
     return norm

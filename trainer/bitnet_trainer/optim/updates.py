@@ -16,6 +16,7 @@ def advance(
     *,
     share: float,
     dtype: torch.dtype,
+    divisor: Tensor | None = None,
     skipped: Tensor | None = None,
     kernel: bool = False,
 ) -> Tensor:
@@ -28,17 +29,21 @@ def advance(
         momenta: B of (n, m).
         share: of the gradient, from 0 to a half.
         dtype: of what comes back.
-        skipped: 0-dim bool on the device; where True the momenta stay, whatever is in the gradients.
+        divisor: 0-dim float32 on the device, by which gradients are divided as they are read; None: 1.
+        skipped: 0-dim bool on the device; where True the momenta stay, whatever is in gradients and divisor.
         kernel: by Triton, where the tensors allow it.
 
     Returns:
         (B, n, m), the directions.
     """
     if kernel and _suited([*gradients, *momenta]):
-        advanced: Tensor = _kernels().advance(gradients, momenta, share=share, dtype=dtype, skipped=skipped)
+        advanced: Tensor = _kernels().advance(
+            gradients, momenta, share=share, dtype=dtype, divisor=divisor, skipped=skipped
+        )
         return advanced
-    moved = torch._foreach_lerp(momenta, gradients, share)
-    directions = torch.stack(torch._foreach_lerp(gradients, moved, 1 - share)).to(dtype)
+    divided = gradients if divisor is None else torch._foreach_div(gradients, divisor)
+    moved = torch._foreach_lerp(momenta, divided, share)
+    directions = torch.stack(torch._foreach_lerp(divided, moved, 1 - share)).to(dtype)
     _put(momenta, moved, skipped)
     return directions
 

@@ -14,6 +14,7 @@ def advance(
     *,
     share: float,
     dtype: torch.dtype,
+    divisor: Tensor | None,
     skipped: Tensor | None,
 ) -> Tensor:
     """As `bitnet_trainer.optim.updates.advance`, for float32."""
@@ -23,10 +24,12 @@ def advance(
     _advance[_grid(like, len(momenta))](
         of_gradients,
         of_momenta,
+        of_momenta if divisor is None else divisor,
         of_momenta if skipped is None else skipped.view(torch.uint8),
         out,
         like.numel(),
         share,
+        divided=divisor is not None,
         guarded=skipped is not None,
         block=_BLOCK,
         num_warps=8,
@@ -75,12 +78,26 @@ def _at(addresses, number):
 
 
 @triton.jit
-def _advance(gradients, momenta, skipped, out, count, share, guarded: tl.constexpr, block: tl.constexpr):
+def _advance(
+    gradients,
+    momenta,
+    divisor,
+    skipped,
+    out,
+    count,
+    share,
+    divided: tl.constexpr,
+    guarded: tl.constexpr,
+    block: tl.constexpr,
+):
     number = tl.program_id(1).to(tl.int64)
     offsets = tl.program_id(0) * block + tl.arange(0, block)
     inside = offsets < count
     place = _at(momenta, number) + offsets
     gradient = tl.load(_at(gradients, number) + offsets, mask=inside, other=0.0)
+    if divided:
+        # As torch rounds it; `/` is off by up to 2 ulp.
+        gradient = tl.div_rn(gradient, tl.load(divisor))
     before = tl.load(place, mask=inside, other=0.0)
     moved = before + share * (gradient - before)
     # lerp(gradient, moved, 1 - share) as torch rounds it.
