@@ -8,6 +8,14 @@ import torch
 from bitnet_trainer.optim.muon import Kernels, muon_step
 from bitnet_trainer.optim.newton_schulz import newton_schulz
 from bitnet_trainer.optim.products import self_product
+from bitnet_trainer.quantization.gated_training import (
+    SILU,
+    TANH_GELU,
+    Activation,
+    gated_codes,
+    gated_gradients,
+    gated_mlp,
+)
 from bitnet_trainer.quantization.haar import haar_codes, haar_transform_1d_row, haar_weights
 from bitnet_trainer.quantization.packing import pack_codes, unpack_weights
 
@@ -89,3 +97,39 @@ def test_packing_by_kernels_is_packing_by_torch(size: tuple[int, int, int], dtyp
     for wanted in (torch.float32, torch.bfloat16):
         found = unpack_weights(packed, size[-1], scales, wanted, kernel=True)
         assert torch.equal(found, unpack_weights(packed, size[-1], scales, wanted, kernel=False))
+
+
+@pytest.mark.parametrize("activation", [SILU, TANH_GELU])
+@pytest.mark.parametrize("size", [(33, 1536), (16, 3072), (3, 16_384)])
+def test_a_gate_by_kernels_is_a_gate_by_torch(size: tuple[int, int], activation: Activation) -> None:
+    """But for ties, which other roundings of float32 make and break."""
+    gate, up, gradient = drawn(3, *size).bfloat16().unbind()
+    scales = torch.tensor(0.02, device=CUDA), torch.tensor(0.05, device=CUDA)
+    codes, per_unit = gated_codes(gate, up, activation)
+    made = gated_gradients(gradient, gate, up, per_unit, scales, activation)
+    gate, up, gradient, *scales = (each.cpu() for each in (gate, up, gradient, *scales))
+    expected, expected_per_unit = gated_codes(gate, up, activation)
+    twin = gated_gradients(gradient, gate, up, expected_per_unit, tuple(scales), activation)
+    torch.testing.assert_close(per_unit.cpu(), expected_per_unit, rtol=1e-5, atol=0)
+    torch.testing.assert_close(made.codes_per_unit.cpu(), twin.codes_per_unit, rtol=1e-5, atol=0)
+    torch.testing.assert_close(made.to_gate.cpu(), twin.to_gate, rtol=2**-7, atol=1e-5)
+    torch.testing.assert_close(made.to_up.cpu(), twin.to_up, rtol=2**-7, atol=1e-5)
+    for one, other in (
+        (codes, expected),
+        ((made.gated * per_unit).round(), expected),
+        (made.codes, twin.codes),
+    ):
+        away = (one.cpu().float() - other.float()).abs()
+        assert away.max() <= 1
+        assert away.mean() < 1e-3
+
+
+def test_a_gated_mlp_on_cuda_is_the_cpus() -> None:
+    x, upstream, *weights = (each.bfloat16() for each in drawn(5, 256, 256).unbind())
+    found = []
+    for device in ("cuda", "cpu"):
+        factors = [each.to(device).float().requires_grad_() for each in (x, *weights)]
+        y = gated_mlp(factors[0], factors[1:], SILU, torch.bfloat16)
+        found.append([y, *torch.autograd.grad(y, factors, upstream.to(device))])
+    for one, other in zip(*found, strict=True):
+        assert (one.cpu().double() - other.double()).norm() < 0.01 * other.double().norm()

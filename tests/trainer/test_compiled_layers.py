@@ -15,6 +15,7 @@ from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.objectives.cross_entropy import CrossEntropyObjective
 from bitnet_trainer.objectives.manager import ObjectiveManager
 from bitnet_trainer.optim import build_adamw, set_learning_rate
+from bitnet_trainer.quantization.bitlinear import BitLinear
 from bitnet_trainer.quantization.warmup import set_lambda
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.step import StepInput, Stepper
@@ -53,6 +54,23 @@ def test_layers_share_a_graph_without_a_break(family: str) -> None:
         set_lambda(student, lam)
         assert torch.equal(student(IDS).hidden, expected)
     assert graphs.frame_count == 2  # below lambda 1, and at it
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma"])
+def test_an_mlp_of_codes_is_in_the_graph(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BitLinear, "_by_codes", lambda *_: True)
+    student = _student(family)
+    set_lambda(student, 1.0)
+    found = []
+    for compiled in (False, True):
+        if compiled:
+            student.compile_layers("aot_eager")
+        student.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden = student(IDS).hidden
+        hidden.square().mean().backward()
+        found.append([hidden, *(weight.grad for weight in student.decoder_layers.parameters())])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_a_break_is_an_error() -> None:

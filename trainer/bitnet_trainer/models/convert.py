@@ -11,6 +11,7 @@ from torch import nn
 
 from bitnet_crds.spec import Quantization
 from bitnet_trainer.errors import BadInput
+from bitnet_trainer.models.gated import GatedMLP
 from bitnet_trainer.precision import at_least_float32
 from bitnet_trainer.quantization.bitlinear import BitLinear, QuantizationLambda
 from bitnet_trainer.quantization.low_rank import (
@@ -106,10 +107,11 @@ def convert(model: nn.Module, quantization: Quantization = _DEFAULT) -> Conversi
     """Turns the projections of `model` into BitLinears in place, with one shared lambda of 0.
 
     The new layers hold the old parameters themselves: nothing is copied, an optimiser that holds them stays
-    right, and state dicts have the same names. Embeddings and head are not touched: tied heads stay tied.
-    SubLN's norms have a gain of 1 and the model's own epsilon. With a low-rank correction nothing is trained
-    but what is new: its factors, SubLN's gains, and a classifier's `score`, which else would stay random. The
-    decomposition runs where the model is, and is much faster on a GPU.
+    right, and state dicts have the same names. An MLP that is one becomes a `GatedMLP` of its own parts.
+    Embeddings and head are not touched: tied heads stay tied. SubLN's norms have a gain of 1 and the model's
+    own epsilon. With a low-rank correction nothing is trained but what is new: its factors, SubLN's gains,
+    and a classifier's `score`, which else would stay random. The decomposition runs where the model is, and
+    is much faster on a GPU.
 
     A model that is refused is as it was.
 
@@ -130,6 +132,9 @@ def convert(model: nn.Module, quantization: Quantization = _DEFAULT) -> Conversi
         if low_rank is not None:
             ranks[name] = low_rank.rank
         model.set_submodule(name, BitLinear.from_linear(linear, lam, quantization.weights, norm, low_rank))
+    for name in dict.fromkeys(name.rpartition(".")[0] for name in chosen):
+        if (mlp := GatedMLP.from_mlp(model.get_submodule(name))) is not None:
+            model.set_submodule(name, mlp)
     if ranks:
         _train_the_new_alone(model)
     return ConversionReport(

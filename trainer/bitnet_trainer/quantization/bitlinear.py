@@ -168,6 +168,20 @@ class BitLinear(nn.Linear):
         assert not isinstance(self.kept, HaarCodes)  # which another scheme has
         return int8_linear(x, self._all_of_it, torch.bfloat16, self.kept, int8_backward=self.int8_backward)
 
+    def is_int8_linear(self, x: Tensor) -> bool:
+        """Whether its forward pass of x is `int8_linear` and no more, by int8 on the way back too, of the
+        weight here or its codes, not packed: then what it is a part of may be computed as one function."""
+        return (
+            self._by_codes(x)
+            and self.scheme == "AbsMean"
+            and self.int8_backward
+            and self.bias is None
+            and self.rms_norm is None
+            and self.low_rank is None
+            and self.whole is None
+            and not isinstance(self.kept, PackedCodes)
+        )
+
     @property
     def has_codes(self) -> bool:
         """Whether passes take the weight's codes as they are now: a compiled blend quantises AbsMean's on

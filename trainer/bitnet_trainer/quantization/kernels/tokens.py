@@ -8,7 +8,7 @@ from torch import Tensor
 from bitnet_trainer.quantization.codes import MINIMUM_SCALE
 
 WARPS = 4
-_TO_WHOLE = 1.5 * 2**23
+TO_WHOLE = 1.5 * 2**23
 """Added to a float32 of less than 2^22 and taken away again, it rounds half to even, as torch does."""
 
 
@@ -23,7 +23,7 @@ def token_codes(x: Tensor, least: float = MINIMUM_SCALE) -> tuple[Tensor, Tensor
         codes_per_unit,
         width,
         least=least,
-        to_whole=_TO_WHOLE,
+        to_whole=TO_WHOLE,
         block=triton.next_power_of_2(width),
         num_warps=WARPS,
     )
@@ -31,7 +31,7 @@ def token_codes(x: Tensor, least: float = MINIMUM_SCALE) -> tuple[Tensor, Tensor
 
 
 @triton.jit
-def _larger(one, other):
+def larger(one, other):
     """NaN where either is: of a token with a NaN `tl.max` would give a number, and all of it would be one."""
     return tl.maximum(one, other, propagate_nan=tl.PropagateNan.ALL)
 
@@ -44,7 +44,7 @@ def token_kernel(
     row = tl.program_id(0).to(tl.int64) * width
     place = tl.arange(0, block)
     value = tl.load(x + row + place, mask=place < width, other=0).to(tl.float32)
-    largest = _larger(tl.reduce(tl.abs(value), 0, _larger), least)
+    largest = larger(tl.reduce(tl.abs(value), 0, larger), least)
     # Divided as torch does, and not by a multiplication with what is nearly the inverse.
     unit = tl.math.div_rn(127.0, largest)
     code = value * unit + to_whole - to_whole
