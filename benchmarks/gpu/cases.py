@@ -2,14 +2,12 @@
 
 import importlib
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
-from experiments import WIDE_OPTIONS, quantised_where_made
 from shapes import Shape
 from torch import Tensor, nn
 from trainer_step import TrainerStep, alone
@@ -85,7 +83,6 @@ def ours(
     compiled: bool = True,
     replayed: bool = True,
     haar: bool = False,
-    wide: bool = False,
 ) -> Trained:
     """The trainer's step as a run without a teacher takes it, on one GPU: lambda, gradient clipping and the
     guard included.
@@ -93,7 +90,6 @@ def ours(
     `preset` takes our own architecture of that size, and `haar` Haar weights. Not `compiled`, layers run
     operation by operation; not `replayed`, each kernel of a compiled layer is started by itself, as where
     there are several ranks.
-    Experiment: `wide` has the compiler reduce wide rows in one pass, and quantise in it.
     """
     if preset:
         with work.device:
@@ -109,15 +105,11 @@ def ours(
         )
         prefer(model, fastest(measure_attention(shape, work.device)))
     if compiled:
-        student.compile_layers(replayed=replayed and on_cuda, options=WIDE_OPTIONS if wide else {})
+        student.compile_layers(replayed=replayed and on_cuda)
     trainer = TrainerStep.of(student, alone(work.device), rate=RATE)
     asked = trainer.asked([Rows.of(work.tokens[:, :-1].contiguous())])
 
-    def take() -> Tensor:
-        with quantised_where_made() if wide else nullcontext():
-            return trainer.take(asked)
-
-    return Trained(student, trainer.stepper.optimizer, take, compiled)
+    return Trained(student, trainer.stepper.optimizer, lambda: trainer.take(asked), compiled)
 
 
 # --- peers
@@ -241,7 +233,6 @@ CASES: Mapping[str, Build] = MappingProxyType(
         "ours, Haar": partial(ours, haar=True),
         "ours, Haar, eager": partial(ours, haar=True, compiled=False),
         "ours, not replayed": partial(ours, replayed=False),
-        "experiment: ours, wide": partial(ours, wide=True),
         "bf16, eager, plain CE": partial(bf16, compiled=False),
         "bf16, compiled, plain CE": partial(bf16, compiled=True),
         "bf16, compiled, CE compiled": partial(bf16, compiled=True, loss="compiled"),

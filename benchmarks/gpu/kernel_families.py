@@ -30,8 +30,9 @@ FAMILIES = (
     "fused by the compiler",
     "other",
 )
-"""Norm: RMSNorms. Other: gates, residual sums, rotary positions, embeddings. Copies: those of no other
-family. Fused by the compiler: norms, quantisation and all of other, where a graph of them was compiled."""
+"""Int8 product, and quantise activations (with a gate before it): our kernels. Norm: RMSNorms. Other:
+residual sums, rotary positions, embeddings. Copies: those of no other family. Fused by the compiler: norms,
+quantisation and all of other, where a graph of them was compiled."""
 
 _MARK = "family: "
 _MARKS = (_MARK, "Optimizer.", "##", "Torch-Compiled")
@@ -41,10 +42,10 @@ _ATTENTION = re.compile(r"scaled_dot_product|flash_attention|efficient_attention
 _LOSS = re.compile(r"cross_entropy|nll_loss|log_softmax|Liger", re.IGNORECASE)
 _KERNELS = (
     ("int8 product", re.compile(r"^product_kernel$")),
-    ("quantise activations", re.compile(r"^(token|gated|gate_gradient)s?_kernel$")),
+    ("quantise activations", re.compile(r"^(token|codes|gradients)_kernel$")),
     ("loss + head", re.compile(r"^triton_.*(nll_loss|log_softmax)")),
     ("fused by the compiler", re.compile(r"^triton_(poi|red|per|tem|spl)")),
-    ("attention", re.compile(r"flash|fmha|sdpa|attention", re.IGNORECASE)),
+    ("attention", re.compile(r"flash|fmha|sdpa|attention|cudnn::fusion", re.IGNORECASE)),
     ("loss + head", re.compile(r"cross_entropy|nll_loss|softmax", re.IGNORECASE)),
     ("matmul", re.compile(r"nvjet|gemm|cutlass|splitk|int8_mm", re.IGNORECASE)),
     ("optimiser", re.compile(r"adam|multi_tensor", re.IGNORECASE)),

@@ -28,9 +28,10 @@ def trained(architecture: str, *, replayed: bool) -> tuple[list[float], list[Ten
     device = torch.device("cuda")
     torch._dynamo.reset()
     torch.manual_seed(0)
-    model = small_model(architecture).train()
+    # As a run does it: the model is there before it is converted.
+    student = LanguageModel(small_model(architecture)).to(device).train()
+    model = student.model
     convert(model)
-    student = LanguageModel(model.to(device))
     student.compile_layers(replayed=replayed)
     optimizer = build_adamw(model, learning_rate=0.01, weight_decay=0.1)
     guard, ranks = NonFiniteGuard(device), Ranks(0, 1, device, None)
@@ -40,6 +41,7 @@ def trained(architecture: str, *, replayed: bool) -> tuple[list[float], list[Ten
     for number, (passes, rows) in enumerate(STEPS):
         micro_batches = [Rows.of(torch.randint(2, VOCABULARY, (rows, 16))) for _ in range(passes)]
         set_lambda(student, 0.5 if number < 2 else 1.0)
+        assert student.decoder_layers[0].self_attn.q_proj.lam.kernels
         set_learning_rate(optimizer, 1.0)
         counts = manager.count(micro_batches, WEIGHTS)
         losses.append(stepper(StepInput(micro_batches, manager, counts, None), WEIGHTS).values[0])

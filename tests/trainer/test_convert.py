@@ -109,6 +109,13 @@ def test_one_lambda_for_the_whole_model() -> None:
     assert len({id(model.get_submodule(name).lam) for name in report.converted}) == 1
 
 
+def test_lambda_is_where_the_weights_are() -> None:
+    """Elsewhere it would say that the device has no kernels, and a run on a GPU would have none of them."""
+    model = small_model().to("meta")
+    report = convert(model)
+    assert model.get_submodule(report.converted[0]).lam.value.device.type == "meta"
+
+
 def test_haar_weights_are_the_scheme_of_every_converted_layer(sequences) -> None:
     absmean, haar = small_model(), small_model()
     convert(absmean)

@@ -124,7 +124,8 @@ def convert(model: nn.Module, quantization: Quantization = _DEFAULT) -> Conversi
     chosen = _projections(architecture, linears)
     _check_expressible(architecture, chosen, quantization)
     normed = {name for name in chosen if _has_sub_ln(name, quantization)}
-    lam = QuantizationLambda(0.0)
+    # Where the weights are: elsewhere it would say that there are no kernels, and keep CUDA graphs away.
+    lam = QuantizationLambda(0.0, next(iter(chosen.values())).weight.device)
     ranks = {}
     for name, linear in chosen.items():
         norm = _rms_norm(model, linear) if name in normed else None

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from bitnet_trainer.shared_weights import SharedWeights
 
 _NOTHING = Capture()
-_NONE: Mapping[str, Any] = MappingProxyType({})
 _INDUCTOR: Mapping[str, Any] = MappingProxyType({"max_autotune_pointwise": True})
 """Several ways to launch each pass that the compiler writes are tried, once a shape, and the fastest stays: a
 norm of queries with RoPE then takes a third of the time (benchmarks/gpu/RESULTS.md)."""
@@ -63,9 +62,7 @@ class LanguageModel(nn.Module):
         layers: Any = self.decoder_layers
         return int(layers[0].self_attn.head_dim)
 
-    def compile_layers(
-        self, backend: str = "inductor", *, replayed: bool = False, options: Mapping[str, Any] = _NONE
-    ) -> None:
+    def compile_layers(self, backend: str = "inductor", *, replayed: bool = False) -> None:
         """Has each decoder layer's forward pass compiled, the first time that it is called by way of this.
 
         One graph serves all layers that are alike, so that it is ready after one layer's compilation, and a
@@ -80,20 +77,18 @@ class LanguageModel(nn.Module):
                 overwritten by the next one: each begins with `begin_pass`. Not for layers whose parameters
                 move in memory (FSDP2), nor where memory is counted by tensors, as `Fitting` does: a graph's
                 is none of theirs.
-            options: more of them, as in torch.compile.
         """
         self.replayed = replayed
         # One for each shape of a micro batch, and for lambda below 1, at 1, and without gradients.
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-        own = _INDUCTOR if backend == "inductor" else _NONE
-        given = {**own, **options, **({"triton.cudagraphs": True} if replayed else {})}
+        options = {**_INDUCTOR, "triton.cudagraphs": replayed} if backend == "inductor" else None
         self._compiled = tuple(
             torch.compile(
                 layer.forward,
                 fullgraph=True,
                 dynamic=False,
                 backend=backend,
-                options=given or None,
+                options=options,
             )
             for layer in self.decoder_layers
         )

@@ -34,9 +34,11 @@ class QuantizationLambda(nn.Module):
     kernels: bool
     """Whether the device where it was set last runs our kernels: a compiled layer cannot ask."""
 
-    def __init__(self, value: float = 0.0) -> None:
+    def __init__(self, value: float = 0.0, device: torch.device | None = None) -> None:
         super().__init__()
-        self.register_buffer("value", torch.tensor(value, dtype=torch.float64), persistent=False)
+        self.register_buffer(
+            "value", torch.tensor(value, dtype=torch.float64, device=device), persistent=False
+        )
         self.whole, self.kernels = value == 1, False
 
     def set(self, value: float) -> None:
