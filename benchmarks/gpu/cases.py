@@ -37,6 +37,8 @@ class Trained:
     """Takes one step and gives the loss, 0-dim, on the device."""
     compiled: bool = False
     """Whether its modules are in compiled graphs, which nothing may be put around."""
+    replayed: bool = False
+    """Whether these are CUDA graphs, which hold memory that is in no tensor."""
 
 
 @dataclass
@@ -104,12 +106,13 @@ def ours(
             work.batch, work.shape.heads, student.key_heads, work.sequence, student.head_dim
         )
         prefer(model, fastest(measure_attention(shape, work.device)))
+    replayed = replayed and compiled and on_cuda
     if compiled:
-        student.compile_layers(replayed=replayed and on_cuda)
+        student.compile_layers(replayed=replayed)
     trainer = TrainerStep.of(student, alone(work.device), rate=RATE)
     asked = trainer.asked([Rows.of(work.tokens[:, :-1].contiguous())])
 
-    return Trained(student, trainer.stepper.optimizer, lambda: trainer.take(asked), compiled)
+    return Trained(student, trainer.stepper.optimizer, lambda: trainer.take(asked), compiled, replayed)
 
 
 # --- peers
