@@ -93,6 +93,8 @@ def trained(case: Case, shape: Shape, rows: Tensor, batch: int, steps: int) -> t
         places = [order[(step * batch + each) % len(order)] for each in range(batch)]
         asked = trainer.asked([Rows.of(rows[torch.stack(places)])])
         losses.append(trainer.take(asked, share=share(step, steps)))
+    for module in model.modules() if case.int8 and DEVICE.type == "cuda" else ():
+        assert not isinstance(module, BitLinear) or module.lam.kernels, "no products of codes were measured"
     assert not trainer.stepper.guard.counts().any(), "a step was left out"
     return torch.stack(losses[-LAST:]).mean().item(), _held_out(student, rows[-HELD_OUT:], batch)
 

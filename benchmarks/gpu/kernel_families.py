@@ -14,6 +14,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from bitnet_trainer import step as trainer_step
+from bitnet_trainer.models.gated import GatedMLP
 from bitnet_trainer.objectives import cross_entropy
 from bitnet_trainer.quantization.bitlinear import BitLinear
 
@@ -93,6 +94,8 @@ def _marked(trained: Trained) -> Iterator[None]:
         for module in () if trained.compiled else trained.model.modules():
             if isinstance(module, BitLinear):
                 mark(module, "effective_weight", "quantise weights")
+                mark(module, "forward", "quantise activations")
+            elif isinstance(module, GatedMLP):
                 mark(module, "forward", "quantise activations")
             elif type(module).__name__.endswith("RMSNorm"):
                 mark(module, "forward", "norm")

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase
 
+from bitnet_crds.machines import micro_batch_of
 from bitnet_crds.plan import Plan, PlannedPhase
 from bitnet_crds.protocol import Order, tuned_teacher_address
 from bitnet_crds.spec import BitNetRunSpec
@@ -129,16 +130,13 @@ def settle_attention(order: Order, student: LanguageModel, rows: int, ranks: Ran
 
 
 def compile_layers(
-    student: LanguageModel, phases: Iterable[PlannedPhase], folder: Path, ranks: Ranks
+    student: LanguageModel, spec: BitNetRunSpec, phases: Iterable[PlannedPhase], folder: Path, ranks: Ranks
 ) -> None:
     """Has the student's layers compiled where its device has kernels; every rank calls it.
 
-    One rank replays them as CUDA graphs, unless one of the `phases` is to find its micro batch: what graphs
-    hold is not in the memory that it counts. Several ranks do not: DDP's buckets hold gradients that passes
-    add to, and FSDP2 moves parameters.
-
-    What is compiled is kept in `folder`, a run's own, so that a process that goes on with the run finds it
-    done; unless TORCHINDUCTOR_CACHE_DIR names another one, such as many runs share.
+    They are replayed as CUDA graphs where `replays` says so. What is compiled is kept in `folder`, a run's
+    own, so that a process that goes on with the run finds it done; unless TORCHINDUCTOR_CACHE_DIR names
+    another one, such as many runs share.
     """
     if ranks.device.type != "cuda":
         return
@@ -149,10 +147,25 @@ def compile_layers(
     # whatever a pod may have of them; a layer has some thirty kernels.
     inductor.compile_threads = int(os.environ.get("TORCHINDUCTOR_COMPILE_THREADS", _COMPILING_PROCESSES))
     if has_kernels(ranks.device):
-        student.compile_layers(replayed=ranks.world == 1 and not any(phase.auto for phase in phases))
+        student.compile_layers(replayed=replays(spec, phases, ranks.world))
     elif ranks.first:
         why = missing() or f"a newer GPU than {torch.cuda.get_device_name(ranks.device)}"
         _log.warning("layers are not compiled, and take some three times as long: that needs %s", why)
+
+
+def replays(spec: BitNetRunSpec, phases: Iterable[PlannedPhase], world: int) -> bool:
+    """Whether a run's layers are CUDA graphs in these phases.
+
+    They are for one rank whose steps are one micro batch each, in a run whose micro batches are written:
+    - several ranks have gradients where passes add to them (DDP), or parameters that move (FSDP2);
+    - weights' codes that are kept for several micro batches lie elsewhere in each step, and a graph would be
+      recorded again;
+    - `Auto` counts the memory of tensors, and what it found leaves no room for what graphs hold.
+    TORCHINDUCTOR_CUDAGRAPHS=0, torch's own variable, goes without.
+    """
+    written = all(micro_batch_of(spec, index) != "Auto" for index in range(len(spec.phases)))
+    alone = world == 1 and all(phase.shape.accumulation == 1 for phase in phases)
+    return alone and written and os.environ.get("TORCHINDUCTOR_CUDAGRAPHS") != "0"
 
 
 def open_run_corpus(

@@ -100,9 +100,8 @@ class Stepper:
         nothing in them, and nothing else changes. Every rank calls it."""
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-        one = torch.ones((), device=self.ranks.device)
-        self.optimizer.grad_scale = one  # type: ignore[attr-defined]  # nothing to clip
-        self.optimizer.found_inf = one  # type: ignore[attr-defined]  # until the guard judges a step
+        left_out = torch.ones((), device=self.ranks.device)
+        self.optimizer.found_inf = left_out  # type: ignore[attr-defined]  # until the guard judges a step
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 

@@ -1,7 +1,6 @@
 """The loop, run whole on a tiny model: phases, the teacher, the held batch, and what is left behind."""
 
 import json
-import math
 from importlib.metadata import version
 
 import pytest
@@ -146,8 +145,8 @@ def test_export_is_loaded_by_stock_transformers_with_equal_perplexity(make_run, 
     result, _ = train_here(run)
     model = AutoModelForCausalLM.from_pretrained(result.artifacts["HuggingFace"])
     found = perplexity(model, run.held_out()).value
-    assert f"{found:.2f}" == result.evaluation.perplexity_after
-    assert math.isfinite(found)
+    # Equal but for a code at a tie, which two programs may turn two ways.
+    assert found == pytest.approx(float(result.evaluation.perplexity_after), rel=5e-4)
 
 
 def test_bad_input_is_refused_before_anything_is_made(make_run, train_here):

@@ -70,7 +70,8 @@ def test_one_two_and_one_ranks_train_what_one_job_does(make_run, rescaled, train
         (step, 2 if 4 < step <= 8 else 1) for step in range(1, 13)
     ]
     assert {record.micro_batch_size * record.accumulation * record.world_size for record in found} == {8}
-    assert [record.loss for record in found] == pytest.approx([record.loss for record in expected], abs=1e-4)
+    # Two ranks add gradients up in another order, and a ternary code at a tie may turn.
+    assert [record.loss for record in found] == pytest.approx([record.loss for record in expected], rel=1e-3)
     positions = [
         json.loads((run.folder / "checkpoints" / "step-00000012" / "position.json").read_text())
         for run in (whole, after)

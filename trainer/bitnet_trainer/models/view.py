@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 _NOTHING = Capture()
 _INDUCTOR: Mapping[str, Any] = MappingProxyType({"max_autotune_pointwise": True})
-"""Several ways to launch each pass that the compiler writes are tried, once a shape, and the fastest stays: a
-norm of queries with RoPE then takes a third of the time (benchmarks/gpu/RESULTS.md)."""
+"""Several ways to cut up each pass that the compiler writes are tried, once a shape, and the fastest stays: a
+norm of queries with RoPE then takes a third of the time (benchmarks/gpu/RESULTS.md). Sums along a token may
+add up in another order where another way was faster; what was chosen is in the compiler's cache."""
 
 
 class LanguageModel(nn.Module):

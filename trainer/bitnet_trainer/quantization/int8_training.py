@@ -3,7 +3,8 @@
 What `BitLinear` computes at lambda 1, without the rounding of dequantised factors: products of codes are
 whole numbers, added up exactly and scaled once. The backward pass keeps the tokens' codes, a byte a value.
 There the gradient that arrives is quantised by token as tokens are, and multiplied with the weight's codes;
-the gradient of the weight is a product in bfloat16, of gradients that nothing rounds.
+the gradient of the weight is a product in bfloat16, of gradients that nothing rounds. Source: SwitchBack,
+arXiv 2304.13013.
 """
 
 from typing import Any, NamedTuple
