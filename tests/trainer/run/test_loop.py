@@ -1,6 +1,7 @@
 """The loop, run whole on a tiny model: phases, the teacher, the held batch, and what is left behind."""
 
 import json
+import math
 from importlib.metadata import version
 
 import pytest
@@ -141,12 +142,13 @@ def test_a_request_to_stop_ends_the_step_and_writes_a_checkpoint(make_run, train
 
 
 def test_export_is_loaded_by_stock_transformers_with_equal_perplexity(make_run, train_here):
-    run = make_run(steps=12)
+    # After 12 a token's code is within 2e-5 of a tie, which two programs turn two ways.
+    run = make_run(steps=13)
     result, _ = train_here(run)
     model = AutoModelForCausalLM.from_pretrained(result.artifacts["HuggingFace"])
     found = perplexity(model, run.held_out()).value
-    # Equal but for a code at a tie, which two programs may turn two ways.
-    assert found == pytest.approx(float(result.evaluation.perplexity_after), rel=5e-4)
+    assert f"{found:.2f}" == result.evaluation.perplexity_after
+    assert math.isfinite(found)
 
 
 def test_bad_input_is_refused_before_anything_is_made(make_run, train_here):
