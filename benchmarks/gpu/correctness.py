@@ -80,11 +80,12 @@ def trained(case: Case, shape: Shape, rows: Tensor, batch: int, steps: int) -> t
     """Mean loss of the last steps, and of the held-out rows; nats a byte."""
     model = shape.build(DEVICE)
     convert(model)
-    for module in model.modules():
-        if isinstance(module, BitLinear):
-            module.int8_backward = case.int8_backward
+    linears = [module for module in model.modules() if isinstance(module, BitLinear)]
+    for linear in linears:
+        linear.int8_backward = case.int8_backward
     student = LanguageModel(model).train()
-    if case.compiled and DEVICE.type == "cuda":
+    on_cuda = DEVICE.type == "cuda"
+    if case.compiled and on_cuda:
         student.compile_layers(replayed=True)
     trainer = TrainerStep.of(student, alone(DEVICE), rate=RATE)
     order = torch.randperm(len(rows) - HELD_OUT, generator=torch.Generator().manual_seed(case.order))
@@ -93,8 +94,7 @@ def trained(case: Case, shape: Shape, rows: Tensor, batch: int, steps: int) -> t
         places = [order[(step * batch + each) % len(order)] for each in range(batch)]
         asked = trainer.asked([Rows.of(rows[torch.stack(places)])])
         losses.append(trainer.take(asked, share=share(step, steps)))
-    for module in model.modules() if case.int8 and DEVICE.type == "cuda" else ():
-        assert not isinstance(module, BitLinear) or module.lam.kernels, "no products of codes were measured"
+        assert linears[0].lam.kernels or not on_cuda, "these are no products of codes"
     assert not trainer.stepper.guard.counts().any(), "a step was left out"
     return torch.stack(losses[-LAST:]).mean().item(), _held_out(student, rows[-HELD_OUT:], batch)
 

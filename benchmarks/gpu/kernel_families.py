@@ -94,8 +94,7 @@ def _marked(trained: Trained) -> Iterator[None]:
         for module in () if trained.compiled else trained.model.modules():
             if isinstance(module, BitLinear):
                 mark(module, "effective_weight", "quantise weights")
-                mark(module, "forward", "quantise activations")
-            elif isinstance(module, GatedMLP):
+            if isinstance(module, BitLinear | GatedMLP):
                 mark(module, "forward", "quantise activations")
             elif type(module).__name__.endswith("RMSNorm"):
                 mark(module, "forward", "norm")
