@@ -1,8 +1,10 @@
 """What is learned by int8 products against fake-quant's: the same start, the same text, the same steps."""
 
 import argparse
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,8 +47,6 @@ class Case:
     compiled: bool = True
     long_residual: bool = False
     """Whether what layers add to is held in float32."""
-    order: int = 0
-    """Seed of the rows' order: another one shows how far chance alone moves the loss."""
 
 
 CASES: Mapping[str, Case] = MappingProxyType(
@@ -55,9 +55,6 @@ CASES: Mapping[str, Case] = MappingProxyType(
         "int8 (ours)": Case(),
         "fake-quant, layers compiled, float32 residual": Case(int8=False, long_residual=True),
         "int8 forward alone": Case(int8_backward=False),
-        "fake-quant, layers compiled, float32 residual, rows in another order": Case(
-            int8=False, long_residual=True, order=1
-        ),
     }
 )
 
@@ -76,9 +73,21 @@ def share(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
-def trained(case: Case, shape: Shape, rows: Tensor, batch: int, steps: int) -> tuple[float, float]:
-    """Mean loss of the last steps, and of the held-out rows; nats a byte."""
-    model = shape.build(DEVICE)
+@dataclass(frozen=True)
+class Course:
+    """What every case trains."""
+
+    shape: Shape
+    rows: Tensor
+    """(rows, sequence) int64; the last HELD_OUT are not trained on."""
+    batch: int
+    steps: int
+
+
+def trained(case: Case, course: Course, seed: int) -> tuple[float, float]:
+    """Mean loss of the last steps, and of the held-out rows, read in the order of that seed; nats a byte."""
+    rows, batch, steps = course.rows, course.batch, course.steps
+    model = course.shape.build(DEVICE)
     convert(model)
     linears = [module for module in model.modules() if isinstance(module, BitLinear)]
     for linear in linears:
@@ -88,7 +97,7 @@ def trained(case: Case, shape: Shape, rows: Tensor, batch: int, steps: int) -> t
     if case.compiled and on_cuda:
         student.compile_layers(replayed=True)
     trainer = TrainerStep.of(student, alone(DEVICE), rate=RATE)
-    order = torch.randperm(len(rows) - HELD_OUT, generator=torch.Generator().manual_seed(case.order))
+    order = torch.randperm(len(rows) - HELD_OUT, generator=torch.Generator().manual_seed(seed))
     losses = []
     for step in range(steps):
         places = [order[(step * batch + each) % len(order)] for each in range(batch)]
@@ -122,6 +131,21 @@ def _products(case: Case) -> Iterator[None]:
         yield
 
 
+def compared(found: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Markdown: the means over all orders, with their standard errors, and how far from the first case's."""
+    lines = ["| case | last steps | against the first | held out | against the first |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: |")
+    first = next(iter(found.values()))
+    for name, losses in found.items():
+        cells = []
+        for own, theirs in zip(zip(*losses, strict=True), zip(*first, strict=True), strict=True):
+            error = statistics.stdev(own) / math.sqrt(len(own))
+            cells.append(f"{statistics.mean(own):.4f} +- {error:.4f}")
+            cells.append(f"{statistics.mean(own) / statistics.mean(theirs) - 1:+.2%}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -131,26 +155,30 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument(
+        "--orders", nargs="+", type=int, default=[0], help="seeds of the rows' order: how far chance goes"
+    )
     options = parser.parse_args()
     rows = text_rows(options.text, options.sequence)
     shape = replace(SHAPES[options.shape], vocabulary=BYTES)
+    course = Course(shape, rows, options.batch, options.steps)
     print(heading())
     print(
         f"\n{options.shape}'s layers, {options.steps} steps of {options.batch} x {options.sequence} bytes of "
         f"{options.text.name}, lambda 1 from the first on; loss in nats a byte\n"
     )
-    print(f"| case | mean of the last {LAST} steps | held out | against the first |")
+    print(f"| case | order | mean of the last {LAST} steps | held out |")
     print("| --- | ---: | ---: | ---: |")
-    reference: tuple[float, float] | None = None
-    for name in options.cases:
-        case = CASES[name]
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in options.cases}
+    for seed, name in itertools.product(options.orders, options.cases):
         torch._dynamo.reset()
-        with _products(case):
-            found = trained(case, shape, rows, options.batch, options.steps)
-        reference = reference or found
-        apart = ", ".join(f"{own / theirs - 1:+.2%}" for own, theirs in zip(found, reference, strict=True))
-        print(f"| {name} | {found[0]:.4f} | {found[1]:.4f} | {apart} |", flush=True)
+        with _products(CASES[name]):
+            last, held_out = trained(CASES[name], course, seed)
+        found[name].append((last, held_out))
+        print(f"| {name} | {seed} | {last:.4f} | {held_out:.4f} |", flush=True)
         free()
+    if len(options.orders) > 1:
+        print("\n" + compared(found))
 
 
 if __name__ == "__main__":
