@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
-from bitnet_trainer.objectives.top_k import top_k_of
+from bitnet_trainer.objectives.top_k import largest, top_k_of
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 1000])
@@ -31,3 +33,26 @@ def test_logits_stay_as_short_as_they_are_and_are_summed_in_float32():
     top = top_k_of(hidden, lambda hidden: hidden, 3, 2.0)
     assert (top.logits.dtype, top.log_normaliser.dtype) == (torch.bfloat16, torch.float32)
     torch.testing.assert_close(top.log_normaliser, (hidden.float() / 2).logsumexp(-1))
+
+
+@given(width=st.integers(1, 700), k=st.integers(1, 12), many=st.integers(1, 300), seed=st.integers(0, 99))
+def test_the_largest_of_a_row_are_found_by_group(width, k, many, seed):
+    """Few different numbers make many equal ones."""
+    k = min(k, width)
+    drawn = torch.randint(-many, many + 1, (3, width), generator=torch.Generator().manual_seed(seed))
+    rows = drawn.float()
+    values, places = largest(rows, k)
+    assert torch.equal(values, rows.sort(descending=True).values[:, :k])
+    assert torch.equal(rows.gather(-1, places), values)
+    assert all(len(set(row)) == k for row in places.tolist())
+
+
+@pytest.mark.parametrize("place", [0, 299, 300])
+def test_what_is_no_number_is_the_largest(place):
+    """As in `topk`: what a broken teacher says is not passed over."""
+    rows = torch.arange(301.0).repeat(2, 1)
+    rows[1, place] = torch.nan
+    values, places = largest(rows, 2)
+    assert values[0].tolist() == [300, 299]
+    assert values[1, 0].isnan()
+    assert places[1, 0] == place
