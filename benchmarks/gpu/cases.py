@@ -50,6 +50,8 @@ class Workload:
     tokens: Tensor
     """(B, S + 1) int64 on the CPU, uniform over the vocabulary."""
     device: torch.device
+    passes: int = 1
+    """Micro batches that a step is made of."""
     _unquantised: PreTrainedModel | None = field(default=None, init=False)
     _optimizer: torch.optim.Optimizer | None = field(default=None, init=False)
 
@@ -102,16 +104,14 @@ def ours(
     student = LanguageModel(model.to(work.device)).train()
     on_cuda = work.device.type == "cuda"
     if on_cuda:
-        shape = AttentionShape(
-            work.batch, work.shape.heads, student.key_heads, work.sequence, student.head_dim
-        )
+        rows = work.batch // work.passes
+        shape = AttentionShape(rows, work.shape.heads, student.key_heads, work.sequence, student.head_dim)
         prefer(model, fastest(measure_attention(shape, work.device)))
     replayed = replayed and compiled and on_cuda
     if compiled:
         student.compile_layers(replayed=replayed)
     trainer = TrainerStep.of(student, alone(work.device), rate=RATE)
-    asked = trainer.asked([Rows.of(work.tokens[:, :-1].contiguous())])
-
+    asked = trainer.asked([Rows.of(part) for part in work.tokens[:, :-1].contiguous().chunk(work.passes)])
     return Trained(student, trainer.stepper.optimizer, lambda: trainer.take(asked), compiled, replayed)
 
 
@@ -147,20 +147,24 @@ def _peer(
     loss: Loss,
 ) -> Trained:
     inputs, targets = (
-        part.contiguous().to(work.device) for part in (work.tokens[:, :-1], work.tokens[:, 1:])
+        [each.contiguous() for each in part.to(work.device).chunk(work.passes)]
+        for part in (work.tokens[:, :-1], work.tokens[:, 1:])
     )
     base = model.base_model
     # Called so, and not compiled in place: other cases train the same model another way.
     decoder = torch.compile(base) if compiled else base
 
     def take() -> Tensor:
-        with autocast(work.device):
-            hidden = decoder(input_ids=inputs, use_cache=False).last_hidden_state
-            value = loss(model.get_output_embeddings(), hidden, targets)
-        value.backward()
+        total = torch.zeros((), device=work.device)
+        for some, following in zip(inputs, targets, strict=True):
+            with autocast(work.device):
+                hidden = decoder(input_ids=some, use_cache=False).last_hidden_state
+                value = loss(model.get_output_embeddings(), hidden, following) / work.passes
+            value.backward()
+            total += value.detach()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return value.detach()
+        return total
 
     return Trained(model, optimizer, take, compiled)
 

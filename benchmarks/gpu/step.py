@@ -140,8 +140,9 @@ def run(name: str, shape: Shape, sequence: int, options: argparse.Namespace) -> 
     batch = options.tokens // sequence
     torch.manual_seed(0)
     tokens = torch.randint(shape.vocabulary, (batch, sequence + 1))
-    work = Workload(name, shape, tokens, DEVICE)
-    print(f"\n## {name}, {batch} x {sequence:,} tokens\n", flush=True)
+    work = Workload(name, shape, tokens, DEVICE, options.micro_batches)
+    said = f", {options.micro_batches} micro batches" if options.micro_batches > 1 else ""
+    print(f"\n## {name}, {batch} x {sequence:,} tokens{said}\n", flush=True)
     builds = {case: CASES[case] for case in options.cases}
     figures, missing, standing = measure(
         work, builds, warm_up=options.warm_up, blocks=options.blocks, steps=options.steps
@@ -175,6 +176,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["0.6B"])
     parser.add_argument("--sequences", nargs="+", type=int, default=[2048], help="tokens in a row")
     parser.add_argument("--tokens", type=int, default=16_384, help="in a step")
+    parser.add_argument("--micro-batches", type=int, default=1, help="that these are divided into")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--profile", nargs="*", choices=CASES, default=[OURS, BEST])
     parser.add_argument("--kernels", type=int, default=0, help="how many of each profile to print, too")

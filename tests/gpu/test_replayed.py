@@ -1,58 +1,106 @@
 """Layers replayed as CUDA graphs train as they do otherwise, bit for bit, over micro batches and shapes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from bitnet_trainer.batch import Rows
+from bitnet_trainer.batch import Rows, SequenceId
 from bitnet_trainer.guards import NonFiniteGuard
 from bitnet_trainer.models.convert import convert
 from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.objectives.cross_entropy import CrossEntropyObjective
+from bitnet_trainer.objectives.hidden_states import HiddenStatesObjective
 from bitnet_trainer.objectives.manager import ObjectiveManager
+from bitnet_trainer.objectives.masked_diffusion import MaskedDiffusionObjective
+from bitnet_trainer.objectives.masking import Masking
+from bitnet_trainer.objectives.objective import Objective
+from bitnet_trainer.objectives.teacher_logits import TeacherLogitsObjective
 from bitnet_trainer.optim import build_adamw, set_learning_rate
+from bitnet_trainer.optimizer import build_muonclip
 from bitnet_trainer.quantization.warmup import set_lambda
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.step import StepInput, Stepper
+from bitnet_trainer.teacher import Teacher
 from families import VOCABULARY, small_model
 
 pytestmark = pytest.mark.gpu
 
-WEIGHTS = {"crossEntropy": 1.0}
+DEVICE = torch.device("cuda")
 STEPS = ((3, 2), (3, 2), (3, 2), (1, 2), (1, 2), (2, 4), (2, 4), (2, 4))
 """Micro batches of a step, and the rows of each: another phase may have others of both."""
+END = 1
+"""The token that ends a document."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is trained, and how."""
+
+    architecture: str = "LlamaForCausalLM"
+    objectives: Mapping[str, Objective] = field(
+        default_factory=lambda: {"crossEntropy": CrossEntropyObjective()}
+    )
+    documents: bool = False
+    muonclip: bool = False
+    teacher: Path | None = None
+    """Its folder."""
+
+    def rows(self, count: int) -> Rows:
+        """So many, drawn at random."""
+        ids = tuple(SequenceId(0, 0, number) for number in range(count))
+        tokens = torch.randint(2, VOCABULARY, (count, 64 if self.documents else 16))
+        if not self.documents:
+            return Rows.of(tokens, ids)
+        tokens[:, 20::25] = END
+        return Rows.of_documents(tokens, END, ids)
 
 
 def trained(
-    architecture: str, steps: Iterable[tuple[int, int]] = STEPS, *, replayed: bool
+    scene: Scene, steps: Iterable[tuple[int, int]] = STEPS, *, replayed: bool
 ) -> tuple[list[float], list[Tensor], list[int]]:
     """Losses of the steps, the weights after them, and how many graphs had been recorded after each."""
-    device = torch.device("cuda")
     torch._dynamo.reset()
     torch.manual_seed(0)
     # As a run does it: the model is there before it is converted.
-    student = LanguageModel(small_model(architecture)).to(device).train()
+    student = LanguageModel(small_model(scene.architecture)).to(DEVICE).train()
     model = student.model
     convert(model)
     student.compile_layers(replayed=replayed)
-    optimizer = build_adamw(model, learning_rate=0.01, weight_decay=0.1)
-    guard, ranks = NonFiniteGuard(device), Ranks(0, 1, device, None)
-    stepper = Stepper(student, student.layers, optimizer, guard, ranks, gradient_clipping=1.0)
-    manager = ObjectiveManager({"crossEntropy": CrossEntropyObjective()})
+    optimizer: torch.optim.Optimizer = build_adamw(model, learning_rate=0.01, weight_decay=0.1)
+    if scene.muonclip:
+        optimizer = build_muonclip(
+            model,
+            muon_learning_rate=0.01,
+            adam_learning_rate=0.01,
+            weight_decay=0.1,
+            threshold=0.05,
+            alpha=0.5,
+        )
+    teacher = None
+    if scene.teacher is not None:
+        teacher = Teacher(f"file://{scene.teacher}", None, VOCABULARY, DEVICE)
+        teacher.load()
+    guard = NonFiniteGuard(DEVICE)
+    stepper = Stepper(
+        student, student.layers, optimizer, guard, Ranks(0, 1, DEVICE, None), gradient_clipping=1.0
+    )
+    manager, weights = ObjectiveManager(scene.objectives), dict.fromkeys(scene.objectives, 1.0)
     losses, recorded = [], []
     for number, (passes, rows) in enumerate(steps):
-        micro_batches = [Rows.of(torch.randint(2, VOCABULARY, (rows, 16))) for _ in range(passes)]
+        micro_batches = [scene.rows(rows) for _ in range(passes)]
         set_lambda(student, 0.5 if number < 2 else 1.0)
         assert student.decoder_layers[0].self_attn.q_proj.lam.kernels
         set_learning_rate(optimizer, 1.0)
-        counts = manager.count(micro_batches, WEIGHTS)
-        losses.append(stepper(StepInput(micro_batches, manager, counts, None), WEIGHTS).values[0])
+        counts = manager.count(micro_batches, weights)
+        losses.append(stepper(StepInput(micro_batches, manager, counts, teacher), weights).values[0])
         recorded.append(_recorded() if replayed else 0)
     assert not guard.counts().any()
-    weights = [weight.detach().clone() for weight in model.parameters()]
-    return [each.item() for each in losses], weights, recorded
+    final = [weight.detach().clone() for weight in model.parameters()]
+    return [each.item() for each in losses], final, recorded
 
 
 def _recorded() -> int:
@@ -61,17 +109,52 @@ def _recorded() -> int:
     return next(graphs.graph_counter)
 
 
-@pytest.mark.parametrize("architecture", ["BitNetLlamaForCausalLM", "LlamaForCausalLM"])
-def test_replayed_layers_train_alike(architecture: str) -> None:
-    losses, weights, _ = trained(architecture, replayed=False)
-    others, replayed, recorded = trained(architecture, replayed=True)
-    print(f"\n{architecture}: losses {losses[0]:.4f} .. {losses[-1]:.4f}; graphs after each step {recorded}")
+def train_alike(scene: Scene) -> None:
+    """Asserts it, and that graphs were recorded, and not refused."""
+    losses, weights, _ = trained(scene, replayed=False)
+    others, replayed, recorded = trained(scene, replayed=True)
+    print(f"\nlosses {losses[0]:.4f} .. {losses[-1]:.4f}; graphs after each step {recorded}")
     assert losses == others
     assert all(torch.equal(one, other) for one, other in zip(weights, replayed, strict=True))
-    assert recorded[-1] - len(STEPS) > 2 * len(STEPS)  # recorded, and not refused
+    assert recorded[-1] - len(STEPS) > 2 * len(STEPS)
 
 
-def test_graphs_of_steps_of_one_micro_batch_are_recorded_once() -> None:
-    """The third step at lambda 1 is the first that replays."""
-    _, _, recorded = trained("LlamaForCausalLM", [(1, 2)] * 9, replayed=True)
+MASKING = Masking(0.5, 0, "Complementary", seed=5)
+
+
+@pytest.mark.parametrize(
+    "scene",
+    [
+        pytest.param(Scene(), id="Llama"),
+        pytest.param(Scene("BitNetLlamaForCausalLM"), id="BitNetLlama"),
+        pytest.param(Scene("Qwen3ForCausalLM", muonclip=True), id="MuonClip"),
+        pytest.param(Scene(documents=True), id="documents"),
+        pytest.param(
+            Scene(
+                objectives={
+                    "crossEntropy": CrossEntropyObjective(),
+                    "maskedDiffusion": MaskedDiffusionObjective(MASKING),
+                }
+            ),
+            id="two passes a micro batch",
+        ),
+    ],
+)
+def test_replayed_layers_train_alike(scene: Scene) -> None:
+    train_alike(scene)
+
+
+def test_replayed_layers_train_alike_with_a_teacher(tmp_path: Path) -> None:
+    small_model(seed=1).save_pretrained(tmp_path)
+    objectives = {
+        "teacherLogits": TeacherLogitsObjective(2.0, 10, "Bucket", None),
+        "hiddenStates": HiddenStatesObjective("Cosine", "Uniform", None),
+    }
+    train_alike(Scene(objectives=objectives, teacher=tmp_path))
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_graphs_are_recorded_once(passes: int) -> None:
+    """The third step at lambda 1 is the first that replays, where weights' codes are kept, too."""
+    _, _, recorded = trained(Scene(), [(passes, 2)] * 9, replayed=True)
     assert recorded[-1] - recorded[-4] == 3  # as often as it was asked

@@ -20,6 +20,7 @@ from bitnet_trainer.quantization.int8_training import (
 from bitnet_trainer.quantization.kept_codes import codes_kept
 from bitnet_trainer.quantization.kernels.int8_product import int8_product
 from bitnet_trainer.quantization.packing import pack_ternary
+from bitnet_trainer.quantization.schemes import SchemeName
 
 sizes = st.integers(1, 40)
 
@@ -150,6 +151,21 @@ def test_kept_codes_are_those_of_the_weights_and_go_again() -> None:
             assert torch.equal(layer.kept.scale, scale)
             assert not layer.kept.scale.requires_grad
     assert all(layer.kept is None for layer in quantized)
+
+
+@pytest.mark.parametrize("scheme", ["AbsMean", "Haar"])
+def test_kept_codes_lie_where_they_did_if_they_are_to(scheme: SchemeName) -> None:
+    """Which a graph counts on that was recorded with them."""
+    layer = BitLinear(8, 8, scheme=scheme)
+    places = []
+    for _ in range(3):
+        torch.nn.init.normal_(layer.weight)
+        expected = layer.effective_weight()
+        with codes_kept([layer], in_place=True):
+            places.append([each.data_ptr() for each in layer.kept])
+            assert torch.equal(layer.effective_weight(), expected)
+        assert layer.kept is None
+    assert places == [places[0]] * 3
 
 
 def test_kept_codes_go_where_a_pass_fails_too() -> None:

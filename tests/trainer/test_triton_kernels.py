@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitnet_crds import BitNetRunSpec, plan
-from bitnet_crds.plan import PlannedPhase
 from bitnet_trainer import setup, triton_kernels
 from bitnet_trainer.ranks import Ranks
 from small_specs import spec_of
@@ -47,28 +45,18 @@ class Student:
 CUDA = torch.device("cuda")
 
 
-def _planned(**workers: object) -> tuple[BitNetRunSpec, tuple[PlannedPhase, ...]]:
-    """A run of 8 sequences a step."""
-    spec = spec_of(workers=workers)
-    return spec, plan(spec).phases
-
-
-def test_layers_are_replayed_by_one_rank_of_one_micro_batch_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, part = _planned(microBatchSize=8), _planned(microBatchSize=4)
-    assert setup.replays(*whole, world=1)
-    assert not setup.replays(*whole, world=2)
-    assert not setup.replays(*part, world=1)
+@pytest.mark.parametrize("micro", [8, 4])
+def test_layers_are_replayed_by_one_rank(micro: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many micro batches make up its 8 sequences a step."""
+    spec = spec_of(workers={"microBatchSize": micro})
+    assert setup.replays(spec, world=1)
+    assert not setup.replays(spec, world=2)
     monkeypatch.setenv("TORCHINDUCTOR_CUDAGRAPHS", "0")
-    assert not setup.replays(*whole, world=1)
+    assert not setup.replays(spec, world=1)
 
 
 def test_a_micro_batch_that_was_found_leaves_graphs_no_room() -> None:
-    """Also once it is known, as it is for pods that go on with the run."""
-    spec, phases = _planned(microBatchSize="Auto")
-    found = plan(spec).fitted({phase.name: 8 for phase in phases}).phases
-    assert not any(phase.auto for phase in found)
-    assert not setup.replays(spec, phases, world=1)
-    assert not setup.replays(spec, found, world=1)
+    assert not setup.replays(spec_of(workers={"microBatchSize": "Auto"}), world=1)
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -83,7 +71,7 @@ def test_layers_are_compiled_where_there_are_kernels(
     monkeypatch.setattr(setup, "has_kernels", lambda _device: there)
     student, inductor = Student(), importlib.import_module("torch._inductor.config")
     with caplog.at_level(logging.WARNING), inductor.patch(compile_threads=32):
-        setup.compile_layers(student, *_planned(microBatchSize=8), tmp_path, Ranks(0, 1, CUDA, None))
+        setup.compile_layers(student, spec_of(), tmp_path, Ranks(0, 1, CUDA, None))
         assert inductor.compile_threads == 4
     assert student.compiled == there
     assert ("a C compiler" in caplog.text) != there
@@ -92,7 +80,7 @@ def test_layers_are_compiled_where_there_are_kernels(
 
 def test_nothing_is_compiled_on_the_cpu(tmp_path: Path) -> None:
     student = Student()
-    setup.compile_layers(student, *_planned(), tmp_path, Ranks(0, 1, torch.device("cpu"), None))
+    setup.compile_layers(student, spec_of(), tmp_path, Ranks(0, 1, torch.device("cpu"), None))
     assert not student.compiled
 
 

@@ -4,7 +4,7 @@ import importlib
 import inspect
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -129,9 +129,7 @@ def settle_attention(order: Order, student: LanguageModel, rows: int, ranks: Ran
     prefer(student.model, ranks.from_first(chosen))
 
 
-def compile_layers(
-    student: LanguageModel, spec: BitNetRunSpec, phases: Iterable[PlannedPhase], folder: Path, ranks: Ranks
-) -> None:
+def compile_layers(student: LanguageModel, spec: BitNetRunSpec, folder: Path, ranks: Ranks) -> None:
     """Has the student's layers compiled where its device has kernels; every rank calls it.
 
     They are replayed as CUDA graphs where `replays` says so. What is compiled is kept in `folder`, a run's
@@ -147,25 +145,22 @@ def compile_layers(
     # whatever a pod may have of them; a layer has some thirty kernels.
     inductor.compile_threads = int(os.environ.get("TORCHINDUCTOR_COMPILE_THREADS", _COMPILING_PROCESSES))
     if has_kernels(ranks.device):
-        student.compile_layers(replayed=replays(spec, phases, ranks.world))
+        student.compile_layers(replayed=replays(spec, ranks.world))
     elif ranks.first:
         why = missing() or f"a newer GPU than {torch.cuda.get_device_name(ranks.device)}"
         _log.warning("layers are not compiled, and take some three times as long: that needs %s", why)
 
 
-def replays(spec: BitNetRunSpec, phases: Iterable[PlannedPhase], world: int) -> bool:
-    """Whether a run's layers are CUDA graphs in these phases.
+def replays(spec: BitNetRunSpec, world: int) -> bool:
+    """Whether a run's layers are CUDA graphs.
 
-    They are for one rank whose steps are one micro batch each, in a run whose micro batches are written:
+    They are for one rank of a run whose micro batches are written:
     - several ranks have gradients where passes add to them (DDP), or parameters that move (FSDP2);
-    - weights' codes that are kept for several micro batches lie elsewhere in each step, and a graph would be
-      recorded again;
     - `Auto` counts the memory of tensors, and what it found leaves no room for what graphs hold.
     TORCHINDUCTOR_CUDAGRAPHS=0, torch's own variable, goes without.
     """
     written = all(micro_batch_of(spec, index) != "Auto" for index in range(len(spec.phases)))
-    alone = world == 1 and all(phase.shape.accumulation == 1 for phase in phases)
-    return alone and written and os.environ.get("TORCHINDUCTOR_CUDAGRAPHS") != "0"
+    return world == 1 and written and os.environ.get("TORCHINDUCTOR_CUDAGRAPHS") != "0"
 
 
 def open_run_corpus(

@@ -158,7 +158,7 @@ class Stepper:
             return student.shared.codes_kept()
         if passes == 1 or isinstance(student, FSDPModule):
             return nullcontext()
-        return codes_kept(student.decoder_layers)
+        return codes_kept(student.decoder_layers, in_place=student.replayed)
 
     def _gradients_kept_local(self, until_last: bool) -> AbstractContextManager[None]:
         if until_last and isinstance(self.model, DistributedDataParallel):

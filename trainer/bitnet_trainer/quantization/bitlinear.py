@@ -92,6 +92,8 @@ class BitLinear(nn.Linear):
         self.low_rank = low_rank
         self.kept: Int8Codes | PackedCodes | HaarCodes | None = None
         """The weight's codes, while `codes_kept` or `SharedWeights` has them."""
+        self.place: Int8Codes | HaarCodes | None = None
+        """Where `codes_kept` puts them, while they are to lie there each time."""
         self.whole: Tensor | None = None
         """What stands for a weight of which ranks hold parts, while `SharedWeights` has it; beside packed
         codes nothing in it is to be read."""

@@ -13,7 +13,7 @@ from bitnet_trainer.triton_kernels import compiled_for, has_kernels
 
 
 @contextmanager
-def codes_kept(layers: Iterable[nn.Module]) -> Iterator[None]:
+def codes_kept(layers: Iterable[nn.Module], *, in_place: bool = False) -> Iterator[None]:
     """Inside, BitLinears that compute with codes use those of the weights as they are at the beginning.
 
     So an optimiser step quantises each weight once, however many micro batches it has, for a byte a weight.
@@ -21,18 +21,28 @@ def codes_kept(layers: Iterable[nn.Module]) -> Iterator[None]:
 
     Args:
         layers: decoder layers. What quantises the weights of one is compiled once for all that are alike.
+        in_place: whether codes come to where those of the last time were, as a CUDA graph has to have them,
+            and keep their memory outside. The shapes of the layers stay then.
     """
     keeping: list[BitLinear] = []
     try:
         for layer in layers:
             own = [part for part in layer.modules() if isinstance(part, BitLinear) and part.has_codes]
             for part, codes in zip(own, _codes_of(own), strict=True):
-                part.kept = codes
+                part.kept = _placed(part, codes) if in_place else codes
                 keeping.append(part)
         yield
     finally:
         for part in keeping:
             part.kept = None
+
+
+def _placed(part: BitLinear, codes: Int8Codes | HaarCodes) -> Int8Codes | HaarCodes:
+    if part.place is None:
+        part.place = codes
+    else:
+        torch._foreach_copy_(list(part.place), list(codes))
+    return part.place
 
 
 @torch.no_grad()
