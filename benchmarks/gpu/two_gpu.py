@@ -50,7 +50,7 @@ class Measured:
     seconds: float
     """A step, the median of the blocks on the slowest rank."""
     peak: int
-    """Most bytes in tensors."""
+    """Most bytes held, CUDA graphs and free blocks included."""
     gathered: int
     """Bytes that all-gathers bring to a GPU from the others in a step."""
     reduced: int
@@ -111,12 +111,21 @@ def sharded(student: LanguageModel, ranks: Ranks, *, packed: bool) -> None:
     shard(student, ranks, packed=packed)
 
 
-Spread = Callable[[LanguageModel, Ranks], None]
-CASES: Mapping[str, Spread] = {
-    ALONE: whole,
-    "DDP": whole,
-    "FSDP2, float32 gathered": partial(sharded, packed=False),
-    "FSDP2, codes gathered": partial(sharded, packed=True),
+@dataclass(frozen=True)
+class Case:
+    """How a model is spread over the ranks."""
+
+    spread: Callable[[LanguageModel, Ranks], None]
+    replayed: bool = False
+    """Whether its layers are CUDA graphs."""
+
+
+CASES: Mapping[str, Case] = {
+    ALONE: Case(whole, replayed=True),
+    "DDP": Case(whole, replayed=True),
+    "DDP, not replayed": Case(whole),
+    "FSDP2, float32 gathered": Case(partial(sharded, packed=False)),
+    "FSDP2, codes gathered": Case(partial(sharded, packed=True)),
 }
 
 
@@ -151,16 +160,16 @@ class Steps:
         return sum(each.nbytes for each in student.parameters())
 
 
-def stepping(spread: Spread, work: Work, ranks: Ranks, options: argparse.Namespace) -> Steps:
+def stepping(case: Case, work: Work, ranks: Ranks, options: argparse.Namespace) -> Steps:
     """The steps of one case."""
     model = work.shape.build(ranks.device)
     convert(model)
     model.to(ranks.device)
     student = LanguageModel(model).train()
-    spread(student, ranks)
+    case.spread(student, ranks)
     prefer(model, work.attention)
     if not options.eager:
-        student.compile_layers()
+        student.compile_layers(replayed=case.replayed and ranks.device.type == "cuda")
     trainer = TrainerStep.of(student, ranks, rate=RATE)
     rows = [Rows.of(part[:, :-1].contiguous()) for part in work.tokens.chunk(options.micro_batches)]
     return Steps(trainer, trainer.asked(rows))
@@ -171,7 +180,7 @@ def checked(ranks: Ranks, options: argparse.Namespace) -> str:
     work = Work(SHAPES["tiny"], drawn(SHAPES["tiny"], ranks.rank, options), None)
     figures = []
     for packed in (False, True):
-        steps = stepping(partial(sharded, packed=packed), work, ranks, options)
+        steps = stepping(Case(partial(sharded, packed=packed)), work, ranks, options)
         figures.append(
             (steps.trainer.stepper.gradient_norm(steps.asked, "crossEntropy"), steps.take().item())
         )
@@ -194,10 +203,10 @@ def checked(ranks: Ranks, options: argparse.Namespace) -> str:
     )
 
 
-def measured(spread: Spread, work: Work, ranks: Ranks, options: argparse.Namespace) -> Measured:
+def measured(case: Case, work: Work, ranks: Ranks, options: argparse.Namespace) -> Measured:
     """One case. Raises what it raises."""
     on_gpu = ranks.device.type == "cuda"
-    steps = stepping(spread, work, ranks, options)
+    steps = stepping(case, work, ranks, options)
     take = steps.take
     for _ in range(options.warm_up):
         take()
@@ -209,7 +218,7 @@ def measured(spread: Spread, work: Work, ranks: Ranks, options: argparse.Namespa
         timed(ranks.device, lambda: [take() for _ in range(options.steps)]) / options.steps
         for _ in range(options.blocks)
     ]
-    peak = torch.cuda.max_memory_allocated() if on_gpu else 0
+    peak = torch.cuda.max_memory_reserved() if on_gpu else 0
     # DDP reduces in C++, a ring of two passes over all gradients.
     reduced = sent.reduced + round(2 * steps.by_ddp * (ranks.world - 1) / ranks.world)
     return Measured(statistics.median(blocks), peak, sent.gathered, reduced, take().item())

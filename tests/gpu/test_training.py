@@ -122,6 +122,20 @@ def test_sharded_gpus_train_what_whole_ones_do(inputs: Path, tmp_path: Path) -> 
     assert len({path.read_text() for path in exported}) == 1
 
 
+def test_replayed_ranks_train_what_others_do(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two micro batches a step: gradients of the first are kept until those of the second join them."""
+    needs(2)
+    losses = []
+    for switch in ("0", "1"):
+        monkeypatch.setenv("TORCHINDUCTOR_CUDAGRAPHS", switch)
+        _, found = train(inputs, tmp_path / switch, workers=2, gpus=True, micro=2)
+        losses.append(found)
+    # Each run chooses by measuring how its passes are cut up.
+    assert losses[1] == pytest.approx(losses[0], rel=BFLOAT16_TOLERANCE / 5)
+
+
 @pytest.mark.parametrize(("gpus", "parallelism"), [(1, "DDP"), (2, "DDP"), (2, "FSDP")])
 def test_auto_finds_that_a_small_run_fits_whole(
     inputs: Path, tmp_path: Path, gpus: int, parallelism: str

@@ -45,14 +45,18 @@ class Student:
 CUDA = torch.device("cuda")
 
 
-@pytest.mark.parametrize("micro", [8, 4])
-def test_layers_are_replayed_by_one_rank(micro: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many micro batches make up its 8 sequences a step."""
-    spec = spec_of(workers={"microBatchSize": micro})
-    assert setup.replays(spec, world=1)
-    assert not setup.replays(spec, world=2)
+@pytest.mark.parametrize(
+    ("parallelism", "world", "replayed"),
+    [("DDP", 1, True), ("DDP", 2, True), ("FSDP", 1, True), ("FSDP", 2, False)],
+)
+def test_layers_are_replayed_where_parameters_stay(
+    parallelism: str, world: int, replayed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many micro batches make up a step."""
+    spec = spec_of(workers={"microBatchSize": 4, "parallelism": parallelism})
+    assert setup.replays(spec, world) == replayed
     monkeypatch.setenv("TORCHINDUCTOR_CUDAGRAPHS", "0")
-    assert not setup.replays(spec, world=1)
+    assert not setup.replays(spec, world)
 
 
 def test_a_micro_batch_that_was_found_leaves_graphs_no_room() -> None:

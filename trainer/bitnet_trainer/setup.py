@@ -154,13 +154,13 @@ def compile_layers(student: LanguageModel, spec: BitNetRunSpec, folder: Path, ra
 def replays(spec: BitNetRunSpec, world: int) -> bool:
     """Whether a run's layers are CUDA graphs.
 
-    They are for one rank of a run whose micro batches are written:
-    - several ranks have gradients where passes add to them (DDP), or parameters that move (FSDP2);
-    - `Auto` counts the memory of tensors, and what it found leaves no room for what graphs hold.
+    Not of one that is sharded, since parameters move then, nor of one with a micro batch of `Auto`: that
+    counts the memory of tensors, and what it found leaves no room for what graphs hold.
     TORCHINDUCTOR_CUDAGRAPHS=0, torch's own variable, goes without.
     """
     written = all(micro_batch_of(spec, index) != "Auto" for index in range(len(spec.phases)))
-    return world == 1 and written and os.environ.get("TORCHINDUCTOR_CUDAGRAPHS") != "0"
+    whole = world == 1 or spec.workers.parallelism == "DDP"
+    return whole and written and os.environ.get("TORCHINDUCTOR_CUDAGRAPHS") != "0"
 
 
 def open_run_corpus(

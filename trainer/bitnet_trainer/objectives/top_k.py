@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bitnet_trainer.objectives.head_loss import tokens_at_once
@@ -86,10 +85,11 @@ def largest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if size < _LEAST_GROUP:
         values, places = rows.topk(k, dim=-1)
         return values, places
-    grouped = rows[:, : count * size].reshape(-1, count, size)
-    groups = grouped.amax(dim=-1).topk(k, dim=-1, sorted=False).indices
-    chosen = grouped.gather(1, groups[..., None].expand(-1, -1, size)).flatten(1)
+    # A group's numbers are `count` apart, so that neighbouring groups are read side by side.
+    grouped = rows[:, : size * count].reshape(-1, size, count)
+    groups = grouped.amax(dim=1).topk(k, dim=-1, sorted=False).indices
+    chosen = grouped.gather(2, groups[:, None, :].expand(-1, size, -1)).flatten(1)
     # What no whole group has comes after them.
-    values, found = torch.cat((chosen, rows[:, count * size :]), dim=-1).topk(k, dim=-1)
-    begins = F.pad(groups, (0, 1), value=count) * size
-    return values, begins.gather(-1, found // size) + found % size
+    values, found = torch.cat((chosen, rows[:, size * count :]), dim=-1).topk(k, dim=-1)
+    places = found // k * count + groups.gather(-1, found % k)
+    return values, torch.where(found < size * k, places, found + size * (count - k))
