@@ -1,4 +1,4 @@
-"""The optimisers' steps: AdamW's, MuonClip's as it was matrix by matrix and as it is, and what it needs."""
+"""The optimisers' steps: AdamW's and torch's, MuonClip's as it was and as it is, and what it needs."""
 
 import argparse
 import itertools
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from bitnet_crds.optimizer import Optimizer
 from bitnet_trainer.guards import NonFiniteGuard
 from bitnet_trainer.optim import MuonClip, clip_in_update, muon, muonclip, set_learning_rate
+from bitnet_trainer.optim.adamw import FusedAdamW
 from bitnet_trainer.optim.muon import MOMENTUM, Kernels, muon_step
 from bitnet_trainer.optim.newton_schulz import COEFFICIENTS, STEPS, newton_schulz, operations
 from bitnet_trainer.optim.products import self_product
@@ -81,7 +82,7 @@ class Training:
     """A model with gradients, and both optimisers of it."""
 
     model: nn.Module
-    adamw: torch.optim.Optimizer
+    adamw: FusedAdamW
     muonclip: MuonClip
     guard: NonFiniteGuard = field(default_factory=lambda: NonFiniteGuard(DEVICE))
 
@@ -89,21 +90,27 @@ class Training:
     def of(cls, shape: Shape) -> "Training":
         """Weights and gradients are random."""
         model = shape.build(DEVICE)
-        optimizers = [
+        adam, clipping = (
             build_optimizer(Optimizer(name=name, weight_decay=0.1), model) for name in ("AdamW", "MuonClip")
-        ]
-        for optimizer in optimizers:
+        )
+        for optimizer in (adam, clipping):
             set_learning_rate(optimizer, 0.01)
         for parameter in model.parameters():
             parameter.grad = 0.01 * torch.randn_like(parameter)
-        assert isinstance(optimizers[1], MuonClip)
-        return cls(model, optimizers[0], optimizers[1])
+        assert isinstance(adam, FusedAdamW)
+        assert isinstance(clipping, MuonClip)
+        return cls(model, adam, clipping)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clips, judges and updates, as a step of the trainer does."""
         norm = clip_in_update(optimizer, 1.0)
         self.guard.judge(torch.zeros((), device=DEVICE), norm, optimizer)
         optimizer.step()
+
+    def by_adamw(self, kernel: bool | None = None) -> None:
+        """One of its steps; None: as the trainer takes it. False: by torch, which writes gradients back."""
+        self.adamw.kernel = kernel
+        self.step(self.adamw)
 
     def by_muonclip(self, kernels: Kernels | None) -> None:
         """One of its steps; None: as it was."""
@@ -130,7 +137,8 @@ class Training:
 def cases(training: Training) -> dict[str, Callable[[], object]]:
     """What is timed, by name: whole steps, then parts of the last of them."""
     return {
-        "AdamW": lambda: training.step(training.adamw),
+        "AdamW": training.by_adamw,
+        "AdamW, torch's fused": lambda: training.by_adamw(kernel=False),
         "MuonClip, matrix by matrix": lambda: training.by_muonclip(None),
         "MuonClip, batched": lambda: training.by_muonclip(BATCHED),
         "MuonClip, batched, kernels for updates": lambda: training.by_muonclip(UPDATES),

@@ -29,7 +29,7 @@ class NonFiniteGuard:
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(bad, op=dist.ReduceOp.MAX)
         self.left_out = bad
-        optimizer.found_inf = bad  # type: ignore[attr-defined]  # read by torch's fused optimisers
+        optimizer.found_inf = bad  # type: ignore[attr-defined]  # read by fused optimisers
         self._counts = torch.stack((self._counts[0] + bad, (self._counts[1] + bad) * bad))
 
     def counts(self) -> torch.Tensor:

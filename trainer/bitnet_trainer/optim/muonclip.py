@@ -10,11 +10,11 @@ from bitnet_trainer.optim.roles import parameter_group, parameters_by_role
 
 
 class MuonClip(torch.optim.Optimizer):
-    """Muon on the groups of role hidden, torch's fused AdamW on the others, then QK-clip (arXiv 2507.20534).
+    """Muon on the groups of role hidden, FusedAdamW on the others, then QK-clip (arXiv 2507.20534).
 
     `zero_grad` begins a step: it forgets gradients, and the largest logits that came with them. The state
-    dict is that of any optimiser: `momentum` a hidden matrix, AdamW's own for the others. As in the fused
-    AdamW, a `found_inf` of 1 leaves the whole step out, decided on the device, and gradients are divided by
+    dict is that of any optimiser: `momentum` a hidden matrix, AdamW's own for the others. As in FusedAdamW,
+    a `found_inf` of 1 leaves the whole step out, decided on the device, and gradients are divided by
     `grad_scale` as they are read.
     """
 
@@ -98,7 +98,5 @@ class MuonClip(torch.optim.Optimizer):
         # Shared anew each time: loading a state dict puts other objects in their places.
         self._adamw.state = self.state
         self._adamw.param_groups = [group for group in self.param_groups if group["role"] != "hidden"]
-        # Both are read by torch's fused AdamW.
-        self._adamw.found_inf = self.found_inf  # type: ignore[attr-defined]
-        self._adamw.grad_scale = self.grad_scale  # type: ignore[attr-defined]
+        self._adamw.found_inf, self._adamw.grad_scale = self.found_inf, self.grad_scale
         self._adamw.step()

@@ -1,5 +1,6 @@
 """What Muon does to each number before and after Newton-Schulz, over many matrices of one size at once."""
 
+from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
@@ -36,7 +37,7 @@ def advance(
     Returns:
         (B, n, m), the directions.
     """
-    if kernel and _suited([*gradients, *momenta]):
+    if kernel and suited([*gradients, *momenta]):
         advanced: Tensor = _kernels().advance(
             gradients, momenta, share=share, dtype=dtype, divisor=divisor, skipped=skipped
         )
@@ -67,12 +68,23 @@ def move(
         skipped: 0-dim bool on the device; where True nothing changes, whatever is in the directions.
         kernel: by Triton, where the tensors allow it.
     """
-    if kernel and _suited(weights):
+    if kernel and suited(weights):
         _kernels().move(weights, directions, keep=keep, step=step, skipped=skipped)
         return
     moved = torch._foreach_mul(weights, keep)
     torch._foreach_add_(moved, directions.to(weights[0].dtype).unbind(), alpha=-step)
     _put(weights, moved, skipped)
+
+
+def suited(tensors: Sequence[Tensor]) -> bool:
+    """Whether kernels take the tensors: float32, in one piece, not empty, aligned."""
+    return all(
+        tensor.dtype == torch.float32
+        and tensor.is_contiguous()
+        and tensor.numel() > 0
+        and tensor.data_ptr() % _ALIGNED == 0
+        for tensor in tensors
+    )
 
 
 def _put(goals: list[Tensor], values: tuple[Tensor, ...], skipped: Tensor | None) -> None:
@@ -82,16 +94,6 @@ def _put(goals: list[Tensor], values: tuple[Tensor, ...], skipped: Tensor | None
     # Chosen, not multiplied: 0 times a NaN is a NaN.
     for goal, value in zip(goals, values, strict=True):
         goal.copy_(torch.where(skipped, goal, value))
-
-
-def _suited(tensors: list[Tensor]) -> bool:
-    return all(
-        tensor.dtype == torch.float32
-        and tensor.is_contiguous()
-        and tensor.numel() > 0
-        and tensor.data_ptr() % _ALIGNED == 0
-        for tensor in tensors
-    )
 
 
 def _kernels() -> ModuleType:

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bitnet_trainer.optim.kernels.addresses import addresses, at
+
 _BLOCK = 2048
 
 
@@ -20,7 +22,7 @@ def advance(
     """As `bitnet_trainer.optim.updates.advance`, for float32."""
     like = momenta[0]
     out = torch.empty(len(momenta), *like.shape, dtype=dtype, device=like.device)
-    of_gradients, of_momenta = _places(gradients, momenta)
+    of_gradients, of_momenta = addresses(gradients, momenta)
     _advance[_grid(like, len(momenta))](
         of_gradients,
         of_momenta,
@@ -43,7 +45,7 @@ def move(
 ) -> None:
     """As `bitnet_trainer.optim.updates.move`, for float32 weights."""
     like = weights[0]
-    (places,) = _places(weights)
+    (places,) = addresses(weights)
     _move[_grid(like, len(weights))](
         places,
         directions.contiguous(),
@@ -62,21 +64,6 @@ def _grid(like: Tensor, count: int) -> tuple[int, int]:
     return triton.cdiv(like.numel(), _BLOCK), count
 
 
-def _places(*lists: list[Tensor]) -> Tensor:
-    """Addresses of the tensors, (lists, B) int64 on their device, without the host waiting for it."""
-    addresses = torch.tensor([[tensor.data_ptr() for tensor in each] for each in lists])
-    device = lists[0][0].device
-    if device.type != "cuda":
-        return addresses
-    return addresses.pin_memory().to(device, non_blocking=True)
-
-
-@triton.jit
-def _at(addresses, number):
-    """Where a matrix of float32 begins. The host has seen to it that it is aligned."""
-    return tl.multiple_of(tl.load(addresses + number).to(tl.pointer_type(tl.float32)), 16)
-
-
 @triton.jit
 def _advance(
     gradients,
@@ -93,8 +80,8 @@ def _advance(
     number = tl.program_id(1).to(tl.int64)
     offsets = tl.program_id(0) * block + tl.arange(0, block)
     inside = offsets < count
-    place = _at(momenta, number) + offsets
-    gradient = tl.load(_at(gradients, number) + offsets, mask=inside, other=0.0)
+    place = at(momenta, number) + offsets
+    gradient = tl.load(at(gradients, number) + offsets, mask=inside, other=0.0)
     if divided:
         # As torch rounds it; `/` is off by up to 2 ulp.
         gradient = tl.div_rn(gradient, tl.load(divisor))
@@ -114,7 +101,7 @@ def _move(weights, directions, skipped, keep, step, count, guarded: tl.constexpr
     number = tl.program_id(1).to(tl.int64)
     offsets = tl.program_id(0) * block + tl.arange(0, block)
     inside = offsets < count
-    place = _at(weights, number) + offsets
+    place = at(weights, number) + offsets
     weight = tl.load(place, mask=inside, other=0.0)
     direction = tl.load(directions + number * count + offsets, mask=inside, other=0.0).to(tl.float32)
     end = count
