@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -122,47 +121,6 @@ def by_flex(layout: Layout) -> Attend:
     return computed
 
 
-class _ByCudnn(torch.autograd.Function):
-    """cuDNN's kernel of variable length, which torch 2.15's `varlen_attn` takes, and 2.11's cannot."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, longest: int
-    ) -> Tensor:
-        out, lse, _, _, _, _, seed, offset, _ = torch.ops.aten._cudnn_attention_forward(
-            query, key, value, None, cu_seqlens, cu_seqlens, longest, longest, True, 0.0, True, False
-        )
-        ctx.save_for_backward(query, key, value, out, lse, cu_seqlens, seed, offset)
-        ctx.longest = longest
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, lse, cu_seqlens, seed, offset = ctx.saved_tensors
-        backward = torch.ops.aten._cudnn_attention_backward
-        asked = {
-            "grad_out": gradient.contiguous(),
-            **{"query": query, "key": key, "value": value, "out": out, "logsumexp": lse},
-            **{"cum_seq_q": cu_seqlens, "cum_seq_k": cu_seqlens, "max_q": ctx.longest, "max_k": ctx.longest},
-            **{"dropout_p": 0.0, "is_causal": True, "philox_seed": seed, "philox_offset": offset},
-        }
-        if "attn_bias" in {each.name for each in backward.default._schema.arguments}:
-            asked["attn_bias"] = query.new_empty(0)
-        return (*backward(**asked), None, None)
-
-
-def by_cudnn_varlen(layout: Layout) -> Attend:
-    """Documents by cuDNN, none of them empty."""
-    exact = layout.cu_seqlens[: len(layout.lengths) + 1].contiguous()
-
-    def computed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        batch, heads, length, channels = q.shape
-        rows = [each.transpose(1, 2).flatten(0, 1) for each in (q, k, v)]
-        return _ByCudnn.apply(*rows, exact, length).view(batch, length, heads, channels)
-
-    return computed
-
-
 def by_flash4(layout: Layout, *, whole: bool) -> Attend:
     """flash-attn-4, which is written in the CuTe DSL."""
     theirs = import_module("flash_attn.cute")
@@ -198,7 +156,6 @@ def cases(layout: Layout, *, whole: bool) -> Mapping[str, Callable[[], Attend]]:
         "dense mask": partial(by_dense_mask, layout),
         "trainer: variable length, filled up": partial(of_trainer, layout),
         "variable length, not filled up": partial(by_varlen, layout),
-        "cuDNN, variable length": partial(by_cudnn_varlen, layout),
         "Flex, compiled": partial(by_flex, layout),
         "flash-attn-4": partial(by_flash4, layout, whole=whole),
     }

@@ -95,3 +95,12 @@ def test_a_function_is_compiled_for_a_device_that_has_kernels(
     monkeypatch.setattr(triton_kernels, "has_kernels", lambda _device: there)
     found = triton_kernels.compiled_for(torch.neg, torch.device("cpu"))
     assert (found is torch.neg) != there
+
+
+def test_what_a_compiled_function_gives_is_in_no_cuda_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TORCHINDUCTOR_CUDAGRAPHS=1 makes graphs of all that is compiled, whose results later passes overwrite."""
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(triton_kernels, "has_kernels", lambda _device: True)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: asked.update(options) or function)
+    triton_kernels.compiled_for(lambda x: x + 1, CUDA)
+    assert asked["options"] == {"triton.cudagraphs": False}

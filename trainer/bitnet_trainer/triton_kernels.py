@@ -26,13 +26,18 @@ def has_kernels(device: torch.device) -> bool:
 
 
 def compiled_for(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """The function as one graph, for a device that has kernels; as it is for others."""
+    """The function as one graph, for a device that has kernels; as it is for others.
+
+    Never as a CUDA graph, whatever TORCHINDUCTOR_CUDAGRAPHS says: what it gives is no other pass's to
+    overwrite.
+    """
     return _compiled(function) if has_kernels(device) else function
 
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    compiled: Callable[..., Any] = torch.compile(function, fullgraph=True, dynamic=False)
+    options: dict[str, Any] = {"triton.cudagraphs": False}
+    compiled: Callable[..., Any] = torch.compile(function, fullgraph=True, dynamic=False, options=options)
     return compiled
 
 
