@@ -98,7 +98,7 @@ def test_a_function_is_compiled_for_a_device_that_has_kernels(
 
 
 def test_what_a_compiled_function_gives_is_in_no_cuda_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TORCHINDUCTOR_CUDAGRAPHS=1 makes graphs of all that is compiled, whose results later passes overwrite."""
+    """TORCHINDUCTOR_CUDAGRAPHS=1 makes graphs of what says nothing; later passes overwrite results."""
     asked: dict[str, object] = {}
     monkeypatch.setattr(triton_kernels, "has_kernels", lambda _device: True)
     monkeypatch.setattr(torch, "compile", lambda function, **options: asked.update(options) or function)
