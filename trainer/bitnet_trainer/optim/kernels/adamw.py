@@ -50,7 +50,7 @@ def adamw(
     corrections = torch.empty(2, number, dtype=torch.float32, device=device)
     found_inf = torch.zeros((), device=device) if found_inf is None else found_inf
     divisor = torch.ones((), device=device) if divisor is None else divisor
-    _count[(triton.cdiv(number, _COUNTS),)](
+    adamw_count[(triton.cdiv(number, _COUNTS),)](
         table,
         corrections,
         found_inf,
@@ -61,7 +61,7 @@ def adamw(
         block=_COUNTS,
         enable_fp_fusion=False,
     )
-    _update[(len(owners),)](
+    adamw_update[(len(owners),)](
         table,
         owners,
         blocks,
@@ -95,7 +95,7 @@ def _blocks(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Ten
 
 
 @triton.jit
-def _count(
+def adamw_count(
     table,
     corrections,
     found_inf,
@@ -122,7 +122,7 @@ def _count(
 
 
 @triton.jit
-def _update(
+def adamw_update(
     table,
     owners,
     blocks,
