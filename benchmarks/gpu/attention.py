@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from cases import LONGEST, SHORTEST
 from shapes import SHAPES, Shape
 from step import DEVICE, heading
 from timing import free, timed
@@ -22,8 +23,6 @@ from bitnet_trainer.models.attention_backends import BACKENDS, AttentionShape, f
 
 REPEATS = 4
 """Passes between two events."""
-SHORTEST, LONGEST = 256, 512
-"""Tokens of a document, both included; the last one of a row is what is left."""
 GOAL = 1.05
 """Most that documents may take of what whole rows do."""
 

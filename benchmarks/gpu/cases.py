@@ -25,6 +25,8 @@ from bitnet_trainer.step import autocast
 
 RATE = 1e-4
 """Learning rate of all."""
+SHORTEST, LONGEST = 256, 512
+"""Tokens of a document, both included, where rows hold several; the last one of a row is what is left."""
 
 
 @dataclass
@@ -87,13 +89,16 @@ def ours(
     compiled: bool = True,
     replayed: bool = True,
     haar: bool = False,
+    documents: bool = False,
+    prepare: Callable[[LanguageModel], None] = lambda _student: None,
 ) -> Trained:
     """The trainer's step as a run without a teacher takes it, on one GPU: lambda, gradient clipping and the
     guard included.
 
-    `preset` takes our own architecture of that size, and `haar` Haar weights. Not `compiled`, layers run
-    operation by operation; not `replayed`, each kernel of a compiled layer is started by itself, as where
-    there are several ranks.
+    `preset` takes our own architecture of that size, `haar` Haar weights, and `documents` rows of several
+    documents, none of which sees another. Not `compiled`, layers run operation by operation; not `replayed`,
+    each kernel of a compiled layer is started by itself, as where a micro batch is `Auto`. `prepare` does to
+    the model what an experiment is about.
     """
     if preset:
         with work.device:
@@ -107,12 +112,25 @@ def ours(
         rows = work.batch // work.passes
         shape = AttentionShape(rows, work.shape.heads, student.key_heads, work.sequence, student.head_dim)
         prefer(model, fastest(measure_attention(shape, work.device)))
+    prepare(student)
     replayed = replayed and compiled and on_cuda
     if compiled:
         student.compile_layers(replayed=replayed)
     trainer = TrainerStep.of(student, alone(work.device), rate=RATE)
-    asked = trainer.asked([Rows.of(part) for part in work.tokens[:, :-1].contiguous().chunk(work.passes)])
+    parts = work.tokens[:, :-1].contiguous().chunk(work.passes)
+    asked = trainer.asked([_of_documents(part) if documents else Rows.of(part) for part in parts])
     return Trained(student, trainer.stepper.optimizer, lambda: trainer.take(asked), compiled, replayed)
+
+
+def _of_documents(tokens: Tensor) -> Rows:
+    """Rows (B, S) cut into documents, the same each time: token 0 ends one, and is nowhere else."""
+    draw = torch.Generator().manual_seed(0)
+    cut = tokens.clamp(min=1)
+    for row in cut:
+        end = 0
+        while (end := end + int(torch.randint(SHORTEST, LONGEST + 1, (), generator=draw))) < len(row):
+            row[end - 1] = 0
+    return Rows.of_documents(cut, end=0)
 
 
 # --- peers
@@ -237,6 +255,7 @@ CASES: Mapping[str, Build] = MappingProxyType(
         "ours": ours,
         "ours, BitNetLlama preset": partial(ours, preset=True),
         "ours, eager": partial(ours, compiled=False),
+        "ours, documents": partial(ours, documents=True),
         "ours, Haar": partial(ours, haar=True),
         "ours, Haar, eager": partial(ours, haar=True, compiled=False),
         "ours, not replayed": partial(ours, replayed=False),
