@@ -11,8 +11,9 @@ from bitnet_trainer.checkpoint.local import LocalStore
 from bitnet_trainer.errors import BadInput, CheckpointError
 
 ALONE = {"crossEntropy": {"weight": 1}}
-SEED = 1
-"""With 0, a ternary code at a tie turns where two ranks add gradients up in another order."""
+BARELY = {"lambdaWarmup": {"steps": 1000}}
+"""Two ranks add gradients up in another order, and a ternary code at a tie may turn. That moves a loss by
+next to nothing where lambda is next to nothing."""
 DISTILLED = {"crossEntropy": {"weight": 0.5}, "teacherLogits": {"weight": 1, "temperature": 2}}
 
 
@@ -46,23 +47,23 @@ def rescaled(make_run):
 
 def test_one_two_and_one_ranks_train_what_one_job_does(make_run, rescaled, train_here, ended):
     """Trap 8, over pods that follow each other: no step is lost or repeated, and no sequence."""
-    whole = make_run(steps=12, name="whole", phases=phases(), seed=SEED)
+    whole = make_run(steps=12, name="whole", phases=phases(), quantization=BARELY)
     train_here(whole)
 
-    before = rescaled(0, seed=SEED)
+    before = rescaled(0, quantization=BARELY)
     result, reporter = train_here(before)
     assert (result.boundary, result.evaluation, reporter.progress.begun_step) == (True, None, 0)
     assert "phase 'alone' ended at step 4" in result.message
     assert before.checkpoints()[-1] == "step-00000004"
 
-    pods = rescaled(4, seed=SEED)
+    pods = rescaled(4, quantization=BARELY)
     assert ended(pods.launch()) == ExitCode.SUCCEEDED
     word = pods.last_word()
     assert (word.reason, word.step, word.checkpoint.step) == (PHASE_BOUNDARY, 8, 8)
     assert word.checkpoints == (8, 6)
     assert (word.evaluation, word.artifacts) == (None, {})
 
-    after = rescaled(8, seed=SEED)
+    after = rescaled(8, quantization=BARELY)
     result, reporter = train_here(after)
     assert (result.boundary, result.stopped, reporter.progress.begun_step) == (False, False, 8)
     assert result.evaluation is not None
@@ -72,7 +73,7 @@ def test_one_two_and_one_ranks_train_what_one_job_does(make_run, rescaled, train
         (step, 2 if 4 < step <= 8 else 1) for step in range(1, 13)
     ]
     assert {record.micro_batch_size * record.accumulation * record.world_size for record in found} == {8}
-    assert [record.loss for record in found] == pytest.approx([record.loss for record in expected], abs=1e-4)
+    assert [record.loss for record in found] == pytest.approx([record.loss for record in expected], abs=1e-5)
     positions = [
         json.loads((run.folder / "checkpoints" / "step-00000012" / "position.json").read_text())
         for run in (whole, after)
