@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from cases import LONGEST, SHORTEST
+from cases import rows_of_documents
 from shapes import SHAPES, Shape
 from step import DEVICE, heading
 from timing import free, timed
@@ -62,15 +62,9 @@ class Layout:
 def layouts(batch: int, length: int) -> tuple[Layout, Layout]:
     """Whole rows, and documents."""
     whole = torch.arange(length).expand(batch, length)
-    draw = torch.Generator().manual_seed(0)
-    rows = []
-    for _ in range(batch):
-        parts: list[Tensor] = []
-        while (left := length - sum(map(len, parts))) > 0:
-            drawn = int(torch.randint(SHORTEST, LONGEST + 1, (), generator=draw))
-            parts.append(torch.arange(min(drawn, left)))
-        rows.append(torch.cat(parts))
-    return Layout.of("whole rows", whole), Layout.of("documents", torch.stack(rows))
+    documents = rows_of_documents(whole).position_ids
+    assert documents is not None
+    return Layout.of("whole rows", whole), Layout.of("documents", documents)
 
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -118,11 +118,11 @@ def ours(
         student.compile_layers(replayed=replayed)
     trainer = TrainerStep.of(student, alone(work.device), rate=RATE)
     parts = work.tokens[:, :-1].contiguous().chunk(work.passes)
-    asked = trainer.asked([_of_documents(part) if documents else Rows.of(part) for part in parts])
+    asked = trainer.asked([rows_of_documents(part) if documents else Rows.of(part) for part in parts])
     return Trained(student, trainer.stepper.optimizer, lambda: trainer.take(asked), compiled, replayed)
 
 
-def _of_documents(tokens: Tensor) -> Rows:
+def rows_of_documents(tokens: Tensor) -> Rows:
     """Rows (B, S) cut into documents, the same each time: token 0 ends one, and is nowhere else."""
     draw = torch.Generator().manual_seed(0)
     cut = tokens.clamp(min=1)

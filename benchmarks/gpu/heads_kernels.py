@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bitnet_trainer.quantization.int8_training import LEAST_GRADIENT
-from bitnet_trainer.quantization.kernels.tokens import TO_WHOLE, larger
+from bitnet_trainer.quantization.kernels.tokens import TO_WHOLE, larger, to_code
 
 PROGRAMS = 2048
 """Of the way back, each with some tokens: a gain's gradient is added up in a program first."""
@@ -88,12 +88,6 @@ def turned_back(
 
 
 @triton.jit
-def _code(value, unit, to_whole: tl.constexpr):
-    """`round(value * unit)`, half to even."""
-    return (value * unit + to_whole).to(tl.int32, bitcast=True).to(tl.int8)
-
-
-@triton.jit
 def _halves(place, inside, half: tl.constexpr):
     """Both halves of each head's channels, float32."""
     low = tl.load(place, mask=inside, other=0).to(tl.float32)
@@ -105,9 +99,8 @@ def _halves(place, inside, half: tl.constexpr):
 def _turns(cos, sin, token, many, length, half: tl.constexpr):
     """Cosines and sines of both halves, (1, half) each; rows may have positions of their own."""
     row = tl.where(many, token, token % length) * (2 * half) + tl.arange(0, half)[None, :]
-    always = row >= 0
-    cos_low, cos_high = _halves(cos + row, always, half)
-    sin_low, sin_high = _halves(sin + row, always, half)
+    cos_low, cos_high = _halves(cos + row, True, half)
+    sin_low, sin_high = _halves(sin + row, True, half)
     return cos_low, cos_high, sin_low, sin_high
 
 
@@ -132,7 +125,7 @@ def turned_kernel(
     head = tl.arange(0, block)[:, None]
     channel = tl.arange(0, half)[None, :]
     place = (token * heads + head) * channels + channel
-    inside = (head < heads) & (channel < half)
+    inside = head < heads
     low, high = _halves(x + place, inside, half)
     if normed:
         size = tl.sum(low * low + high * high, axis=1)[:, None] / channels
@@ -153,10 +146,7 @@ def _back(
     token,
     heads,
     epsilon,
-    cos_low,
-    cos_high,
-    sin_low,
-    sin_high,
+    turns,
     normed: tl.constexpr,
     channels: tl.constexpr,
     block: tl.constexpr,
@@ -166,7 +156,8 @@ def _back(
     head = tl.arange(0, block)[:, None]
     channel = tl.arange(0, half)[None, :]
     place = (token * heads + head) * channels + channel
-    inside = (head < heads) & (channel < half)
+    inside = head < heads
+    cos_low, cos_high, sin_low, sin_high = turns
     of_low, of_high = _halves(gradient + place, inside, half)
     low = of_low * cos_low + of_high * sin_high
     high = of_high * cos_high - of_low * sin_low
@@ -200,11 +191,11 @@ def _put(low, high, scale, unit, before, codes, row, heads, to_whole: tl.constex
     head = tl.arange(0, low.shape[0])[:, None]
     channel = tl.arange(0, half)[None, :]
     place = row + head * channels + channel
-    inside = (head < heads) & (channel < half)
+    inside = head < heads
     tl.store(before + place, low.to(before.dtype.element_ty), mask=inside)
     tl.store(before + place + half, high.to(before.dtype.element_ty), mask=inside)
-    tl.store(codes + place, _code(low * scale, unit, to_whole), mask=inside)
-    tl.store(codes + place + half, _code(high * scale, unit, to_whole), mask=inside)
+    tl.store(codes + place, to_code(low * scale, unit, to_whole), mask=inside)
+    tl.store(codes + place + half, to_code(high * scale, unit, to_whole), mask=inside)
 
 
 @triton.jit
@@ -249,23 +240,22 @@ def back_kernel(
     first = tl.program_id(0).to(tl.int64) * each
     for number in range(0, min(each, tokens - first)):
         token = first + number
-        cos_low, cos_high, sin_low, sin_high = _turns(cos, sin, token, many, length, half)
+        turns = _turns(cos, sin, token, many, length, half)
         a_low, a_high, one, other = _back(
-            to_q, q, q_gain, token, heads, epsilon, cos_low, cos_high, sin_low, sin_high,
-            normed, channels, block,
-        )  # fmt: skip
+            to_q, q, q_gain, token, heads, epsilon, turns, normed, channels, block
+        )
         q_low += one
         q_high += other
         b_low, b_high, one, other = _back(
-            to_k, k, k_gain, token, key_heads, epsilon, cos_low, cos_high, sin_low, sin_high,
-            normed, channels, key_block,
-        )  # fmt: skip
+            to_k, k, k_gain, token, key_heads, epsilon, turns, normed, channels, key_block
+        )
         k_low += one
         k_high += other
         head = tl.arange(0, key_block)[:, None]
         channel = tl.arange(0, half)[None, :]
-        inside = (head < key_heads) & (channel < half)
-        c_low, c_high = _halves(to_v + (token * key_heads + head) * channels + channel, inside, half)
+        c_low, c_high = _halves(
+            to_v + (token * key_heads + head) * channels + channel, head < key_heads, half
+        )
         largest = larger(_largest(a_low, a_high) * of_q, _largest(b_low, b_high) * of_k)
         largest = larger(largest, _largest(c_low, c_high) * of_v)
         unit = tl.math.div_rn(127.0, larger(largest, least))

@@ -180,7 +180,7 @@ def test_kernels_are_launched_by_one_graph(monkeypatch: pytest.MonkeyPatch) -> N
     kernels = pytest.importorskip("bitnet_trainer.quantization.kernels.gated")
     jit = pytest.importorskip("triton.runtime.jit")
     monkeypatch.setattr("torch.utils._triton.has_triton", lambda *_, **__: True)
-    for name in ("larger", "_share", "_code", "codes_kernel", "gradients_kernel"):
+    for name in ("larger", "_share", "to_code", "codes_kernel", "gradients_kernel"):
         # As they are where there is a GPU, and not interpreted.
         monkeypatch.setattr(kernels, name, jit.JITFunction(getattr(kernels, name).fn))
     launched: list[str] = []

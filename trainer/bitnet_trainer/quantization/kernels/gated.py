@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bitnet_trainer.quantization.codes import MINIMUM_SCALE
 from bitnet_trainer.quantization.int8_training import LEAST_GRADIENT
-from bitnet_trainer.quantization.kernels.tokens import TO_WHOLE, larger
+from bitnet_trainer.quantization.kernels.tokens import TO_WHOLE, larger, to_code
 
 
 def gated_codes(gate: Tensor, up: Tensor, linear: float, cubic: float) -> tuple[Tensor, Tensor]:
@@ -85,12 +85,6 @@ def _share(gate, linear: tl.constexpr, cubic: tl.constexpr):
 
 
 @triton.jit
-def _code(value, unit, to_whole: tl.constexpr):
-    """`round(value * unit)`, half to even: the last byte of what is that much above `to_whole`."""
-    return (value * unit + to_whole).to(tl.int32, bitcast=True).to(tl.int8)
-
-
-@triton.jit
 def codes_kernel(
     gate,
     up,
@@ -111,7 +105,7 @@ def codes_kernel(
     ups = tl.load(up + row + place, mask=inside, other=0).to(tl.float32)
     gated = gates * _share(gates, linear, cubic) * ups
     unit = tl.math.div_rn(127.0, larger(tl.reduce(tl.abs(gated), 0, larger), least))
-    tl.store(codes + row + place, _code(gated, unit, to_whole), mask=inside)
+    tl.store(codes + row + place, to_code(gated, unit, to_whole), mask=inside)
     tl.store(codes_per_unit + tl.program_id(0), unit)
 
 
@@ -161,6 +155,6 @@ def gradients_kernel(
     largest = tl.reduce(larger(tl.abs(for_gate), tl.abs(for_up)), 0, larger)
     unit = tl.math.div_rn(127.0, larger(largest, least))
     codes += 2 * row + place
-    tl.store(codes, _code(for_gate, unit, to_whole), mask=inside)
-    tl.store(codes + width, _code(for_up, unit, to_whole), mask=inside)
+    tl.store(codes, to_code(for_gate, unit, to_whole), mask=inside)
+    tl.store(codes + width, to_code(for_up, unit, to_whole), mask=inside)
     tl.store(per_unit + tl.program_id(0), unit)

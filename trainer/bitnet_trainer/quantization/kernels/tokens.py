@@ -37,6 +37,12 @@ def larger(one, other):
 
 
 @triton.jit
+def to_code(value, unit, to_whole: tl.constexpr):
+    """`round(value * unit)`, half to even: the last byte of what is that much above `to_whole`."""
+    return (value * unit + to_whole).to(tl.int32, bitcast=True).to(tl.int8)
+
+
+@triton.jit
 def token_kernel(
     x, codes, codes_per_unit, width, least: tl.constexpr, to_whole: tl.constexpr, block: tl.constexpr
 ):
