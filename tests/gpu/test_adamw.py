@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from bitnet_trainer.optim.adamw import fused_adamw
+from optimizers import everything, groups_of, parameters
 
 pytestmark = pytest.mark.gpu
 
@@ -19,23 +19,7 @@ SIZES = [(3, 40), (8,), (1, 5), (300, 7), (), (2048,), (64, 96), (1000, 1030)]
 
 
 def groups() -> list[dict[str, Any]]:
-    """Two of them, at rates and decays of their own, in one of which every length is a multiple of 4."""
-    generator = torch.Generator(CUDA).manual_seed(0)
-    weights = [torch.randn(size, generator=generator, device=CUDA) for size in SIZES]
-    return [
-        {"params": [each for each in weights if each.numel() % 4 == 0], "lr": 0.01, "weight_decay": 0.1},
-        {"params": [each for each in weights if each.numel() % 4], "lr": 0.003, "weight_decay": 0.0},
-    ]
-
-
-def parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def everything(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """Weights, then moments and step counts."""
-    states = (optimizer.state[weight] for weight in parameters(optimizer))
-    return [*parameters(optimizer), *(value for state in states for value in state.values())]
+    return groups_of(SIZES, CUDA)
 
 
 def step(optimizer: torch.optim.Optimizer, seed: int, poison: float = 0.0) -> bool:

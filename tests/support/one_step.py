@@ -11,11 +11,11 @@ from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.objectives.cross_entropy import CrossEntropyObjective
 from bitnet_trainer.objectives.manager import ObjectiveManager
 from bitnet_trainer.optim import WeightAverage, build_adamw, set_learning_rate
-from bitnet_trainer.optimizer import build_muonclip
 from bitnet_trainer.quantization.warmup import set_lambda
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.step import StepInput, StepLosses, Stepper
 from families import VOCABULARY, small_model
+from optimizers import small_muonclip
 
 MICRO_BATCHES = 2
 
@@ -33,14 +33,7 @@ def step_of(
     if optimizer_name == "AdamW":
         optimizer: torch.optim.Optimizer = build_adamw(model, learning_rate=0.01, weight_decay=0.1)
     else:
-        optimizer = build_muonclip(
-            model,
-            muon_learning_rate=0.02,
-            adam_learning_rate=0.01,
-            weight_decay=0.1,
-            threshold=1.0,
-            alpha=0.5,
-        )
+        optimizer = small_muonclip(model, threshold=1.0)
     average = WeightAverage(model, 0.9)
     ranks = Ranks(0, 1, device, None)
     stepper = Stepper(

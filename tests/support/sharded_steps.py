@@ -25,7 +25,6 @@ from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.optim import build_adamw, clip_in_update, set_learning_rate
 from bitnet_trainer.optim.qk_clip import AttentionHeads
 from bitnet_trainer.optim.shards import own_part
-from bitnet_trainer.optimizer import build_muonclip
 from bitnet_trainer.quantization.bitlinear import BitLinear
 from bitnet_trainer.quantization.codes import quantize_weights
 from bitnet_trainer.quantization.packing import unpack_ternary
@@ -33,6 +32,7 @@ from bitnet_trainer.quantization.warmup import set_lambda
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.sharding import shard
 from families import VOCABULARY, small_model
+from optimizers import small_muonclip
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "MHA": ("LlamaForCausalLM", {"hidden_size": 36, "num_attention_heads": 3, "num_key_value_heads": 3}),
@@ -72,14 +72,7 @@ class Training:
         if sharded:
             shard(self.student, ranks)
         self.optimizer: Any = (
-            build_muonclip(
-                self.model,
-                muon_learning_rate=0.02,
-                adam_learning_rate=0.01,
-                weight_decay=0.1,
-                threshold=1.0,
-                alpha=alpha,
-            )
+            small_muonclip(self.model, threshold=1.0, alpha=alpha)
             if muonclip
             else build_adamw(self.model, learning_rate=0.01, weight_decay=0.1)
         )

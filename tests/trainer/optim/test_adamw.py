@@ -12,8 +12,8 @@ import sharded_steps
 from bitnet_trainer.optim import MuonClip, clip_in_update, set_learning_rate
 from bitnet_trainer.optim.adamw import fused_adamw
 from bitnet_trainer.optim.shards import own_part
-from bitnet_trainer.optimizer import build_muonclip
 from families import small_model
+from optimizers import everything, groups_of, parameters, small_muonclip
 
 SIZES = [(3, 40), (8,), (1, 5), (300, 7), (), (2048,), (64, 96)]
 """Parts of a block, whole ones and several; lengths that 4 divides, and that it does not."""
@@ -23,20 +23,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def drawn(seed, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(size, generator=generator).to(dtype) for size in SIZES]
-
-
 def groups(dtype=torch.float32):
-    """Two of them, in one of which every length is a multiple of 4, at rates and decays of their own."""
-    weights = drawn(0, dtype)
-    even = [weight for weight in weights if weight.numel() % 4 == 0]
-    odd = [weight for weight in weights if weight.numel() % 4]
-    return [
-        {"params": even, "lr": 0.01, "weight_decay": 0.1},
-        {"params": odd, "lr": 0.003, "weight_decay": 0.0},
-    ]
+    return groups_of(SIZES, torch.device("cpu"), dtype)
 
 
 def by_kernel(made=None):
@@ -49,21 +37,11 @@ def by_torch(dtype=torch.float32):
     return torch.optim.AdamW(groups(dtype), betas=(0.9, 0.95), fused=True)
 
 
-def parameters(optimizer):
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
 def give(optimizer, seed, poison=0.0):
     """Gradients, the same for each optimiser."""
     generator = torch.Generator().manual_seed(seed)
     for weight in parameters(optimizer):
         weight.grad = (torch.randn(weight.shape, generator=generator) + poison).to(weight.dtype)
-
-
-def everything(optimizer):
-    """Weights, then moments and step counts."""
-    states = (optimizer.state[weight] for weight in parameters(optimizer))
-    return [*parameters(optimizer), *(value for state in states for value in state.values())]
 
 
 def copied(tensors):
@@ -251,14 +229,7 @@ def test_muonclip_takes_it_for_what_is_not_hidden():
     found = []
     for kernel in (True, False):
         model = small_model()
-        optimizer = build_muonclip(
-            model,
-            muon_learning_rate=0.02,
-            adam_learning_rate=0.01,
-            weight_decay=0.1,
-            threshold=100,
-            alpha=0.5,
-        )
+        optimizer = small_muonclip(model)
         assert isinstance(optimizer, MuonClip)
         optimizer._adamw.kernel = kernel
         set_learning_rate(optimizer, 1.0)

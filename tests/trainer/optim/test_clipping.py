@@ -9,10 +9,10 @@ from torch import nn
 from bitnet_trainer.guards import NonFiniteGuard
 from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.optim import build_adamw, clip_in_update, set_learning_rate
-from bitnet_trainer.optimizer import build_muonclip
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.step import Stepper
 from families import small_model
+from optimizers import small_muonclip
 
 CPU = torch.device("cpu")
 OPTIMISERS = ("AdamW", "MuonClip")
@@ -22,16 +22,7 @@ LARGEST = 0.5
 def training(name):
     model = small_model()
     optimizer = (
-        build_adamw(model, learning_rate=0.01, weight_decay=0.1)
-        if name == "AdamW"
-        else build_muonclip(
-            model,
-            muon_learning_rate=0.02,
-            adam_learning_rate=0.01,
-            weight_decay=0.1,
-            threshold=100,
-            alpha=0.5,
-        )
+        build_adamw(model, learning_rate=0.01, weight_decay=0.1) if name == "AdamW" else small_muonclip(model)
     )
     set_learning_rate(optimizer, 1.0)
     return model, optimizer

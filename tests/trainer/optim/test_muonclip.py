@@ -13,15 +13,13 @@ from bitnet_trainer.guards import NonFiniteGuard
 from bitnet_trainer.optim import clip_in_update, set_learning_rate
 from bitnet_trainer.optim.muon import muon_step
 from bitnet_trainer.optim.roles import parameters_by_role
-from bitnet_trainer.optimizer import build_muonclip
 from families import VOCABULARY, loss_of, small_model
+from optimizers import small_muonclip
 
 
 def training(seed=0, architecture="LlamaForCausalLM"):
     model = small_model(architecture, seed=seed)
-    optimizer = build_muonclip(
-        model, muon_learning_rate=0.02, adam_learning_rate=0.01, weight_decay=0.1, threshold=100, alpha=0.5
-    )
+    optimizer = small_muonclip(model)
     set_learning_rate(optimizer, 1.0)
     return model, optimizer
 
