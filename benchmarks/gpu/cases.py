@@ -90,15 +90,13 @@ def ours(
     replayed: bool = True,
     haar: bool = False,
     documents: bool = False,
-    prepare: Callable[[LanguageModel], None] = lambda _student: None,
 ) -> Trained:
     """The trainer's step as a run without a teacher takes it, on one GPU: lambda, gradient clipping and the
     guard included.
 
     `preset` takes our own architecture of that size, `haar` Haar weights, and `documents` rows of several
     documents, none of which sees another. Not `compiled`, layers run operation by operation; not `replayed`,
-    each kernel of a compiled layer is started by itself, as where a micro batch is `Auto`. `prepare` does to
-    the model what an experiment is about.
+    each kernel of a compiled layer is started by itself, as where a micro batch is `Auto`.
     """
     if preset:
         with work.device:
@@ -112,7 +110,6 @@ def ours(
         rows = work.batch // work.passes
         shape = AttentionShape(rows, work.shape.heads, student.key_heads, work.sequence, student.head_dim)
         prefer(model, fastest(measure_attention(shape, work.device)))
-    prepare(student)
     replayed = replayed and compiled and on_cuda
     if compiled:
         student.compile_layers(replayed=replayed)

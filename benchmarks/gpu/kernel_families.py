@@ -31,8 +31,8 @@ FAMILIES = (
     "fused by the compiler",
     "other",
 )
-"""Int8 product, and quantise activations (with a gate before it): our kernels. Norm: RMSNorms. Other:
-residual sums, rotary positions, embeddings. Copies: those of no other family. Fused by the compiler: norms,
+"""Int8 product, and quantise activations (with gates, norms by head and rotary positions): our kernels. Norm:
+RMSNorms. Other: residual sums, embeddings. Copies: those of no other family. Fused by the compiler: norms,
 quantisation and all of other, where a graph of them was compiled."""
 
 _MARK = "family: "
@@ -43,7 +43,7 @@ _ATTENTION = re.compile(r"scaled_dot_product|flash_attention|efficient_attention
 _LOSS = re.compile(r"cross_entropy|nll_loss|log_softmax|Liger", re.IGNORECASE)
 _KERNELS = (
     ("int8 product", re.compile(r"^product_kernel$")),
-    ("quantise activations", re.compile(r"^(token|codes|gradients|turned|back)_kernel$")),
+    ("quantise activations", re.compile(r"^(token|codes|gradients|turned|turned_back)_kernel$")),
     ("loss + head", re.compile(r"^triton_.*(nll_loss|log_softmax)")),
     ("fused by the compiler", re.compile(r"^triton_(poi|red|per|tem|spl)")),
     ("attention", re.compile(r"flash|fmha|sdpa|attention|cudnn::fusion", re.IGNORECASE)),

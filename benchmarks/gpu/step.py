@@ -10,14 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from cases import CASES, Trained, Workload
 from ceilings import copied, product
-from experiments import EXPERIMENTS
 from kernel_families import FAMILIES, Profile, profiled
 from shapes import SHAPES, Operations, Shape
 from timing import Measured, free, measure
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PACKAGES = ("torch", "triton", "transformers", "liger-kernel", "torchao", "onebitllms")
-MEASURABLE = {**CASES, **EXPERIMENTS}
 OURS, BEST = "ours", "bf16, layers compiled, CE compiled"
 """What is compared with each other case, and the fastest that quantises nothing."""
 
@@ -145,7 +143,7 @@ def run(name: str, shape: Shape, sequence: int, options: argparse.Namespace) -> 
     work = Workload(name, shape, tokens, DEVICE, options.micro_batches)
     said = f", {options.micro_batches} micro batches" if options.micro_batches > 1 else ""
     print(f"\n## {name}, {batch} x {sequence:,} tokens{said}\n", flush=True)
-    builds = {case: MEASURABLE[case] for case in options.cases}
+    builds = {case: CASES[case] for case in options.cases}
     figures, missing, standing = measure(
         work, builds, warm_up=options.warm_up, blocks=options.blocks, steps=options.steps
     )
@@ -179,8 +177,8 @@ def main() -> None:
     parser.add_argument("--sequences", nargs="+", type=int, default=[2048], help="tokens in a row")
     parser.add_argument("--tokens", type=int, default=16_384, help="in a step")
     parser.add_argument("--micro-batches", type=int, default=1, help="that these are divided into")
-    parser.add_argument("--cases", nargs="+", choices=MEASURABLE, default=list(CASES))
-    parser.add_argument("--profile", nargs="*", choices=MEASURABLE, default=[OURS, BEST])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--profile", nargs="*", choices=CASES, default=[OURS, BEST])
     parser.add_argument("--kernels", type=int, default=0, help="how many of each profile to print, too")
     parser.add_argument("--roofline", action="store_true", help="the card's ceilings, too")
     parser.add_argument("--warm-up", type=int, default=4, help="steps")

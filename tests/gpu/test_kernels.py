@@ -17,6 +17,7 @@ from bitnet_trainer.quantization.gated_training import (
     gated_mlp,
 )
 from bitnet_trainer.quantization.haar import haar_codes, haar_transform_1d_row, haar_weights
+from bitnet_trainer.quantization.heads_training import projected_heads, turned, turned_back
 from bitnet_trainer.quantization.packing import pack_codes, unpack_weights
 
 pytestmark = pytest.mark.gpu
@@ -131,5 +132,52 @@ def test_a_gated_mlp_on_cuda_is_the_cpus() -> None:
         factors = [each.to(device).float().requires_grad_() for each in (x, *weights)]
         y = gated_mlp(factors[0], factors[1:], SILU, torch.bfloat16)
         found.append([y, *torch.autograd.grad(y, factors, upstream.to(device))])
+    for one, other in zip(*found, strict=True):
+        assert (one.cpu().double() - other.double()).norm() < 0.01 * other.double().norm()
+
+
+@pytest.mark.parametrize("normed", [True, False], ids=["normed", "plain"])
+@pytest.mark.parametrize(("heads", "channels"), [((16, 8), 128), ((9, 3), 64), ((8, 1), 256), ((32, 8), 128)])
+def test_kernels_around_heads_are_their_twins(heads: tuple[int, int], channels: int, normed: bool) -> None:
+    """In float64, but for ties; more tokens than programs."""
+    tokens, length = 2 * 4100, 4100
+    shapes = [(tokens, many, channels) for many in (*heads, *heads, heads[1])]
+    queries, keys, *gradients = (drawn(*shape).bfloat16() for shape in shapes)
+    turns = drawn(1, length, channels).cos()[..., : channels // 2], drawn(1, length, channels // 2).sin()
+    gains = drawn(2, channels) + 2
+    scales = [torch.tensor(size, device=CUDA) for size in (0.02, 0.05, 0.03)]
+
+    def back(device: str, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, ...]:
+        q, k, to_q, to_k, to_v, *given = (
+            each.to(device, dtype) for each in (queries, keys, *gradients, *turns, *gains)
+        )
+        both, of_heads = (given[0], given[1]), (given[2], given[3]) if normed else None
+        there = turned((q, k), of_heads, both, 1e-6)
+        units = tuple(each.to(device, dtype) for each in scales)
+        return *there, *turned_back((to_q, to_k, to_v), (q, k), of_heads, both, units, 1e-6)
+
+    *values, codes, per_unit, to_gains = (each.cpu() for each in back("cuda"))
+    *exact, exact_codes, exact_per_unit, exact_gains = back("cpu", torch.float64)
+    for one, other in zip(values, exact, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=2**-7, atol=1e-4)
+    torch.testing.assert_close(per_unit, exact_per_unit, rtol=1e-4, atol=0)
+    away = (codes.float() - exact_codes.float()).abs()
+    assert away.max() <= 1
+    assert away.mean() < 1e-3
+    if normed:
+        torch.testing.assert_close(to_gains.double(), exact_gains, rtol=1e-3, atol=1e-3 * tokens**0.5)
+
+
+def test_heads_on_cuda_are_the_cpus() -> None:
+    x, *weights = (each.bfloat16() for each in drawn(4, 256, 256).unbind())
+    gains, angle = drawn(2, 64) + 2, drawn(1, 128, 32)
+    found = []
+    for device in ("cuda", "cpu"):
+        factors = [each.to(device).float().requires_grad_() for each in (x, *weights, *gains)]
+        turns = angle.cos().to(device), angle.sin().to(device)
+        rows = factors[0].view(2, 128, 256)
+        heads = projected_heads(rows, factors[1:4], (factors[4], factors[5]), turns, 1e-6, torch.bfloat16)
+        upstream = [each.to(device).bfloat16().view(2, 128, 4, 64) for each in drawn(3, 256, 256)]
+        found.append([*heads, *torch.autograd.grad(heads, factors, upstream)])
     for one, other in zip(*found, strict=True):
         assert (one.cpu().double() - other.double()).norm() < 0.01 * other.double().norm()

@@ -27,6 +27,7 @@ from bitnet_trainer.documents import begins
 from bitnet_trainer.errors import BadInput
 from bitnet_trainer.models.attention import attend
 from bitnet_trainer.models.attention_logits import LayerLogits
+from bitnet_trainer.models.heads import Heads, heads_of_codes
 from bitnet_trainer.models.rope import angles, rotate
 from bitnet_trainer.objectives.cross_entropy import cross_entropy
 from bitnet_trainer.precision import at_least_float32
@@ -121,15 +122,20 @@ class BitNetLlamaAttention(nn.Module):
     ) -> Tensor:
         """hidden (B, S, D) -> (B, S, D); `mask` (B, 1, S, S) bool says who may look at whom, or `cu_seqlens`
         (N + 1,) where documents begin; with neither it is causal."""
-        queries = rotate(self._heads(self.q_proj(hidden)), angle)
-        keys = rotate(self._heads(self.k_proj(hidden)), angle)
-        values = self._heads(self.v_proj(hidden))
+        turns = angle.cos()[:, 0], angle.sin()[:, 0]
+        heads = heads_of_codes(self, hidden, turns) or self._projected(hidden, angle)
+        queries, keys, values = heads
         if mask is None and (hidden.is_cuda or cu_seqlens is not None):
             attended = attend(self, queries, keys, values, cu_seqlens=cu_seqlens)
         else:
             attended = self._masked(queries, keys, values, mask)
         out: Tensor = self.o_proj(self.attn_sub_norm(attended.flatten(2)))
         return out
+
+    def _projected(self, hidden: Tensor, angle: Tensor) -> Heads:
+        queries = rotate(self._heads(self.q_proj(hidden)), angle)
+        keys = rotate(self._heads(self.k_proj(hidden)), angle)
+        return queries, keys, self._heads(self.v_proj(hidden))
 
     def _masked(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """(B, heads, S, head_dim) each, fewer heads in keys and values -> (B, S, heads, head_dim)."""

@@ -12,6 +12,7 @@ from torch import nn
 from bitnet_crds.spec import Quantization
 from bitnet_trainer.errors import BadInput
 from bitnet_trainer.models.gated import GatedMLP
+from bitnet_trainer.models.heads import take_heads_together
 from bitnet_trainer.precision import at_least_float32
 from bitnet_trainer.quantization.bitlinear import BitLinear, QuantizationLambda
 from bitnet_trainer.quantization.low_rank import (
@@ -107,7 +108,8 @@ def convert(model: nn.Module, quantization: Quantization = _DEFAULT) -> Conversi
     """Turns the projections of `model` into BitLinears in place, with one shared lambda of 0.
 
     The new layers hold the old parameters themselves: nothing is copied, an optimiser that holds them stays
-    right, and state dicts have the same names. An MLP that is one becomes a `GatedMLP` of its own parts.
+    right, and state dicts have the same names. An MLP that is one becomes a `GatedMLP` of its own parts, and
+    attention one of codes (`take_heads_together`).
     Embeddings and head are not touched: tied heads stay tied. SubLN's norms have a gain of 1 and the model's
     own epsilon. With a low-rank correction nothing is trained but what is new: its factors, SubLN's gains,
     and a classifier's `score`, which else would stay random. The decomposition runs where the model is, and
@@ -136,6 +138,8 @@ def convert(model: nn.Module, quantization: Quantization = _DEFAULT) -> Conversi
     for name in dict.fromkeys(name.rpartition(".")[0] for name in chosen):
         if (mlp := GatedMLP.from_mlp(model.get_submodule(name))) is not None:
             model.set_submodule(name, mlp)
+    for module in model.modules():
+        take_heads_together(module)
     if ranks:
         _train_the_new_alone(model)
     return ConversionReport(
