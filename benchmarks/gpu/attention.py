@@ -19,7 +19,7 @@ from torch.nn.attention import flex_attention as flex
 
 from bitnet_trainer.documents import begins, cumulative_lengths, dense_mask
 from bitnet_trainer.models.attention import attend
-from bitnet_trainer.models.attention_backends import BACKENDS, AttentionShape, fastest, measure
+from bitnet_trainer.models.attention_backends import BACKENDS, AttentionShape, fastest, measure, replayable
 
 REPEATS = 4
 """Passes between two events."""
@@ -190,19 +190,32 @@ def checked(attention: Attend, inputs: list[Tensor], expected: list[Tensor]) -> 
     return Figures(errors[0], max(errors[1:]))
 
 
-def _one_round(attention: Attend, inputs: list[Tensor], figures: Figures) -> None:
-    leaves, gradient = inputs[:3], inputs[3].transpose(1, 2)
+@dataclass(frozen=True)
+class Passes:
+    """REPEATS passes of one case, as one call that is measured."""
 
-    def forward() -> None:
-        for _ in range(REPEATS):
-            attention(*leaves)
+    forward: Callable[[], None]
+    both: Callable[[], None]
 
-    def both() -> None:
-        for _ in range(REPEATS):
-            torch.autograd.grad(attention(*leaves), leaves, gradient)
+    @classmethod
+    def of(cls, attention: Attend, inputs: list[Tensor]) -> "Passes":
+        """Replayed on CUDA, as the trainer's layers are: what the host takes for them is not measured."""
+        leaves, gradient = inputs[:3], inputs[3].transpose(1, 2)
 
-    figures.forward.append(timed(DEVICE, forward) / REPEATS)
-    figures.both.append(timed(DEVICE, both) / REPEATS)
+        def forward() -> None:
+            for _ in range(REPEATS):
+                attention(*leaves)
+
+        def both() -> None:
+            for _ in range(REPEATS):
+                torch.autograd.grad(attention(*leaves), leaves, gradient)
+
+        return cls(replayable(forward, DEVICE), replayable(both, DEVICE))
+
+    def add_round(self, figures: Figures) -> None:
+        """Measures each once."""
+        figures.forward.append(timed(DEVICE, self.forward) / REPEATS)
+        figures.both.append(timed(DEVICE, self.both) / REPEATS)
 
 
 def measured(
@@ -210,14 +223,15 @@ def measured(
 ) -> tuple[dict[str, Figures], dict[str, str]]:
     """Figures by case, the cases taking turns, and why a case has none."""
     expected = reference(inputs, layout.mask(rows=1))
-    made: dict[str, Attend] = {}
+    made: dict[str, Passes] = {}
     figures: dict[str, Figures] = {}
     missing: dict[str, str] = {}
     for name, make in cases(layout, whole=whole).items():
         try:
-            made[name] = make()
-            figures[name] = checked(made[name], inputs, expected)
-            _one_round(made[name], inputs, Figures(0, 0))
+            attention = make()
+            figures[name] = checked(attention, inputs, expected)
+            made[name] = Passes.of(attention, inputs)
+            made[name].add_round(Figures(0, 0))
         # What cannot be had, or refuses, is a row that says so.
         except Exception as error:  # noqa: BLE001
             made.pop(name, None)
@@ -227,7 +241,7 @@ def measured(
         names = list(made)
         shift = number % max(len(names), 1)
         for name in names[shift:] + names[:shift]:
-            _one_round(made[name], inputs, figures[name])
+            made[name].add_round(figures[name])
     return figures, missing
 
 
