@@ -132,18 +132,23 @@ def _products(case: Case) -> Iterator[None]:
 
 
 def compared(found: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Markdown: the means over all orders, with their standard errors, and how far from the first case's."""
+    """Markdown: the means over all orders and how far from the first case's, order by order, each with its
+    standard error."""
     lines = ["| case | last steps | against the first | held out | against the first |"]
     lines.append("| --- | ---: | ---: | ---: | ---: |")
     first = next(iter(found.values()))
     for name, losses in found.items():
         cells = []
         for own, theirs in zip(zip(*losses, strict=True), zip(*first, strict=True), strict=True):
-            error = statistics.stdev(own) / math.sqrt(len(own))
-            cells.append(f"{statistics.mean(own):.4f} +- {error:.4f}")
-            cells.append(f"{statistics.mean(own) / statistics.mean(theirs) - 1:+.2%}")
+            more = [one / other - 1 for one, other in zip(own, theirs, strict=True)]
+            cells.append(f"{statistics.mean(own):.4f} +- {_standard_error(own):.4f}")
+            cells.append(f"{statistics.mean(more):+.2%} +- {_standard_error(more):.2%}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    return statistics.stdev(values) / math.sqrt(len(values))
 
 
 def main() -> None:
