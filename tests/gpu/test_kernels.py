@@ -18,6 +18,7 @@ from bitnet_trainer.quantization.gated_training import (
 )
 from bitnet_trainer.quantization.haar import haar_codes, haar_transform_1d_row, haar_weights
 from bitnet_trainer.quantization.heads_training import projected_heads, turned, turned_back
+from bitnet_trainer.quantization.int8_training import int8_codes
 from bitnet_trainer.quantization.packing import pack_codes, unpack_weights
 
 pytestmark = pytest.mark.gpu
@@ -181,3 +182,20 @@ def test_heads_on_cuda_are_the_cpus() -> None:
         found.append([*heads, *torch.autograd.grad(heads, factors, upstream)])
     for one, other in zip(*found, strict=True):
         assert (one.cpu().double() - other.double()).norm() < 0.01 * other.double().norm()
+
+
+def test_codes_of_many_weights_are_those_of_each() -> None:
+    """But for ties, which another order of adding up makes and breaks."""
+    from bitnet_trainer.quantization.kernels import weights as kernels
+
+    weights = [drawn(*size) * 0.02 for size in [(3072, 1024), (64, 64), (5, 7), (1024, 3072), (1, 4096)]]
+    for chosen in (weights, weights[:2]):  # without the odd one a program reads more at a time
+        codes = [torch.full_like(weight, 7, dtype=torch.int8) for weight in chosen]
+        scales = torch.empty(len(chosen), 4, device=CUDA)[:, 0].unbind()
+        kernels.int8_codes(chosen, codes, list(scales))
+        for weight, own, scale in zip(chosen, codes, scales, strict=True):
+            expected = int8_codes(weight.cpu().double())
+            torch.testing.assert_close(scale.cpu().double(), expected.scale, rtol=1e-6, atol=0)
+            away = own.cpu().double() - expected.codes
+            assert away.abs().max() <= 1
+            assert away.abs().mean() < 1e-5

@@ -23,7 +23,7 @@ from bitnet_trainer.objectives.manager import (
 )
 from bitnet_trainer.objectives.micro_batch import MicroBatch
 from bitnet_trainer.optim import MuonClip, clip_in_update, total_norm
-from bitnet_trainer.quantization.kept_codes import codes_kept
+from bitnet_trainer.quantization.kept_codes import codes_kept, quantizes_at_once
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.teacher import Teacher
 
@@ -152,11 +152,11 @@ class Stepper:
 
     def _codes_kept(self, passes: int) -> AbstractContextManager[None]:
         """Inside, no weight is quantised or gathered twice. A single pass of whole weights does it as fast by
-        itself, on the way."""
+        itself, on the way, but for kernels that do it for all weights at once."""
         student = self._student
         if student.shared is not None:
             return student.shared.codes_kept()
-        if passes == 1 or isinstance(student, FSDPModule):
+        if isinstance(student, FSDPModule) or (passes == 1 and not quantizes_at_once(student.decoder_layers)):
             return nullcontext()
         return codes_kept(student.decoder_layers, in_place=student.replayed)
 

@@ -3,7 +3,7 @@
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +13,8 @@ import torch
 
 _LEAST_CAPABILITY = (8, 0)
 """CUDA's, from which on tensor cores multiply bfloat16."""
+_ALIGNED = 16
+"""Bytes; what such kernels read and write at a time."""
 
 
 @cache
@@ -55,3 +57,14 @@ def missing() -> str | None:
 def picked(tensor: torch.Tensor, kernel: bool | None) -> bool:
     """Whether a kernel is to work on a tensor: as told, or where its device has them."""
     return has_kernels(tensor.device) and tensor.dtype != torch.float64 if kernel is None else kernel
+
+
+def suited(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether kernels that are told addresses take the tensors: float32, in one piece, not empty, aligned."""
+    return all(
+        tensor.dtype == torch.float32
+        and tensor.is_contiguous()
+        and tensor.numel() > 0
+        and tensor.data_ptr() % _ALIGNED == 0
+        for tensor in tensors
+    )

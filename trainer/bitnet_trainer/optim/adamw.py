@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from bitnet_trainer.optim.roles import parameter_group, parameters_by_role
 from bitnet_trainer.optim.shards import own_part
-from bitnet_trainer.optim.updates import suited
-from bitnet_trainer.triton_kernels import picked
+from bitnet_trainer.triton_kernels import picked, suited
 
 EPSILON = 1e-8
 """Added to the root of the second moment, before the first is divided by it."""

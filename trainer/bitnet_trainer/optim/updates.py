@@ -1,14 +1,12 @@
 """What Muon does to each number before and after Newton-Schulz, over many matrices of one size at once."""
 
-from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-_ALIGNED = 16
-"""Bytes; what the kernels read and write at a time."""
+from bitnet_trainer.triton_kernels import suited
 
 
 def advance(
@@ -74,17 +72,6 @@ def move(
     moved = torch._foreach_mul(weights, keep)
     torch._foreach_add_(moved, directions.to(weights[0].dtype).unbind(), alpha=-step)
     _put(weights, moved, skipped)
-
-
-def suited(tensors: Sequence[Tensor]) -> bool:
-    """Whether kernels take the tensors: float32, in one piece, not empty, aligned."""
-    return all(
-        tensor.dtype == torch.float32
-        and tensor.is_contiguous()
-        and tensor.numel() > 0
-        and tensor.data_ptr() % _ALIGNED == 0
-        for tensor in tensors
-    )
 
 
 def _put(goals: list[Tensor], values: tuple[Tensor, ...], skipped: Tensor | None) -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from bitnet_trainer.quantization.bitlinear import BitLinear
 from bitnet_trainer.quantization.haar import HaarCodes, haar_codes
 from bitnet_trainer.quantization.int8_training import Int8Codes, int8_codes
-from bitnet_trainer.triton_kernels import compiled_for, has_kernels
+from bitnet_trainer.triton_kernels import compiled_for, has_kernels, suited
 
 
 @contextmanager
@@ -20,21 +22,70 @@ def codes_kept(layers: Iterable[nn.Module], *, in_place: bool = False) -> Iterat
     Nothing may change a weight inside.
 
     Args:
-        layers: decoder layers. What quantises the weights of one is compiled once for all that are alike.
+        layers: decoder layers. What quantises the weights of one is compiled once for all that are alike,
+            where it is not done for all of them at once.
         in_place: whether codes come to where those of the last time were, as a CUDA graph has to have them,
             and keep their memory outside. The shapes of the layers stay then.
     """
+    by_layer = [_quantizing(layer) for layer in layers]
+    everything = list(chain.from_iterable(by_layer))
     keeping: list[BitLinear] = []
     try:
-        for layer in layers:
-            own = [part for part in layer.modules() if isinstance(part, BitLinear) and part.has_codes]
-            for part, codes in zip(own, _codes_of(own), strict=True):
-                part.kept = _placed(part, codes) if in_place else codes
+        for parts in [everything] if _suits_kernels(everything) else by_layer:
+            for part, codes in zip(parts, _codes_of(parts, in_place=in_place), strict=True):
+                part.kept = codes
                 keeping.append(part)
         yield
     finally:
         for part in keeping:
             part.kept = None
+
+
+def quantizes_at_once(layers: Iterable[nn.Module]) -> bool:
+    """Whether `codes_kept` has three kernels for the weights of all layers: faster than what a single pass of
+    them does on the way."""
+    return _suits_kernels(list(chain.from_iterable(map(_quantizing, layers))))
+
+
+def _quantizing(layer: nn.Module) -> list[BitLinear]:
+    return [part for part in layer.modules() if isinstance(part, BitLinear) and part.has_codes]
+
+
+def _suits_kernels(parts: Sequence[BitLinear]) -> bool:
+    whole = all(part.scheme == "AbsMean" and part.lam.whole and part.lam.kernels for part in parts)
+    return bool(parts) and whole and suited([part.weight for part in parts])
+
+
+@torch.no_grad()
+def _codes_of(parts: Sequence[BitLinear], *, in_place: bool) -> Sequence[Int8Codes | HaarCodes]:
+    if not parts:
+        return []
+    if _suits_kernels(parts):
+        return _codes_by_kernels(parts, in_place=in_place)
+    device = parts[0].weight.device
+    haars = [part.scheme == "Haar" for part in parts]
+    weights = [part.weight for part in parts]
+    codes: list[Int8Codes | HaarCodes] = compiled_for(_quantized, device)(weights, haars, has_kernels(device))
+    return [_placed(part, own) for part, own in zip(parts, codes, strict=True)] if in_place else codes
+
+
+def _codes_by_kernels(parts: Sequence[BitLinear], *, in_place: bool) -> list[Int8Codes]:
+    # Imported where it is used: Triton takes long to start, and need not be installed.
+    kernels = import_module("bitnet_trainer.quantization.kernels.weights")
+    weights = [part.weight for part in parts]
+    goals = [part.place for part in parts if isinstance(part.place, Int8Codes)] if in_place else []
+    if len(goals) < len(parts):
+        # A row of four each, so that each begins where kernels can read it at once.
+        scales = torch.empty(len(parts), 4, device=weights[0].device)[:, 0].unbind()
+        goals = [
+            Int8Codes(torch.empty_like(weight, dtype=torch.int8), scale)
+            for weight, scale in zip(weights, scales, strict=True)
+        ]
+    if in_place:
+        for part, goal in zip(parts, goals, strict=True):
+            part.place = goal
+    kernels.int8_codes(weights, [goal.codes for goal in goals], [goal.scale for goal in goals])
+    return goals
 
 
 def _placed(part: BitLinear, codes: Int8Codes | HaarCodes) -> Int8Codes | HaarCodes:
@@ -43,17 +94,6 @@ def _placed(part: BitLinear, codes: Int8Codes | HaarCodes) -> Int8Codes | HaarCo
     else:
         torch._foreach_copy_(list(part.place), list(codes))
     return part.place
-
-
-@torch.no_grad()
-def _codes_of(parts: Sequence[BitLinear]) -> list[Int8Codes | HaarCodes]:
-    if not parts:
-        return []
-    device = parts[0].weight.device
-    haars = [part.scheme == "Haar" for part in parts]
-    weights = [part.weight for part in parts]
-    codes: list[Int8Codes | HaarCodes] = compiled_for(_quantized, device)(weights, haars, has_kernels(device))
-    return codes
 
 
 def _quantized(weights: Sequence[Tensor], haars: Sequence[bool], kernel: bool) -> list[Int8Codes | HaarCodes]:

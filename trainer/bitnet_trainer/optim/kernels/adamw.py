@@ -1,14 +1,13 @@
 """AdamW over parameters of any sizes, wherever each is: a kernel for step counts, and one for weights."""
 
 import math
-from functools import lru_cache
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from bitnet_trainer.optim.kernels.addresses import addresses, at, sent
+from bitnet_trainer.kernels.addresses import addresses, at, blocks_of, multiple_in, part_of
 
 _BLOCK = 2048
 _COUNTS = 128
@@ -31,7 +30,7 @@ def adamw(
     """One step in place, of all but the gradients, which are only read.
 
     Args:
-        weights: N of any sizes; these and the next three float32 and as `updates.suited` has it.
+        weights: N of any sizes; these and the next three float32 and as `triton_kernels.suited` has it.
         gradients: of the weights' sizes.
         averages: the first moments.
         squares: the second moments.
@@ -46,7 +45,7 @@ def adamw(
     device, number = weights[0].device, len(weights)
     table = addresses(weights, gradients, averages, squares, counts)
     lengths = tuple(weight.numel() for weight in weights)
-    owners, blocks = _blocks(lengths, device)
+    owners, blocks = blocks_of(lengths, _BLOCK, device)
     corrections = torch.empty(2, number, dtype=torch.float32, device=device)
     found_inf = torch.zeros((), device=device) if found_inf is None else found_inf
     divisor = torch.ones((), device=device) if divisor is None else divisor
@@ -74,24 +73,11 @@ def adamw(
         *(1 - beta for beta in betas),
         epsilon,
         learning_rate * weight_decay,
-        quads=all(length % 4 == 0 for length in lengths),
+        multiple=multiple_in(lengths),
         block=_BLOCK,
         num_warps=8,
         enable_fp_fusion=False,
     )
-
-
-@lru_cache(maxsize=16)
-def _blocks(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """How N tensors are cut into P blocks, for each of which there is a program; kept, as it stays the same.
-
-    Returns:
-        (P,) int32, the tensor that each block is of; and (2, N) int64, each one's first block and length.
-    """
-    of_each = torch.tensor([triton.cdiv(length, _BLOCK) for length in lengths])
-    owners = torch.repeat_interleave(torch.arange(len(lengths), dtype=torch.int32), of_each)
-    blocks = torch.stack((of_each.cumsum(0) - of_each, torch.tensor(lengths)))
-    return sent(owners, device), sent(blocks, device)
 
 
 @triton.jit
@@ -136,20 +122,15 @@ def adamw_update(
     share_square,
     epsilon,
     decay,
-    quads: tl.constexpr,
+    multiple: tl.constexpr,
     block: tl.constexpr,
 ):
     if tl.load(found_inf) == 1:
         return
-    owner = tl.load(owners + tl.program_id(0))
-    begin = (tl.program_id(0) - tl.load(blocks + owner)) * block
-    left = tl.load(blocks + number + owner) - begin
+    owner, begin, left = part_of(owners, blocks, number, block, multiple)
     weights, gradients = at(table, owner) + begin, at(table, number + owner) + begin
     averages, squares = at(table, 2 * number + owner) + begin, at(table, 3 * number + owner) + begin
     rate, root = tl.load(corrections + owner), tl.load(corrections + number + owner)
-    if quads:
-        # Else the mask may end anywhere, and numbers are read one by one.
-        left = tl.multiple_of(left, 4)
     offsets = tl.arange(0, block)
     inside = offsets < left
     # As torch rounds it, here and below; `/` is off by up to 2 ulp.

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bitnet_trainer.optim.kernels.addresses import addresses, at
+from bitnet_trainer.kernels.addresses import addresses, at
 
 _BLOCK = 2048
 

@@ -1,0 +1,1 @@
+"""What Triton kernels of several parts have in common. Imported only where they are used."""
