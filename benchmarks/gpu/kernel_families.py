@@ -31,9 +31,9 @@ FAMILIES = (
     "fused by the compiler",
     "other",
 )
-"""Int8 product, and quantise activations (with gates, norms by head and rotary positions): our kernels. Norm:
-RMSNorms. Other: residual sums, embeddings. Copies: those of no other family. Fused by the compiler: norms,
-quantisation and all of other, where a graph of them was compiled."""
+"""Int8 product, quantise activations (with gates, norms by head, rotary positions) and weights: our kernels.
+Norm: RMSNorms. Other: residual sums, embeddings. Copies: those of no other family. Fused by the compiler:
+norms, quantisation and all of other, where a graph of them was compiled."""
 
 _MARK = "family: "
 _MARKS = (_MARK, "Optimizer.", "##", "Torch-Compiled")
@@ -44,6 +44,7 @@ _LOSS = re.compile(r"cross_entropy|nll_loss|log_softmax|Liger", re.IGNORECASE)
 _KERNELS = (
     ("int8 product", re.compile(r"^product_kernel$")),
     ("quantise activations", re.compile(r"^(token|codes|gradients|turned|turned_back)_kernel$")),
+    ("quantise weights", re.compile(r"^weight_(sums|scales|codes)$")),
     ("loss + head", re.compile(r"^triton_.*(nll_loss|log_softmax)")),
     ("fused by the compiler", re.compile(r"^triton_(poi|red|per|tem|spl)")),
     ("attention", re.compile(r"flash|fmha|sdpa|attention|cudnn::fusion", re.IGNORECASE)),

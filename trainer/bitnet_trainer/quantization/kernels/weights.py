@@ -28,11 +28,11 @@ def int8_codes(weights: list[Tensor], codes: list[Tensor], scales: list[Tensor])
     sums = torch.empty(len(owners), dtype=torch.float32, device=device)
     inverses = torch.empty(number, dtype=torch.float32, device=device)
     cut = {"multiple": multiple_in(lengths), "block": _BLOCK, "num_warps": 8}
-    sums_kernel[(len(owners),)](table, owners, blocks, sums, number, **cut)
-    scales_kernel[(number,)](
+    weight_sums[(len(owners),)](table, owners, blocks, sums, number, **cut)
+    weight_scales[(number,)](
         table, sums, blocks, inverses, number, least=MINIMUM_SCALE, block=_BLOCK, many_sums=_SUMS, num_warps=4
     )
-    codes_kernel[(len(owners),)](table, owners, blocks, inverses, number, to_whole=TO_WHOLE, **cut)
+    weight_codes[(len(owners),)](table, owners, blocks, inverses, number, to_whole=TO_WHOLE, **cut)
 
 
 @triton.jit
@@ -45,14 +45,14 @@ def _weights(table, owners, blocks, number, multiple: tl.constexpr, block: tl.co
 
 
 @triton.jit
-def sums_kernel(table, owners, blocks, sums, number, multiple: tl.constexpr, block: tl.constexpr):
+def weight_sums(table, owners, blocks, sums, number, multiple: tl.constexpr, block: tl.constexpr):
     """A block's sum of absolute values."""
     _, _, _, weight = _weights(table, owners, blocks, number, multiple, block)
     tl.store(sums + tl.program_id(0), tl.sum(tl.abs(weight), axis=0))
 
 
 @triton.jit
-def scales_kernel(
+def weight_scales(
     table,
     sums,
     blocks,
@@ -77,7 +77,7 @@ def scales_kernel(
 
 
 @triton.jit
-def codes_kernel(
+def weight_codes(
     table,
     owners,
     blocks,
