@@ -13,7 +13,7 @@ from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.quantization import kept_codes
 from bitnet_trainer.quantization.bitlinear import BitLinear, QuantizationLambda
 from bitnet_trainer.quantization.int8_training import Int8Codes, int8_codes
-from bitnet_trainer.quantization.kept_codes import codes_kept, quantizes_at_once
+from bitnet_trainer.quantization.kept_codes import codes_kept
 from bitnet_trainer.quantization.warmup import set_lambda
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.step import Stepper
@@ -86,14 +86,16 @@ CHANGES: dict[str, Callable[[BitLinear], object]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_kernels_do_not_take_is_left_to_others(change: str) -> None:
     layers = _layers()
-    assert quantizes_at_once(layers)
+    with codes_kept(layers, only_at_once=True):
+        assert all(layer[0].kept is not None for layer in layers)
     CHANGES[change](layers[1][0])
-    assert not quantizes_at_once(layers)
+    with codes_kept(layers, only_at_once=True):
+        assert all(layer[0].kept is None for layer in layers)
 
 
-def test_without_a_layer_there_is_nothing_to_do() -> None:
-    assert not quantizes_at_once([nn.Linear(8, 8)])
-    with codes_kept([nn.Linear(8, 8)]):
+@pytest.mark.parametrize("only_at_once", [False, True])
+def test_without_a_layer_there_is_nothing_to_do(only_at_once: bool) -> None:
+    with codes_kept([nn.Linear(8, 8)], only_at_once=only_at_once):
         pass
 
 

@@ -23,7 +23,7 @@ from bitnet_trainer.objectives.manager import (
 )
 from bitnet_trainer.objectives.micro_batch import MicroBatch
 from bitnet_trainer.optim import MuonClip, clip_in_update, total_norm
-from bitnet_trainer.quantization.kept_codes import codes_kept, quantizes_at_once
+from bitnet_trainer.quantization.kept_codes import codes_kept
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.teacher import Teacher
 
@@ -156,9 +156,9 @@ class Stepper:
         student = self._student
         if student.shared is not None:
             return student.shared.codes_kept()
-        if isinstance(student, FSDPModule) or (passes == 1 and not quantizes_at_once(student.decoder_layers)):
+        if isinstance(student, FSDPModule):
             return nullcontext()
-        return codes_kept(student.decoder_layers, in_place=student.replayed)
+        return codes_kept(student.decoder_layers, in_place=student.replayed, only_at_once=passes == 1)
 
     def _gradients_kept_local(self, until_last: bool) -> AbstractContextManager[None]:
         if until_last and isinstance(self.model, DistributedDataParallel):

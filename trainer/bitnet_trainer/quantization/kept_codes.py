@@ -15,24 +15,29 @@ from bitnet_trainer.triton_kernels import compiled_for, has_kernels, suited
 
 
 @contextmanager
-def codes_kept(layers: Iterable[nn.Module], *, in_place: bool = False) -> Iterator[None]:
+def codes_kept(
+    layers: Iterable[nn.Module], *, in_place: bool = False, only_at_once: bool = False
+) -> Iterator[None]:
     """Inside, BitLinears that compute with codes use those of the weights as they are at the beginning.
 
     So an optimiser step quantises each weight once, however many micro batches it has, for a byte a weight.
     Nothing may change a weight inside.
 
     Args:
-        layers: decoder layers. What quantises the weights of one is compiled once for all that are alike,
-            where it is not done for all of them at once.
+        layers: decoder layers. Where kernels can, three of them quantise the weights of all; else what
+            quantises those of one layer is compiled once for all that are alike.
         in_place: whether codes come to where those of the last time were, as a CUDA graph has to have them,
             and keep their memory outside. The shapes of the layers stay then.
+        only_at_once: whether nothing is kept where kernels cannot: a single pass does it as fast on the way.
     """
-    by_layer = [_quantizing(layer) for layer in layers]
+    by_layer = [[part for part in _bit_linears(layer) if part.has_codes] for layer in layers]
     everything = list(chain.from_iterable(by_layer))
+    at_once = _suits_kernels(everything)
+    compute = _codes_by_kernels if at_once else _codes_of
     keeping: list[BitLinear] = []
     try:
-        for parts in [everything] if _suits_kernels(everything) else by_layer:
-            for part, codes in zip(parts, _codes_of(parts, in_place=in_place), strict=True):
+        for parts in [everything] if at_once else [] if only_at_once else by_layer:
+            for part, codes in zip(parts, compute(parts, in_place), strict=True):
                 part.kept = codes
                 keeping.append(part)
         yield
@@ -41,27 +46,23 @@ def codes_kept(layers: Iterable[nn.Module], *, in_place: bool = False) -> Iterat
             part.kept = None
 
 
-def quantizes_at_once(layers: Iterable[nn.Module]) -> bool:
-    """Whether `codes_kept` has three kernels for the weights of all layers: faster than what a single pass of
-    them does on the way."""
-    return _suits_kernels(list(chain.from_iterable(map(_quantizing, layers))))
-
-
-def _quantizing(layer: nn.Module) -> list[BitLinear]:
-    return [part for part in layer.modules() if isinstance(part, BitLinear) and part.has_codes]
+def _bit_linears(module: nn.Module) -> Iterator[BitLinear]:
+    """Those of a module, or itself: twice as fast as by `modules()`, which looks out for shared ones."""
+    if isinstance(module, BitLinear):
+        yield module
+    else:
+        yield from chain.from_iterable(map(_bit_linears, module.children()))
 
 
 def _suits_kernels(parts: Sequence[BitLinear]) -> bool:
-    whole = all(part.scheme == "AbsMean" and part.lam.whole and part.lam.kernels for part in parts)
+    whole = all(part.scheme == "AbsMean" and (lam := part.lam).whole and lam.kernels for part in parts)
     return bool(parts) and whole and suited([part.weight for part in parts])
 
 
 @torch.no_grad()
-def _codes_of(parts: Sequence[BitLinear], *, in_place: bool) -> Sequence[Int8Codes | HaarCodes]:
+def _codes_of(parts: Sequence[BitLinear], in_place: bool) -> Sequence[Int8Codes | HaarCodes]:
     if not parts:
         return []
-    if _suits_kernels(parts):
-        return _codes_by_kernels(parts, in_place=in_place)
     device = parts[0].weight.device
     haars = [part.scheme == "Haar" for part in parts]
     weights = [part.weight for part in parts]
@@ -69,14 +70,14 @@ def _codes_of(parts: Sequence[BitLinear], *, in_place: bool) -> Sequence[Int8Cod
     return [_placed(part, own) for part, own in zip(parts, codes, strict=True)] if in_place else codes
 
 
-def _codes_by_kernels(parts: Sequence[BitLinear], *, in_place: bool) -> list[Int8Codes]:
+def _codes_by_kernels(parts: Sequence[BitLinear], in_place: bool) -> list[Int8Codes]:
     # Imported where it is used: Triton takes long to start, and need not be installed.
     kernels = import_module("bitnet_trainer.quantization.kernels.weights")
     weights = [part.weight for part in parts]
     goals = [part.place for part in parts if isinstance(part.place, Int8Codes)] if in_place else []
     if len(goals) < len(parts):
         # A row of four each, so that each begins where kernels can read it at once.
-        scales = torch.empty(len(parts), 4, device=weights[0].device)[:, 0].unbind()
+        scales = torch.empty(len(parts), 4, dtype=torch.float32, device=weights[0].device)[:, 0].unbind()
         goals = [
             Int8Codes(torch.empty_like(weight, dtype=torch.int8), scale)
             for weight, scale in zip(weights, scales, strict=True)
