@@ -318,16 +318,31 @@ def test_a_norm_that_is_looked_into_is_called(by_codes: list[Any]) -> None:
     assert by_codes == []
 
 
-@pytest.mark.parametrize(("channels", "most"), [(8, 63), (12, 16_384)])
+@pytest.mark.parametrize(
+    ("architecture", "channels", "most", "held"),
+    [
+        ("LlamaForCausalLM", 8, 64, True),
+        ("LlamaForCausalLM", 8, 63, False),
+        ("Qwen3ForCausalLM", 8, 128, True),
+        ("Qwen3ForCausalLM", 8, 127, False),
+        ("LlamaForCausalLM", 12, 16_384, False),
+    ],
+)
 def test_heads_that_no_program_holds_are_left(
-    channels: int, most: int, by_codes: list[Any], monkeypatch: pytest.MonkeyPatch
+    architecture: str,
+    channels: int,
+    most: int,
+    held: bool,
+    by_codes: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Eight heads of a token; with norms they take twice the registers."""
     monkeypatch.setattr(models_heads, "MOST_VALUES", most)
-    model = small_model("Qwen3ForCausalLM", head_dim=channels)
+    model: Any = small_model(architecture, head_dim=channels)
     convert(model)
-    attention: Any = model.model.layers[0].self_attn
-    assert heads_of_codes(attention, torch.ones(1, 3, 32), _turns(_angles(1, 3, channels))) is None
-    assert by_codes == []
+    attention = model.model.layers[0].self_attn
+    found = heads_of_codes(attention, torch.ones(1, 3, 32), _turns(_angles(1, 3, channels)))
+    assert (found is not None) == held == bool(by_codes)
 
 
 @each_architecture

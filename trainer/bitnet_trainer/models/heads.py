@@ -33,7 +33,8 @@ def heads_of_codes(attention: Any, x: Tensor, turns: Turns) -> Heads | None:
     """
     linears = attention.q_proj, attention.k_proj, attention.v_proj
     norms = [norm for name in ("q_norm", "k_norm") if (norm := getattr(attention, name, None)) is not None]
-    if not (_is_held(attention) and all(_is_int8_linear(each, x) for each in linears)):
+    most = MOST_VALUES // 2 if norms else MOST_VALUES
+    if not (_is_held(attention, most) and all(_is_int8_linear(each, x) for each in linears)):
         return None
     if any(_is_looked_into(each) for each in (*linears, *norms)):
         return None
@@ -54,12 +55,12 @@ def _is_looked_into(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def _is_held(attention: Any) -> bool:
-    """Whether a program of a kernel can hold all heads of a token."""
+def _is_held(attention: Any, most: int) -> bool:
+    """Whether a program of a kernel can hold all heads of a token, in at most so many values."""
     channels = attention.head_dim
     width = attention.q_proj.out_features + 2 * attention.k_proj.out_features
     heads = 1 << (width // channels - 1).bit_length()
-    return bool(channels & (channels - 1) == 0 and heads * channels <= MOST_VALUES)
+    return bool(channels & (channels - 1) == 0 and heads * channels <= most)
 
 
 class _OfCodes(nn.Module):

@@ -24,7 +24,7 @@ from bitnet_trainer.quantization.kernels.int8_product import int8_product
 
 MOST_VALUES = 16_384
 """Values of a token, the number of its heads rounded up to a power of two: a multiprocessor's registers hold
-those of one token."""
+those of one token, and with norms, which take twice as many, half of it."""
 
 Gains = tuple[Tensor, Tensor] | None
 """(d,) floating point, of RMSNorms over the channels of each query's and of each key's head."""
