@@ -96,11 +96,12 @@ however small a gradient is, weights are barely quantised: where rounding carrie
 threshold, its value jumps, and these see it jump. Correction: most of the model is frozen."""
 
 WORKER = f"""
-import json, os, sys
+import json, os, sys, traceback
 from pathlib import Path
 import torch
 from bitnet_crds.protocol import Order
 from bitnet_trainer.optim import adamw
+from bitnet_trainer.outcome import exit_code_of
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.run import train
 from in_process import StopsAt
@@ -122,7 +123,12 @@ class Watched(StopsAt):
 for part in json.loads(Path(sys.argv[0]).with_suffix(".json").read_text()):
     order = Order.model_validate(part["order"])
     reporter = Watched(order, part["stop_at"])
-    result = train(order, reporter, reporter.stop)
+    try:
+        result = train(order, reporter, reporter.stop)
+    except Exception as error:
+        # As a worker ends: one that lost a rank is not to be taken for the cause.
+        traceback.print_exc()
+        os._exit(exit_code_of(error))
     if ranks.first and result.evaluation is not None:
         (order.folder / "evaluation.json").write_text(result.evaluation.model_dump_json())
 ranks.wait()
