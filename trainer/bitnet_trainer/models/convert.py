@@ -109,11 +109,10 @@ def convert(model: nn.Module, quantization: Quantization = _DEFAULT) -> Conversi
 
     The new layers hold the old parameters themselves: nothing is copied, an optimiser that holds them stays
     right, and state dicts have the same names. An MLP that is one becomes a `GatedMLP` of its own parts, and
-    attention one of codes (`take_heads_together`).
-    Embeddings and head are not touched: tied heads stay tied. SubLN's norms have a gain of 1 and the model's
-    own epsilon. With a low-rank correction nothing is trained but what is new: its factors, SubLN's gains,
-    and a classifier's `score`, which else would stay random. The decomposition runs where the model is, and
-    is much faster on a GPU.
+    attention one of codes (`take_heads_together`). Embeddings and head are not touched: tied heads stay tied.
+    SubLN's norms have a gain of 1 and the model's own epsilon. With a low-rank correction nothing is trained
+    but what is new: its factors, SubLN's gains, and a classifier's `score`, which else would stay random. The
+    decomposition runs where the model is, and is much faster on a GPU.
 
     A model that is refused is as it was.
 
@@ -136,10 +135,10 @@ def convert(model: nn.Module, quantization: Quantization = _DEFAULT) -> Conversi
             ranks[name] = low_rank.rank
         model.set_submodule(name, BitLinear.from_linear(linear, lam, quantization.weights, norm, low_rank))
     for name in dict.fromkeys(name.rpartition(".")[0] for name in chosen):
-        if (mlp := GatedMLP.from_mlp(model.get_submodule(name))) is not None:
+        part = model.get_submodule(name)
+        take_heads_together(part)
+        if (mlp := GatedMLP.from_mlp(part)) is not None:
             model.set_submodule(name, mlp)
-    for module in model.modules():
-        take_heads_together(module)
     if ranks:
         _train_the_new_alone(model)
     return ConversionReport(
