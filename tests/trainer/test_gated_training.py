@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitnet_trainer.models import gated as models_gated
 from bitnet_trainer.models.convert import convert
@@ -26,15 +26,13 @@ from bitnet_trainer.quantization.gated_training import (
     gated_mlp,
 )
 from bitnet_trainer.quantization.int8_training import (
-    PackedCodes,
     dequantized,
     int8_codes,
     int8_linear,
     token_codes,
 )
-from bitnet_trainer.quantization.low_rank import kaiming_correction
-from bitnet_trainer.quantization.packing import pack_ternary
 from families import small_model
+from functions_of_codes import CHANGES, drawn, launches_in_one_graph
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -45,18 +43,13 @@ each_activation = pytest.mark.parametrize("activation", ACTIVATIONS, ids=["SiLU"
 sizes = st.integers(1, 24)
 
 
-def _drawn(seed: int, *shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    chance = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=chance, dtype=torch.float64).to(dtype) for shape in shapes]
-
-
 @each_activation
 @given(st.integers(0, 2**20), sizes, sizes, sizes, sizes, st.sampled_from([1.0, 1e-9]))
 def test_output_and_gradients_are_those_of_the_formula(
     activation: Activation, seed: int, tokens: int, inner: int, width: int, out: int, size: float
 ) -> None:
     shapes = (tokens, inner), (width, inner), (width, inner), (out, width), (tokens, out)
-    x, *weights, upstream = _drawn(seed, *shapes)
+    x, *weights, upstream = drawn(seed, *shapes)
     # Of large negative gates nothing is left of 1 + tanh, as torch computes GELU.
     x, upstream = x / 10, upstream * size
     for factor in (x, *weights):
@@ -92,7 +85,7 @@ def _are_codes(codes: Tensor, codes_per_unit: Tensor, x: Tensor) -> bool:
 
 @each_activation
 def test_gradients_are_nearly_those_of_which_none_is_rounded(activation: Activation) -> None:
-    x, *weights, upstream = _drawn(0, (2, 20, 64), (96, 64), (96, 64), (64, 96), (2, 20, 64))
+    x, *weights, upstream = drawn(0, (2, 20, 64), (96, 64), (96, 64), (64, 96), (2, 20, 64))
     factors = [factor.requires_grad_() for factor in (x, *weights)]
     y = gated_mlp(x, weights, activation, torch.float64, [int8_codes(weight) for weight in weights])
     found = torch.autograd.grad(y, factors, upstream)
@@ -104,7 +97,7 @@ def test_gradients_are_nearly_those_of_which_none_is_rounded(activation: Activat
 
 def _on_device(width: int, *, bad: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """gate, up and a gradient, bfloat16: tokens of zeros, of ties both ways, and one with a bad number."""
-    gate, up, gradient = _drawn(0, *[(6, width)] * 3, dtype=torch.bfloat16)
+    gate, up, gradient = drawn(0, *[(6, width)] * 3, dtype=torch.bfloat16)
     gate[0] = gradient[1] = 0
     gate[2:4], up[2:4], gradient[2:4] = 64, 0, 0  # of which both activations let all through
     ties = torch.tensor([127.0, 0.5, 1.5, -2.5]) / 64
@@ -176,18 +169,8 @@ def test_a_token_with_a_number_that_is_none_stays_without_one(bad: float) -> Non
 
 
 def test_kernels_are_launched_by_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None of them is run."""
-    kernels = pytest.importorskip("bitnet_trainer.quantization.kernels.gated")
-    jit = pytest.importorskip("triton.runtime.jit")
-    monkeypatch.setattr("torch.utils._triton.has_triton", lambda *_, **__: True)
-    for name in ("larger", "_share", "to_code", "codes_kernel", "gradients_kernel"):
-        # As they are where there is a GPU, and not interpreted.
-        monkeypatch.setattr(kernels, name, jit.JITFunction(getattr(kernels, name).fn))
-    launched: list[str] = []
-
-    def noted(graph: torch.fx.GraphModule, _inputs: object) -> Any:
-        launched.extend(str(node.target) for node in graph.graph.nodes)
-        return lambda *_: (gate, gate, gate, codes, unit)
+    name = "bitnet_trainer.quantization.kernels.gated"
+    kernels = pytest.importorskip(name)
 
     def both(gate: Tensor, up: Tensor) -> tuple[Tensor, ...]:
         _, per_unit = kernels.gated_codes(gate, up, *SILU)
@@ -195,9 +178,8 @@ def test_kernels_are_launched_by_one_graph(monkeypatch: pytest.MonkeyPatch) -> N
         return found
 
     gate, codes, unit = torch.ones(2, 8), torch.ones(2, 16, dtype=torch.int8), torch.ones(())
-    torch.compile(both, backend=noted, fullgraph=True)(gate, gate)
-    assert launched.count("triton_kernel_wrapper_mutation") == 2
-    torch._dynamo.reset()
+    gives = gate, gate, gate, codes, unit
+    assert launches_in_one_graph(monkeypatch, name, both, gate, gate, gives=gives) == 2
 
 
 @pytest.fixture
@@ -225,7 +207,7 @@ def _mlp(architecture: str = "LlamaForCausalLM") -> GatedMLP:
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "GemmaForCausalLM"])
 def test_as_one_function_an_mlp_computes_what_its_linears_do(architecture: str, by_codes: list[Any]) -> None:
     mlp = _mlp(architecture)
-    x, upstream = _drawn(0, (2, 5, 32), (2, 5, 32), dtype=torch.bfloat16)
+    x, upstream = drawn(0, (2, 5, 32), (2, 5, 32), dtype=torch.bfloat16)
     x.requires_grad_()
     factors = (x, *(linear.weight for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)))
     found = []
@@ -237,18 +219,6 @@ def test_as_one_function_an_mlp_computes_what_its_linears_do(architecture: str, 
     for one, other in zip(*found, strict=True):
         assert (one.dtype, one.shape) == (other.dtype, other.shape)
         assert (one - other).norm() < 0.03 * other.norm()
-
-
-CHANGES: dict[str, Callable[[BitLinear], None]] = {
-    "bias": lambda linear: setattr(linear, "bias", nn.Parameter(torch.zeros(linear.out_features))),
-    "SubLN": lambda linear: setattr(linear, "rms_norm", nn.RMSNorm(linear.in_features)),
-    "low rank": lambda linear: setattr(linear, "low_rank", kaiming_correction(linear.weight.detach(), 2)),
-    "Haar": lambda linear: setattr(linear, "scheme", "Haar"),
-    "packed": lambda linear: setattr(
-        linear, "kept", PackedCodes(pack_ternary(int8_codes(linear.weight).codes), torch.ones(()))
-    ),
-    "elsewhere": lambda linear: setattr(linear, "whole", linear.weight.detach()),
-}
 
 
 @pytest.mark.parametrize("which", ["gate_proj", "up_proj", "down_proj"])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from functorch.compile import default_partition, make_boxed_func
-from torch import Tensor, nn
+from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.compile_utils import fx_graph_cse
 
@@ -16,15 +16,11 @@ from bitnet_trainer.quantization.codes import quantize_activations
 from bitnet_trainer.quantization.haar import haar_codes, haar_weight_quantization, haar_weights
 from bitnet_trainer.quantization.haar_training import haar_linear
 from bitnet_trainer.quantization.kept_codes import codes_kept
-
-
-def _tensors(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    chance = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=chance, dtype=torch.float64).to(dtype) for shape in shapes]
+from functions_of_codes import drawn, launches_in_one_graph
 
 
 def test_output_and_gradients_are_those_of_the_formula() -> None:
-    x, weight, upstream = _tensors((2, 3, 8), (5, 8), (2, 3, 5))
+    x, weight, upstream = drawn(0, (2, 3, 8), (5, 8), (2, 3, 5))
     y = haar_linear(x.requires_grad_(), weight.requires_grad_(), torch.float64, kernel=False)
     y.backward(upstream)
     codes, per_unit = quantize_activations(x)
@@ -38,7 +34,7 @@ def test_output_and_gradients_are_those_of_the_formula() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are interpreted only where there is no GPU")
 def test_kernels_are_their_twins() -> None:
     """Of the same codes bit for bit; which codes they are is compared where the kernels are."""
-    x, weight, upstream = _tensors((3, 12), (6, 12), (3, 6), dtype=torch.float32)
+    x, weight, upstream = drawn(0, (3, 12), (6, 12), (3, 6), dtype=torch.float32)
     made = []
     for kernel in (True, False):
         factors = x.clone().requires_grad_(), weight.clone().requires_grad_()
@@ -51,7 +47,7 @@ def test_kernels_are_their_twins() -> None:
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_layer_computes_by_codes_what_it_computes_else(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, but for a bias, which is added to what was rounded: off by a place of bfloat16."""
-    x, upstream = _tensors((2, 7, 16), (2, 7, 24), dtype=torch.bfloat16)
+    x, upstream = drawn(0, (2, 7, 16), (2, 7, 24), dtype=torch.bfloat16)
     layer = BitLinear(16, 24, bias=bias, scheme="Haar")
     monkeypatch.setattr(bitlinear, "haar_linear", partial(haar_linear, kernel=False))
     found = []
@@ -88,25 +84,18 @@ def test_codes_are_made_once_a_step_whatever_lambda_is(lam: float, monkeypatch: 
 
 
 def test_kernels_are_launched_by_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two for codes, one for weights, and one in the backward pass; none of them is run."""
-    kernels = pytest.importorskip("bitnet_trainer.quantization.kernels.haar")
-    jit = pytest.importorskip("triton.runtime.jit")
-    monkeypatch.setattr("torch.utils._triton.has_triton", lambda *_, **__: True)
-    for name in ("_tile", "_ternary", "_sums", "_codes", "_weights"):
-        # As they are where there is a GPU, and not interpreted.
-        monkeypatch.setattr(kernels, name, jit.JITFunction(getattr(kernels, name).fn))
-    launched: list[str] = []
-
-    def noted(graph: torch.fx.GraphModule, _inputs: object) -> Any:
-        parts = [part for part in graph.modules() if isinstance(part, torch.fx.GraphModule)]
-        launched.extend(str(node.target) for part in parts for node in part.graph.nodes)
-        return lambda *_: [torch.zeros(3, 6)]
-
-    x, weight = _tensors((3, 8), (6, 8), dtype=torch.float32)
-    compiled = torch.compile(haar_linear, backend=noted, fullgraph=True)
-    compiled(x, weight.requires_grad_(), torch.float32)
-    assert launched.count("triton_kernel_wrapper_mutation") == 4
-    torch._dynamo.reset()
+    """Two for codes, one for weights, and one in the backward pass."""
+    x, weight = drawn(0, (3, 8), (6, 8), dtype=torch.float32)
+    launched = launches_in_one_graph(
+        monkeypatch,
+        "bitnet_trainer.quantization.kernels.haar",
+        haar_linear,
+        x,
+        weight.requires_grad_(),
+        torch.float32,
+        gives=[torch.zeros(3, 6)],
+    )
+    assert launched == 4
 
 
 def test_the_backward_pass_does_not_ask_for_tokens_as_the_forward_pass_took_them() -> None:
@@ -118,7 +107,7 @@ def test_the_backward_pass_does_not_ask_for_tokens_as_the_forward_pass_took_them
         factors.extend(node.args for node in alike.nodes if node.target is torch.ops.aten.mm.default)
         return default_partition(joint, *inputs, **named)
 
-    x, weight = _tensors((4, 8), (6, 8), dtype=torch.float32)
+    x, weight = drawn(0, (4, 8), (6, 8), dtype=torch.float32)
     backend = aot_autograd(fw_compiler=lambda graph, _: make_boxed_func(graph.forward), partition_fn=noted)
     forward = partial(haar_linear, dtype=torch.bfloat16, kept=haar_codes(weight), kernel=False)
     compiled = torch.compile(forward, backend=backend, fullgraph=True)

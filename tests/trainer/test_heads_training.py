@@ -30,15 +30,13 @@ from bitnet_trainer.quantization.heads_training import (
     turned_back,
 )
 from bitnet_trainer.quantization.int8_training import (
-    PackedCodes,
     dequantized,
     int8_codes,
     int8_linear,
     token_codes,
 )
-from bitnet_trainer.quantization.low_rank import kaiming_correction
-from bitnet_trainer.quantization.packing import pack_ternary
 from families import small_model
+from functions_of_codes import CHANGES, drawn, launches_in_one_graph
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPSILON = 1e-5
@@ -46,11 +44,6 @@ NOTHING = Capture()
 _CACHE = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
 OF_CODES = ("LlamaForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM", "BitNetLlama")
 each_architecture = pytest.mark.parametrize("architecture", OF_CODES)
-
-
-def _drawn(seed: int, *shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    chance = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=chance, dtype=torch.float64).to(dtype) for shape in shapes]
 
 
 def _angles(rows: int, length: int, channels: int) -> Tensor:
@@ -93,14 +86,14 @@ def test_heads_and_gradients_are_those_of_the_formula(
         [many * channels for many in (*heads, heads[1])],
         _angles(batch if by_row else 1, length, channels),
     )
-    x, *drawn = _drawn(
+    x, *others = drawn(
         seed, (batch, length, 12), *[(width, 12) for width in widths], (channels,), (channels,)
     )
-    weights, gains = drawn[:3], (drawn[3] + 2, drawn[4] + 2)
+    weights, gains = others[:3], (others[3] + 2, others[4] + 2)
     factors = [each.requires_grad_() for each in (x, *weights, *(gains if normed else ()))]
     given = gains if normed else None
     found = projected_heads(x, weights, given, _turns(angle), EPSILON, torch.float64)
-    upstream = [each * size for each in _drawn(seed + 1, *[each.shape for each in found])]
+    upstream = [each * size for each in drawn(seed + 1, *[each.shape for each in found])]
     to_x, *to_rest = torch.autograd.grad(found, factors, upstream)
 
     rows = x.flatten(0, 1)
@@ -151,7 +144,7 @@ def _on_device(
     """Queries and keys, then gradients of both and of values, bfloat16, of two rows of 3 tokens: one token of
     zeros, one of ties, one with a bad number."""
     shapes = [(6, many, channels) for many in (*heads, *heads, heads[1])]
-    queries, keys, to_q, to_k, to_v = _drawn(0, *shapes, dtype=torch.bfloat16)
+    queries, keys, to_q, to_k, to_v = drawn(0, *shapes, dtype=torch.bfloat16)
     for each in (to_q, to_k, to_v):
         each[1:3] = 0
     to_v[2, 0] = torch.tensor([127.0, 0.5, 1.5, -2.5] * (channels // 4))
@@ -170,8 +163,8 @@ def test_kernels_are_their_twins(heads: tuple[int, int], channels: int, by_row: 
     # Halves of what is twice as wide, as transformers has them.
     wide = [torch.cat((each, each), dim=-1).to(DEVICE)[..., : channels // 2] for each in _turns(angle)]
     turns, given = (wide[0], wide[1]), (inputs[0], inputs[1])
-    drawn = [each.to(DEVICE) + 2 for each in _drawn(1, (channels,), (channels,), dtype=torch.float32)]
-    gains: Gains = (drawn[0], drawn[1]) if normed else None
+    shifted = [each.to(DEVICE) + 2 for each in drawn(1, (channels,), (channels,), dtype=torch.float32)]
+    gains: Gains = (shifted[0], shifted[1]) if normed else None
     host = _on_host(given), None if gains is None else _on_host(gains), _on_host(turns)
     for one, other in zip(kernels.turned(given, gains, turns, EPSILON), turned(*host, EPSILON), strict=True):
         torch.testing.assert_close(one.cpu(), other, rtol=2**-7, atol=1e-5)
@@ -211,27 +204,15 @@ def test_a_token_with_a_number_that_is_none_stays_without_one(bad: float) -> Non
 
 
 def test_kernels_are_launched_by_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None of them is run."""
-    kernels = pytest.importorskip("bitnet_trainer.quantization.kernels.heads")
-    jit = pytest.importorskip("triton.runtime.jit")
-    monkeypatch.setattr("torch.utils._triton.has_triton", lambda *_, **__: True)
-    for name, function in vars(kernels).copy().items():
-        if hasattr(function, "fn"):  # as they are where there is a GPU, and not interpreted
-            monkeypatch.setattr(kernels, name, jit.JITFunction(function.fn))
-    launched: list[str] = []
-
-    def noted(graph: torch.fx.GraphModule, _inputs: object) -> Any:
-        launched.extend(str(node.target) for node in graph.graph.nodes)
-        return lambda *_: (x,)
+    name = "bitnet_trainer.quantization.kernels.heads"
+    kernels = pytest.importorskip(name)
 
     def both(x: Tensor) -> Tensor:
         heads = kernels.turned((x, x), None, (turn, turn), EPSILON)
         return kernels.turned_back((*heads, x), (x, x), None, (turn, turn), (one, one, one), EPSILON)[0]
 
     x, turn, one = torch.ones(2, 3, 4), torch.ones(1, 2, 2), torch.ones(())
-    torch.compile(both, backend=noted, fullgraph=True)(x)
-    assert launched.count("triton_kernel_wrapper_mutation") == 2
-    torch._dynamo.reset()
+    assert launches_in_one_graph(monkeypatch, name, both, x, gives=(x,)) == 2
 
 
 @pytest.fixture
@@ -286,26 +267,19 @@ def test_as_one_function_heads_are_what_the_linears_make(
         assert (one - other).norm() < 0.1 * other.norm()
 
 
-CHANGES: dict[str, Callable[[BitLinear], None]] = {
-    "bias": lambda linear: setattr(linear, "bias", nn.Parameter(torch.zeros(linear.out_features))),
-    "SubLN": lambda linear: setattr(linear, "rms_norm", nn.RMSNorm(linear.in_features)),
-    "low rank": lambda linear: setattr(linear, "low_rank", kaiming_correction(linear.weight.detach(), 2)),
-    "Haar": lambda linear: setattr(linear, "scheme", "Haar"),
-    "packed": lambda linear: setattr(
-        linear, "kept", PackedCodes(pack_ternary(int8_codes(linear.weight).codes), torch.ones(()))
-    ),
-    "elsewhere": lambda linear: setattr(linear, "whole", linear.weight.detach()),
-    "a hook": lambda linear: linear.register_forward_hook(lambda *_: None) and None,
+HINDRANCES: dict[str, Callable[[BitLinear], object]] = {
+    **CHANGES,
+    "a hook": lambda linear: linear.register_forward_hook(lambda *_: None),
 }
 
 
 @pytest.mark.parametrize("which", ["q_proj", "k_proj", "v_proj"])
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", HINDRANCES)
 def test_linears_that_do_more_are_called(change: str, which: str, by_codes: list[Any]) -> None:
     attention: Any = _model().decoder_layers[0].self_attn
     x, turns = torch.ones(1, 3, 32), _turns(_angles(1, 3, 8))
     assert heads_of_codes(attention, x, turns) is not None
-    CHANGES[change](getattr(attention, which))
+    HINDRANCES[change](getattr(attention, which))
     assert heads_of_codes(attention, x, turns) is None
     assert len(by_codes) == 1
 
