@@ -16,7 +16,8 @@ from bitnet_trainer.quantization.int8_training import (
     LEAST_GRADIENT,
     Int8Codes,
     dequantized,
-    int8_codes,
+    joint_product,
+    kept_or_made,
     token_codes,
 )
 from bitnet_trainer.quantization.kernels.int8_product import int8_product
@@ -89,10 +90,7 @@ class _GatedMLP(torch.autograd.Function):
         *kept: Int8Codes | None,
     ) -> Tensor:
         tokens, codes_per_unit = token_codes(x)
-        (of_gate, of_up, of_down) = (
-            int8_codes(weight) if codes is None else codes
-            for weight, codes in zip((gate_weight, up_weight, down_weight), kept, strict=True)
-        )
+        of_gate, of_up, of_down = kept_or_made((gate_weight, up_weight, down_weight), kept)
         gate = int8_product(tokens, codes_per_unit, *of_gate, dtype)
         up = int8_product(tokens, codes_per_unit, *of_up, dtype)
         gated, gated_per_unit = gated_codes(gate, up, activation)
@@ -108,10 +106,8 @@ class _GatedMLP(torch.autograd.Function):
             *token_codes(gradient, LEAST_GRADIENT), down_codes.T.contiguous(), down_scale, gradient.dtype
         )
         made = gated_gradients(arriving, gate, up, gated_per_unit, (gate_scale, up_scale), ctx.activation)
-        both = torch.cat((gate_codes.T, up_codes.T), dim=1)
-        # The scales are in the codes, as each half has one of its own.
-        one = torch.ones_like(gate_scale)
-        to_x = int8_product(made.codes, made.codes_per_unit, both, one, gradient.dtype).to(ctx.of_x)
+        halves = gate_codes, up_codes
+        to_x = joint_product(made.codes, made.codes_per_unit, halves, gradient.dtype).to(ctx.of_x)
         inputs = dequantized(tokens, codes_per_unit, gradient.dtype)
         to_gate = product(made.to_gate.T, inputs, ctx.of_weights)
         to_up = product(made.to_up.T, inputs, ctx.of_weights)

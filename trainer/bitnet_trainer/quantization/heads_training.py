@@ -17,7 +17,8 @@ from bitnet_trainer.quantization.int8_training import (
     LEAST_GRADIENT,
     Int8Codes,
     dequantized,
-    int8_codes,
+    joint_product,
+    kept_or_made,
     token_codes,
 )
 from bitnet_trainer.quantization.kernels.int8_product import int8_product
@@ -94,10 +95,7 @@ class _Heads(torch.autograd.Function):
         *kept: Int8Codes | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         tokens, codes_per_unit = token_codes(x)
-        weights = [
-            int8_codes(weight) if codes is None else codes
-            for weight, codes in zip((q_weight, k_weight, v_weight), kept, strict=True)
-        ]
+        weights = kept_or_made((q_weight, k_weight, v_weight), kept)
         q, k, v = (
             int8_product(tokens, codes_per_unit, *each, dtype).view(len(x), -1, 2 * cos.shape[-1])
             for each in weights
@@ -115,10 +113,7 @@ class _Heads(torch.autograd.Function):
         gradients = to_q.contiguous(), to_k.contiguous(), to_v.contiguous()
         q_scale, k_scale, v_scale = held[1::2]
         made = turned_back(gradients, (q, k), gains, (cos, sin), (q_scale, k_scale, v_scale), ctx.epsilon)
-        together = torch.cat([codes.T for codes in held[::2]], dim=1)
-        # The scales are in the codes, as each of the three has one of its own.
-        one = torch.ones_like(q_scale)
-        to_x = int8_product(made.codes, made.codes_per_unit, together, one, q.dtype).to(ctx.of_x)
+        to_x = joint_product(made.codes, made.codes_per_unit, held[::2], q.dtype).to(ctx.of_x)
         inputs = dequantized(tokens, codes_per_unit, q.dtype)
         width = q[0].numel()
         parts = made.before[:, :width], made.before[:, width:], gradients[2].flatten(1)

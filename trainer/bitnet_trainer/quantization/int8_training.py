@@ -7,6 +7,7 @@ the gradient of the weight is a product in bfloat16, of gradients that nothing r
 arXiv 2304.13013.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -47,6 +48,32 @@ def int8_codes(weight: Tensor) -> Int8Codes:
     """`quantize_weights` of (out, in), its codes in int8."""
     codes, scale = quantize_weights(weight)
     return Int8Codes(codes.to(torch.int8), scale)
+
+
+def kept_or_made(weights: Sequence[Tensor], kept: Sequence[Int8Codes | None]) -> list[Int8Codes]:
+    """`int8_codes` of each weight, or what somebody has of it."""
+    return [
+        int8_codes(weight) if codes is None else codes for weight, codes in zip(weights, kept, strict=True)
+    ]
+
+
+def joint_product(
+    codes: Tensor, codes_per_unit: Tensor, weights: Sequence[Tensor], dtype: torch.dtype
+) -> Tensor:
+    """What tokens get that several linears read, as one product.
+
+    Args:
+        codes: (N, sum of outs) int8, of the gradients side by side, each times its weight's scale: every
+            weight has one of its own.
+        codes_per_unit: (N, 1) float32.
+        weights: (out, in) int8 each, their codes.
+        dtype: of the result.
+
+    Returns:
+        (N, in).
+    """
+    together = torch.cat([each.T for each in weights], dim=1)
+    return int8_product(codes, codes_per_unit, together, codes_per_unit.new_ones(()), dtype)
 
 
 def int8_linear(
