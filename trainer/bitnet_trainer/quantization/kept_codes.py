@@ -33,10 +33,12 @@ def codes_kept(
     by_layer = [[part for part in _bit_linears(layer) if part.has_codes] for layer in layers]
     everything = list(chain.from_iterable(by_layer))
     at_once = _suits_kernels(everything)
-    compute = _codes_by_kernels if at_once else _codes_of
+    compute, groups = (_codes_by_kernels, [everything]) if at_once else (_codes_of, by_layer)
+    if only_at_once and not at_once:
+        groups = []
     keeping: list[BitLinear] = []
     try:
-        for parts in [everything] if at_once else [] if only_at_once else by_layer:
+        for parts in groups:
             for part, codes in zip(parts, compute(parts, in_place), strict=True):
                 part.kept = codes
                 keeping.append(part)
