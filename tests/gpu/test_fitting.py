@@ -113,6 +113,7 @@ def test_what_is_found_trains_and_more_does_not_fit(ranks: Ranks, tmp_path: Path
             return float("inf")
         return memory.peak
 
+    assert not fitting.roomy
     found, allowed = fitting.found, memory.available
     taken = peak(found)
     print(

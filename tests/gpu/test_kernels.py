@@ -137,14 +137,21 @@ def test_a_gated_mlp_on_cuda_is_the_cpus() -> None:
         assert (one.cpu().double() - other.double()).norm() < 0.01 * other.double().norm()
 
 
-@pytest.mark.parametrize("normed", [True, False], ids=["normed", "plain"])
+@pytest.mark.parametrize(
+    ("normed", "rows"),
+    [(True, 1), (False, 1), (True, 2)],
+    ids=["normed", "plain", "normed, each row with its own positions"],
+)
 @pytest.mark.parametrize(("heads", "channels"), [((16, 8), 128), ((9, 3), 64), ((8, 1), 256), ((32, 8), 128)])
-def test_kernels_around_heads_are_their_twins(heads: tuple[int, int], channels: int, normed: bool) -> None:
+def test_kernels_around_heads_are_their_twins(
+    heads: tuple[int, int], channels: int, normed: bool, rows: int
+) -> None:
     """In float64, but for ties; more tokens than programs."""
     tokens, length = 2 * 4100, 4100
     shapes = [(tokens, many, channels) for many in (*heads, *heads, heads[1])]
     queries, keys, *gradients = (drawn(*shape).bfloat16() for shape in shapes)
-    turns = drawn(1, length, channels).cos()[..., : channels // 2], drawn(1, length, channels // 2).sin()
+    cosines, sines = drawn(rows, length, channels).cos(), drawn(rows, length, channels // 2).sin()
+    turns = cosines[..., : channels // 2], sines
     gains = drawn(2, channels) + 2
     scales = [torch.tensor(size, device=CUDA) for size in (0.02, 0.05, 0.03)]
 

@@ -1,6 +1,7 @@
 """Layers replayed as CUDA graphs train as they do otherwise, bit for bit, over micro batches and shapes."""
 
-from collections.abc import Iterable, Mapping
+import gc
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,9 +64,16 @@ class Scene:
 
 
 def trained(
-    scene: Scene, steps: Iterable[tuple[int, int]] = STEPS, *, replayed: bool
+    scene: Scene,
+    steps: Iterable[tuple[int, int]] = STEPS,
+    *,
+    replayed: bool,
+    between: Callable[[int, LanguageModel], None] = lambda _number, _student: None,
 ) -> tuple[list[float], list[Tensor], list[int]]:
-    """Losses of the steps, the weights after them, and how many graphs had been recorded after each."""
+    """Losses of the steps, the weights after them, and how many graphs had been recorded after each.
+
+    Before each step `between` has its number, and the student.
+    """
     torch._dynamo.reset()
     torch.manual_seed(0)
     # As a run does it: the model is there before it is converted.
@@ -95,12 +103,13 @@ def trained(
     losses, recorded = [], []
     for number, (passes, rows) in enumerate(steps):
         micro_batches = [scene.rows(rows) for _ in range(passes)]
+        between(number, student)
         set_lambda(student, 0.5 if number < 2 else 1.0)
         assert student.decoder_layers[0].self_attn.q_proj.lam.kernels
         set_learning_rate(optimizer, 1.0)
         counts = manager.count(micro_batches, weights)
         losses.append(stepper(StepInput(micro_batches, manager, counts, teacher), weights).values[0])
-        recorded.append(_recorded() if replayed else 0)
+        recorded.append(_recorded() if student.replayed else 0)
     assert not guard.counts().any()
     final = [weight.detach().clone() for weight in model.parameters()]
     return [each.item() for each in losses], final, recorded
@@ -154,6 +163,40 @@ def test_replayed_layers_train_alike_with_a_teacher(tmp_path: Path) -> None:
         "hiddenStates": HiddenStatesObjective("Cosine", "Uniform", None),
     }
     train_alike(Scene(objectives=objectives, teacher=tmp_path))
+
+
+def test_what_is_done_between_steps_changes_nothing() -> None:
+    """The model itself has a pass forward and back, as text is measured, and weights are copied."""
+
+    def between(_number: int, student: LanguageModel) -> None:
+        ids = torch.arange(2, 18, device=DEVICE).view(1, 16)
+        student.model(ids, labels=ids).loss.backward()
+        student.zero_grad(set_to_none=True)
+        for weight in student.parameters():
+            weight.detach().to("cpu", non_blocking=True)
+
+    losses, weights, _ = trained(Scene(), replayed=False)
+    others, replayed, _ = trained(Scene(), replayed=True, between=between)
+    assert losses == others
+    assert all(torch.equal(one, other) for one, other in zip(weights, replayed, strict=True))
+
+
+def test_graphs_may_be_given_up_and_made_anew() -> None:
+    """Given up, they hold no memory."""
+    switches = {1: True, 4: False, 5: True}
+    held = []
+
+    def between(number: int, student: LanguageModel) -> None:
+        student.replay(switches.get(number, student.replayed))
+        gc.collect()
+        torch.cuda.empty_cache()
+        held.append(sum(segment["segment_pool_id"] != (0, 0) for segment in torch.cuda.memory_snapshot()))
+
+    losses, weights, _ = trained(Scene(), replayed=False)
+    others, switched, _ = trained(Scene(), replayed=False, between=between)
+    assert losses == others
+    assert all(torch.equal(one, other) for one, other in zip(weights, switched, strict=True))
+    assert [segments > 0 for segments in held] == [number in (2, 3, 6, 7) for number in range(len(STEPS))]
 
 
 @pytest.mark.parametrize("passes", [1, 3])

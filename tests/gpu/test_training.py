@@ -138,12 +138,18 @@ def test_replayed_ranks_train_what_others_do(
 
 @pytest.mark.parametrize(("gpus", "parallelism"), [(1, "DDP"), (2, "DDP"), (2, "FSDP")])
 def test_auto_finds_that_a_small_run_fits_whole(
-    inputs: Path, tmp_path: Path, gpus: int, parallelism: str
+    inputs: Path, tmp_path: Path, gpus: int, parallelism: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Each phase is tried in its place, the last with its teacher; a rank then has its share in one pass."""
+    """Each phase is tried in its place, the last with its teacher; a rank then has its share in one pass, and
+    graphs have room beside it."""
     needs(gpus)
     workers = {"workers": gpus, "gpus": True, "parallelism": parallelism}
     _, expected = train(inputs, tmp_path / "written", **workers)
+    capfd.readouterr()
     report, losses = train(inputs, tmp_path / "auto", micro="Auto", **workers)
+    said = capfd.readouterr().err
+    for phase in ("warmup", "main", "distill"):
+        how = "not replayed" if parallelism == "FSDP" else "replayed"
+        assert f"layers of phase {phase} are {how}" in said
     assert report.micro_batches == dict.fromkeys(("warmup", "main", "distill"), 8 // gpus)
     assert losses == pytest.approx(expected, rel=BFLOAT16_TOLERANCE / 5)

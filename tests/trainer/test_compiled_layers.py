@@ -141,6 +141,23 @@ def test_what_a_replayed_pass_overwrites_is_taken_away_before(monkeypatch: pytes
     assert begun == 2
 
 
+def test_graphs_that_are_replayed_no_longer_are_forgotten() -> None:
+    student = _student("Llama")
+    student.replay(True)
+    assert not student.compiled
+    assert not student.replayed
+    graphs = CompileCounter()
+    student.compile_layers(graphs)
+    expected = student(IDS).hidden
+    found = []
+    for replayed in (True, True, False, False, True):
+        student.replay(replayed)
+        assert student.replayed == replayed
+        assert torch.equal(student(IDS).hidden, expected)
+        found.append(graphs.frame_count)
+    assert found == [1, 1, 2, 2, 2]
+
+
 def test_the_model_itself_is_not_compiled() -> None:
     student = _student("Llama")
     graphs = CompileCounter()

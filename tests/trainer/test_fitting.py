@@ -95,6 +95,27 @@ def test_it_is_the_largest_divisor_of_a_ranks_share_that_fits_on_all_ranks(share
     )
 
 
+@given(SHARES, ROOMS, st.integers(0, 100), st.integers(0, 450))
+def test_graphs_have_room_where_twice_as_much_as_was_taken_fits_on_all_ranks(share, here, b, elsewhere):
+    world = World(WEIGHTS + here, a=1, b=b, elsewhere=elsewhere)
+    search = world.fitting(share)
+    assert search.search()
+    fitted = world.taken(search.found) <= world.room and search.found <= elsewhere
+    room = WEIGHTS + 2 * (search.found + b) <= world.room and world.tried[-1] <= elsewhere
+    assert search.roomy == (fitted and room)
+
+
+def test_what_is_known_is_tried_alone():
+    world = World(WEIGHTS + 12, a=1)
+    search = world.fitting(12)
+    assert search.search(only=6)
+    assert (world.tried, search.found, search.roomy) == ([6], 6, True)
+    world = World(WEIGHTS + 12, a=1)
+    search = world.fitting(60)
+    assert search.search(only=30)
+    assert (world.tried, search.found, search.roomy) == ([30], 1, False)
+
+
 def test_a_step_of_several_micro_batches_is_tried_with_two_of_them():
     """The second one's passes are beside the first one's gradients."""
     world = World(WEIGHTS + 12, a=1)

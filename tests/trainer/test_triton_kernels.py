@@ -34,12 +34,12 @@ def test_a_compiler_is_missed_and_may_be_named(monkeypatch: pytest.MonkeyPatch, 
 
 
 class Student:
-    """Says whether its layers were compiled, and are replayed."""
+    """Says whether its layers were compiled."""
 
-    compiled = replayed = False
+    compiled = False
 
-    def compile_layers(self, *, replayed: bool) -> None:
-        self.compiled, self.replayed = True, replayed
+    def compile_layers(self) -> None:
+        self.compiled = True
 
 
 CUDA = torch.device("cuda")
@@ -49,18 +49,14 @@ CUDA = torch.device("cuda")
     ("parallelism", "world", "replayed"),
     [("DDP", 1, True), ("DDP", 2, True), ("FSDP", 1, True), ("FSDP", 2, False)],
 )
-def test_layers_are_replayed_where_parameters_stay(
+def test_layers_may_be_replayed_where_parameters_stay(
     parallelism: str, world: int, replayed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many micro batches make up a step."""
     spec = spec_of(workers={"microBatchSize": 4, "parallelism": parallelism})
-    assert setup.replays(spec, world) == replayed
+    assert setup.replayable(spec, world) == replayed
     monkeypatch.setenv("TORCHINDUCTOR_CUDAGRAPHS", "0")
-    assert not setup.replays(spec, world)
-
-
-def test_a_micro_batch_that_was_found_leaves_graphs_no_room() -> None:
-    assert not setup.replays(spec_of(workers={"microBatchSize": "Auto"}), world=1)
+    assert not setup.replayable(spec, world)
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -75,7 +71,7 @@ def test_layers_are_compiled_where_there_are_kernels(
     monkeypatch.setattr(setup, "has_kernels", lambda _device: there)
     student, inductor = Student(), importlib.import_module("torch._inductor.config")
     with caplog.at_level(logging.WARNING), inductor.patch(compile_threads=32):
-        setup.compile_layers(student, spec_of(), tmp_path, Ranks(0, 1, CUDA, None))
+        setup.compile_layers(student, tmp_path, Ranks(0, 1, CUDA, None))
         assert inductor.compile_threads == 4
     assert student.compiled == there
     assert ("a C compiler" in caplog.text) != there
@@ -84,7 +80,7 @@ def test_layers_are_compiled_where_there_are_kernels(
 
 def test_nothing_is_compiled_on_the_cpu(tmp_path: Path) -> None:
     student = Student()
-    setup.compile_layers(student, spec_of(), tmp_path, Ranks(0, 1, torch.device("cpu"), None))
+    setup.compile_layers(student, tmp_path, Ranks(0, 1, torch.device("cpu"), None))
     assert not student.compiled
 
 

@@ -25,6 +25,9 @@ class Fitting:
 
     found = 1
     """The largest size that fitted on every rank so far; 1 before any did."""
+    roomy = False
+    """Whether twice as many sequences as were found would fit on every rank too, by what these took: then
+    CUDA graphs, which hold the memory of their passes apart from all else, fit beside it."""
 
     def __init__(
         self,
@@ -60,8 +63,9 @@ class Fitting:
         self._limit, self._held, self._peak = math.inf, 0, 0
         self._stopped = False
 
-    def search(self) -> bool:
-        """Goes up the sizes to the first that does not fit; False where a rank was asked to stop before that.
+    def search(self, only: int | None = None) -> bool:
+        """Goes up the sizes to the first that does not fit, or tries `only` this one; False where a rank was
+        asked to stop before that.
 
         Weights, moments, random states and all that follows from them are afterwards as they were; moments
         that were not there yet are, and 0. Raises torch.OutOfMemoryError where no micro batch is to blame:
@@ -73,9 +77,12 @@ class Fitting:
             self._limit = (1 - HEADROOM) * self._memory.available
             trained = (weight for weight in self._stepper.model.parameters() if weight.requires_grad)
             self._held = self._memory.held + sum(own_part(weight).nbytes for weight in trained)
-            for size in takewhile(self._fits, self._shape.micro_batch_sizes()):
+            sizes = self._shape.micro_batch_sizes() if only is None else (only,)
+            for size in takewhile(self._fits, sizes):
                 self.found = size
         self._memory.release()
+        (crowded,) = self._ranks.total(int(not 0 < self._foreseen(2 * self.found) <= self._limit))
+        self.roomy = not crowded
         return not self._stopped
 
     def _fits(self, size: int) -> bool:
@@ -90,7 +97,7 @@ class Fitting:
         return not failed
 
     def _foreseen(self, size: int) -> float:
-        """The most bytes that a larger size can take, by what the last one did.
+        """The most bytes that a larger size can take, by what the last one that fitted did; 0 before any.
 
         What passes take beyond weights, moments and gradients is, at its largest, `a * size + b` with b at
         least 0, so it grows no faster than the size.
@@ -106,8 +113,11 @@ class Fitting:
             if self._sharded:
                 raise  # the others wait in a collective for what this rank does not send any more
             return False
-        self._peak = self._memory.peak
-        return self._peak <= self._limit
+        peak = self._memory.peak
+        fits = peak <= self._limit
+        if fits:
+            self._peak = peak
+        return fits
 
     def _step(self, size: int) -> StepInput:
         # The second micro batch of a step finds the first one's gradients there; more change nothing.

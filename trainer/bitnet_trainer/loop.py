@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch.distributed.fsdp import FSDPModule
 
+from bitnet_crds.machines import micro_batch_of
 from bitnet_crds.plan import PlannedPhase
 from bitnet_crds.protocol import Checkpoint, Order, TeacherState, Told, TrainerState
 from bitnet_trainer.checkpoint.saver import Saver
@@ -38,7 +39,7 @@ from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.readback import Speedometer
 from bitnet_trainer.recorder import Recorder, StepTaken
 from bitnet_trainer.report import MetricsLog, Reporter
-from bitnet_trainer.setup import wrapped
+from bitnet_trainer.setup import replayable, wrapped
 from bitnet_trainer.sharding import called_directly
 from bitnet_trainer.source_losses import measure_losses
 from bitnet_trainer.step import StepInput, Stepper, autocast
@@ -90,6 +91,8 @@ class TrainingLoop:
             gradient_clipping=order.spec.optimizer.gradient_clipping,
         )
         self.quantized = has_lambda(student)
+        self.begun_phase = ""
+        """The phase that this process began last, or goes on with."""
         self.speed = Speedometer(order.plan.tokens_per_step)
         self.recorder = Recorder(
             reporter,
@@ -116,8 +119,8 @@ class TrainingLoop:
             self._teacher_as_planned(phase)
             # First, since passes take more memory where lambda is below 1, and it never falls.
             lam = self._set_lambda()
-            if phase.auto:
-                phase = self._fitted(phase, stop)
+            if phase.name != self.begun_phase:
+                phase = self._begin_phase(phase, stop)
             rows = self.prefetch.take(self._wanted(self.step, self.cursor))
             if self.step + 1 < self.end:
                 # Most likely: shares that change in between make these rows useless, and nothing worse.
@@ -234,12 +237,32 @@ class TrainingLoop:
             self.speed.restart()
         self.reporter.update(teacher=self.teacher.state)
 
-    def _fitted(self, phase: PlannedPhase, stop: StopRequest) -> PlannedPhase:
-        """The phase, its teacher being there, with the largest micro batch that fits; as it was where a rank
-        was asked to stop before that was found."""
+    def _begin_phase(self, phase: PlannedPhase, stop: StopRequest) -> PlannedPhase:
+        """The phase, its teacher being there, with the micro batch that it is trained with, and layers that
+        are replayed where they may be and graphs have room; as it was where a rank was asked to stop."""
+        self.begun_phase = phase.name
+        replayed = self.student.compiled and replayable(self.order.spec, self.ranks.world)
+        asked = micro_batch_of(self.order.spec, self.order.plan.phases.index(phase))
+        # An earlier process may have found the size; how much memory that leaves this one has yet to see.
+        if phase.auto or (replayed and asked == "Auto"):
+            fitting = self._fitted(phase, stop)
+            if fitting is None:
+                return phase
+            replayed = replayed and fitting.roomy
+            if phase.auto:
+                phase = self._take_up_micro_batch(phase, fitting.found)
+        self.student.replay(replayed)
+        if self.student.compiled:
+            _log.info("layers of phase %s are %sreplayed", phase.name, "" if replayed else "not ")
+        return phase
+
+    def _fitted(self, phase: PlannedPhase, stop: StopRequest) -> Fitting | None:
+        """What tried the sizes that the phase may have, by the memory that tensors take: all, or the one that
+        is known. None where a rank was asked to stop before that was done."""
         # An error then says the step that it happened in.
         self.recorder.publish(wait=True)
-        _log.info("trying how large a micro batch of phase %s fits", phase.name)
+        self.student.replay(False)
+        _log.info("trying what micro batch of phase %s fits", phase.name)
         fitting = Fitting(
             replace(self.stepper, model=self.student),
             phase,
@@ -251,14 +274,14 @@ class TrainingLoop:
             sharded=isinstance(self.student, FSDPModule),
         )
         try:
-            if not fitting.search():
-                return phase
+            if not fitting.search(None if phase.auto else phase.shape.micro_batch_size):
+                return None
         except torch.OutOfMemoryError:
             # It was foreseen otherwise, and would be again.
             self._take_up_micro_batch(phase, fitting.found)
             raise
         self.speed.restart()
-        return self._take_up_micro_batch(phase, fitting.found)
+        return fitting
 
     def _take_up_micro_batch(self, phase: PlannedPhase, size: int) -> PlannedPhase:
         """The ledger has it from here on, and so has whoever plans the next segment."""

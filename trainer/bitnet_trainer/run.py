@@ -139,7 +139,7 @@ def _train(
     if spec.workers.parallelism == "FSDP" and ranks.world > 1:
         written = shard(student, ranks, packed=not ranks.share_a_machine)
     settle_attention(order, student, evaluation_batch, ranks)
-    compile_layers(student, spec, order.folder / "compiled", ranks)
+    compile_layers(student, order.folder / "compiled", ranks)
     optimizer = build_optimizer(spec.optimizer, loaded.model)
     _log.info("%s", groups_table(optimizer))
     average = WeightAverage(loaded.model, spec.averaging.decay) if spec.averaging is not None else None

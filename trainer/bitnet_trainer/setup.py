@@ -15,7 +15,6 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase
 
-from bitnet_crds.machines import micro_batch_of
 from bitnet_crds.plan import Plan, PlannedPhase
 from bitnet_crds.protocol import Order, tuned_teacher_address
 from bitnet_crds.spec import BitNetRunSpec
@@ -129,12 +128,11 @@ def settle_attention(order: Order, student: LanguageModel, rows: int, ranks: Ran
     prefer(student.model, ranks.from_first(chosen))
 
 
-def compile_layers(student: LanguageModel, spec: BitNetRunSpec, folder: Path, ranks: Ranks) -> None:
+def compile_layers(student: LanguageModel, folder: Path, ranks: Ranks) -> None:
     """Has the student's layers compiled where its device has kernels; every rank calls it.
 
-    They are replayed as CUDA graphs where `replays` says so. What is compiled is kept in `folder`, a run's
-    own, so that a process that goes on with the run finds it done; unless TORCHINDUCTOR_CACHE_DIR names
-    another one, such as many runs share.
+    What is compiled is kept in `folder`, a run's own, so that a process that goes on with the run finds it
+    done; unless TORCHINDUCTOR_CACHE_DIR names another one, such as many runs share.
     """
     if ranks.device.type != "cuda":
         return
@@ -145,22 +143,19 @@ def compile_layers(student: LanguageModel, spec: BitNetRunSpec, folder: Path, ra
     # whatever a pod may have of them; a layer has some thirty kernels.
     inductor.compile_threads = int(os.environ.get("TORCHINDUCTOR_COMPILE_THREADS", _COMPILING_PROCESSES))
     if has_kernels(ranks.device):
-        student.compile_layers(replayed=replays(spec, ranks.world))
+        student.compile_layers()
     elif ranks.first:
         why = missing() or f"a newer GPU than {torch.cuda.get_device_name(ranks.device)}"
         _log.warning("layers are not compiled, and take some three times as long: that needs %s", why)
 
 
-def replays(spec: BitNetRunSpec, world: int) -> bool:
-    """Whether a run's layers are CUDA graphs.
+def replayable(spec: BitNetRunSpec, world: int) -> bool:
+    """Whether a run's layers may be CUDA graphs: not sharded ones, whose parameters move.
 
-    Not of one that is sharded, since parameters move then, nor of one with a micro batch of `Auto`: that
-    counts the memory of tensors, and what it found leaves no room for what graphs hold.
     TORCHINDUCTOR_CUDAGRAPHS=0, torch's own variable, goes without.
     """
-    written = all(micro_batch_of(spec, index) != "Auto" for index in range(len(spec.phases)))
     whole = world == 1 or spec.workers.parallelism == "DDP"
-    return whole and written and os.environ.get("TORCHINDUCTOR_CUDAGRAPHS") != "0"
+    return whole and os.environ.get("TORCHINDUCTOR_CUDAGRAPHS") != "0"
 
 
 def open_run_corpus(

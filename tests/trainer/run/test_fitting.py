@@ -9,7 +9,8 @@ from bitnet_crds.adjustments import Adjustments
 from bitnet_crds.plan import plan
 from bitnet_crds.protocol import ExitCode
 from bitnet_trainer import run as run_module
-from bitnet_trainer.fitting import Fitting
+from bitnet_trainer.fitting import DeviceMemory, Fitting
+from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.outcome import exit_code_of, failure_report
 from bitnet_trainer.quantization.bitlinear import QuantizationLambda
 from bitnet_trainer.ranks import Ranks
@@ -125,9 +126,9 @@ def test_memory_that_runs_out_though_it_was_foreseen_to_suffice_tells_what_had_f
     fitting(8, 8)
     search = Fitting.search
 
-    def short(self):
+    def short(self, only):
         if self._teacher is None:
-            return search(self)
+            return search(self, only)
         self.found = 2
         raise torch.OutOfMemoryError("in a collective")
 
@@ -149,6 +150,54 @@ def test_what_is_known_is_not_tried_again(make_run, train_here, fitting):
     assert {teacher for _, teacher, *_ in tried} == {True}
     assert reporter.progress.micro_batches == {"distill": 8}
     assert [record.micro_batch_size for record in run.metrics()] == [4] * 3 + [2] * 6 + [8] * 3
+
+
+A_SEQUENCE = 2**30
+
+
+@pytest.fixture
+def replays(fitting, monkeypatch):
+    """`fitting`, where a device has room for 20 sequences, and those with a teacher take double; and what
+    layers, which are as if compiled, are told: whether they are replayed."""
+    tried, told = fitting(8, 8), []
+
+    class Memory(DeviceMemory):
+        available, held = 20 * A_SEQUENCE, 0
+
+        @property
+        def peak(self):
+            size, teacher, *_ = tried[-1]
+            return size * A_SEQUENCE * (1 + teacher)
+
+    monkeypatch.setattr("bitnet_trainer.fitting.DeviceMemory", Memory)
+    monkeypatch.setattr(LanguageModel, "compiled", True)
+    monkeypatch.setattr(LanguageModel, "replay", lambda _self, replayed: told.append(replayed))
+    return tried, told
+
+
+def test_layers_are_replayed_where_graphs_have_room(make_run, train_here, replays):
+    """They have none while sizes are tried; a process that goes on tries what it was told, and no more."""
+    tried, told = replays
+    run = make_run(steps=12, **AUTO)
+    result, reporter = train_here(run, stop_at=6)
+    assert result.stopped
+    assert told == [False, True] * 2
+    tried.clear()
+    told.clear()
+    train_here(as_found(run, **reporter.progress.micro_batches))
+    assert [size for size, *_ in tried] == [8, 1, 2, 4, 8]
+    assert told == [False, True, False, False]
+
+
+def test_a_micro_batch_that_is_written_is_not_tried(make_run, train_here, replays, monkeypatch):
+    tried, told = replays
+    train_here(make_run(steps=12, gpus=1, micro=4))
+    assert not tried
+    assert told == [True] * 3
+    monkeypatch.setenv("TORCHINDUCTOR_CUDAGRAPHS", "0")
+    train_here(as_found(make_run(name="without", steps=12, **AUTO), warmup=4, main=4, distill=4))
+    assert not tried
+    assert told[3:] == [False] * 3
 
 
 def kept_logits(run):

@@ -39,6 +39,7 @@ class LanguageModel(nn.Module):
         self.replayed = False
         """Whether layers are CUDA graphs."""
         self._compiled: tuple[Callable[..., Any], ...] = ()
+        self._backend = ""
 
     @property
     def decoder_layers(self) -> nn.ModuleList:
@@ -77,9 +78,9 @@ class LanguageModel(nn.Module):
                 models wait for, then has little to do. What a pass makes in layers, gradients among it, is
                 overwritten by the next one: each begins with `begin_pass`. Not for layers whose parameters
                 move in memory (FSDP2), nor where memory is counted by tensors, as `Fitting` does: a graph's
-                is none of theirs.
+                is none of theirs. `replay` changes it.
         """
-        self.replayed = replayed
+        self._backend, self.replayed = backend, replayed
         # One for each shape of a micro batch, and for lambda below 1, at 1, and without gradients.
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         options = {**_INDUCTOR, "triton.cudagraphs": replayed} if backend == "inductor" else None
@@ -93,6 +94,24 @@ class LanguageModel(nn.Module):
             )
             for layer in self.decoder_layers
         )
+
+    @property
+    def compiled(self) -> bool:
+        """Whether `compile_layers` was called."""
+        return bool(self._compiled)
+
+    def replay(self, replayed: bool) -> None:
+        """Has compiled layers replayed as CUDA graphs from here on, or no longer; what is not compiled stays.
+
+        Where they are no longer, the graphs' memory is given back, and everything compiled in this process is
+        compiled anew, mostly out of the compiler's cache.
+        """
+        if not self.compiled or replayed == self.replayed:
+            return
+        if not replayed:
+            # What is compiled holds its graphs. Torch forgets all that is compiled, or nothing.
+            torch.compiler.reset()
+        self.compile_layers(self._backend, replayed=replayed)
 
     def begin_pass(self) -> None:
         """Says that nothing of an earlier pass is needed, but for gradients after `keep_gradients`."""
