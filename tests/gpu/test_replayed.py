@@ -188,6 +188,7 @@ def test_graphs_may_be_given_up_and_made_anew() -> None:
 
     def between(number: int, student: LanguageModel) -> None:
         student.replay(switches.get(number, student.replayed))
+        student.zero_grad(set_to_none=True)
         gc.collect()
         torch.cuda.empty_cache()
         held.append(sum(segment["segment_pool_id"] != (0, 0) for segment in torch.cuda.memory_snapshot()))

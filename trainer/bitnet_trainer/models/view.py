@@ -103,8 +103,8 @@ class LanguageModel(nn.Module):
     def replay(self, replayed: bool) -> None:
         """Has compiled layers replayed as CUDA graphs from here on, or no longer; what is not compiled stays.
 
-        Where they are no longer, the graphs' memory is given back, and everything compiled in this process is
-        compiled anew, mostly out of the compiler's cache.
+        Where they are no longer, the graphs' memory is given back as soon as no gradient lies there, and
+        everything compiled in this process is compiled anew, mostly out of the compiler's cache.
         """
         if not self.compiled or replayed == self.replayed:
             return
