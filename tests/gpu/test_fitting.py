@@ -1,6 +1,7 @@
-"""The micro batch that Auto finds on CUDA, where memory bounds it: it trains, and a larger one does not."""
+"""The micro batch that Auto finds on CUDA, where memory bounds it: it trains, and a larger one does not; and
+where it leaves room, CUDA graphs fit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,25 @@ def steps(ranks: Ranks, teacher: Teacher | None, *, sharded: bool) -> tuple[Step
     return stepper, ObjectiveManager({"crossEntropy": CrossEntropyObjective(), **taught})
 
 
+def rows(count: int) -> Rows:
+    return Rows.of(torch.randint(2, VOCABULARY, (count, LENGTH)))
+
+
+def fitting_of(
+    stepper: Stepper,
+    objectives: ObjectiveManager,
+    weights: Mapping[str, float],
+    teacher: Teacher | None,
+    share: int,
+    *,
+    sharded: bool,
+) -> Fitting:
+    """For a phase whose ranks have so many sequences of a step."""
+    shape = Shape(workers=1, processes_per_worker=1, micro_batch_size=share, accumulation=1)
+    phase = PlannedPhase.model_construct(name="all", weights=dict(weights), shape=shape)
+    return Fitting(stepper, phase, {}, objectives, teacher, rows, StopRequest(), sharded=sharded)
+
+
 def held(stepper: Stepper) -> list[torch.Tensor]:
     """What the rank has of each weight, on the CPU."""
     return [own_part(weight.detach()).cpu() for weight in stepper.model.parameters()]
@@ -89,13 +109,7 @@ def test_what_is_found_trains_and_more_does_not_fit(ranks: Ranks, tmp_path: Path
         teacher.load()
     stepper, objectives = steps(ranks, teacher, sharded=how == "sharded")
     weights = {"crossEntropy": 1.0} | ({} if teacher is None else {"teacherLogits": 1.0})
-    shape = Shape(workers=1, processes_per_worker=1, micro_batch_size=SHARE, accumulation=1)
-    phase = PlannedPhase.model_construct(name="all", weights=weights, shape=shape)
-
-    def rows(count: int) -> Rows:
-        return Rows.of(torch.randint(2, VOCABULARY, (count, LENGTH)))
-
-    fitting = Fitting(stepper, phase, {}, objectives, teacher, rows, StopRequest(), sharded=how == "sharded")
+    fitting = fitting_of(stepper, objectives, weights, teacher, SHARE, sharded=how == "sharded")
     before = held(stepper)
     assert fitting.search()
     assert all(map(torch.equal, held(stepper), before))
@@ -124,3 +138,29 @@ def test_what_is_found_trains_and_more_does_not_fit(ranks: Ranks, tmp_path: Path
     assert taken <= (1 - HEADROOM) * allowed
     # Sharded, sizes are refused by what the last one took, so the next one may have fitted.
     assert peak((4 if how == "sharded" else 2) * found) > (1 - HEADROOM) * allowed
+
+
+def test_graphs_fit_where_it_is_roomy(ranks: Ranks) -> None:
+    """Those below lambda 1 and those at it: half of what fits, so that twice as much would."""
+    stepper, objectives = steps(ranks, None, sharded=False)
+    student, weights = stepper.model, {"crossEntropy": 1.0}
+    assert isinstance(student, LanguageModel)
+    student.compile_layers()
+    fitting = fitting_of(stepper, objectives, weights, None, 8, sharded=False)
+    assert fitting.search()
+    assert (fitting.found, fitting.roomy) == (8, True)
+    memory = DeviceMemory(ranks.device)
+    taken = []
+    for replayed in (False, True):
+        student.replay(replayed)
+        memory.release()
+        for lam in (0.5, 0.5, 0.5, 1.0, 1.0, 1.0):
+            set_lambda(student.model, lam)
+            step = [rows(8)]
+            counts = objectives.count(step, weights)
+            assert stepper(StepInput(step, objectives, counts, None), weights).values[0].isfinite()
+        taken.append(torch.cuda.max_memory_reserved() / GIB)
+    print(
+        f"\n{taken[0]:.2f} GiB held by the process, graphs and free blocks included, {taken[1]:.2f} replayed"
+    )
+    assert taken[1] * GIB < memory.available

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch.distributed.fsdp import FSDPModule
@@ -14,21 +15,12 @@ from bitnet_crds.plan import PlannedPhase
 from bitnet_crds.protocol import Checkpoint, Order, TeacherState, Told, TrainerState
 from bitnet_trainer.checkpoint.saver import Saver
 from bitnet_trainer.checkpoint.state import Position
-from bitnet_trainer.data import (
-    Corpus,
-    Cursor,
-    LabelledCorpus,
-    Prefetch,
-    Wanted,
-    explored,
-    influenced,
-    rewarded,
-)
+from bitnet_trainer.data import Corpus, Cursor, LabelledCorpus, Prefetch, Wanted
 from bitnet_trainer.errors import CheckpointError, TeacherUnavailable
 from bitnet_trainer.fitting import Fitting
 from bitnet_trainer.guards import NonFiniteGuard
-from bitnet_trainer.influence import measure_alignments
 from bitnet_trainer.machine import Machine
+from bitnet_trainer.measured_shares import measured_shares
 from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.objectives.gradient_ratio import balanced, is_due, measured_ratios
 from bitnet_trainer.optim import WeightAverage, set_learning_rate
@@ -41,7 +33,6 @@ from bitnet_trainer.recorder import Recorder, StepTaken
 from bitnet_trainer.report import MetricsLog, Reporter
 from bitnet_trainer.setup import replayable, wrapped
 from bitnet_trainer.sharding import called_directly
-from bitnet_trainer.source_losses import measure_losses
 from bitnet_trainer.step import StepInput, Stepper, autocast
 from bitnet_trainer.stop import StopRequest
 from bitnet_trainer.teacher import Teacher, load_together
@@ -90,9 +81,7 @@ class TrainingLoop:
             ranks=ranks,
             gradient_clipping=order.spec.optimizer.gradient_clipping,
         )
-        self.quantized = has_lambda(student)
-        self.begun_phase = ""
-        """The phase that this process began last, or goes on with."""
+        self.quantized, self.begun_phase = has_lambda(student), ""
         self.speed = Speedometer(order.plan.tokens_per_step)
         self.recorder = Recorder(
             reporter,
@@ -257,8 +246,7 @@ class TrainingLoop:
         return phase
 
     def _fitted(self, phase: PlannedPhase, stop: StopRequest) -> Fitting | None:
-        """What tried the sizes that the phase may have, by the memory that tensors take: all, or the one that
-        is known. None where a rank was asked to stop before that was done."""
+        """What tried the phase's sizes, or the one that is known; None where a rank was asked to stop."""
         # An error then says the step that it happened in.
         self.recorder.publish(wait=True)
         self.student.replay(False)
@@ -320,27 +308,27 @@ class TrainingLoop:
         passed_over = self.order.plan.passed_over_before(self.step) * self.order.plan.global_batch_size
         cursor = self.cursor.past(passed_over, self.shares)
         with autocast(self.ranks.device), called_directly(self.student):
-            if policy.policy == "Bandit":
-                losses = measure_losses(self.student.model, self.corpus, cursor, self.ranks)
-                self.rewards = rewarded(self.rewards, losses, policy.smoothed_by)
-                turn = self.step // policy.measured_every
-                return explored(self.rewards, turn) if self.rewards else self.shares
-            alignments = measure_alignments(
-                self.student.model, self.corpus, cursor, self.ranks, target=policy.target
+            shares, self.rewards = measured_shares(
+                policy,
+                self.step // policy.measured_every,
+                self.shares,
+                self.rewards,
+                model=self.student.model,
+                corpus=self.corpus,
+                cursor=cursor,
+                ranks=self.ranks,
             )
-        return influenced(self.shares, alignments, policy.smoothed_by)
+        return shares
 
     def _balanced(self, phase: PlannedPhase, weights: dict[str, float], step: StepInput) -> dict[str, float]:
         """The weights with those found by measuring where the phase asks for it."""
-        names = self.objectives[phase.name].balanced & {
-            name for name, weight in weights.items() if weight > 0
-        }
+        weighted = {name for name, weight in weights.items() if weight > 0}
+        names = self.objectives[phase.name].balanced & weighted
         if not names:
             return weights
         if is_due(self.step - phase.first_step):
-            self.ratios = measured_ratios(
-                names, lambda name: self.stepper.gradient_norm(step, name), self.ratios
-            )
+            norm_of = partial(self.stepper.gradient_norm, step)
+            self.ratios = measured_ratios(names, norm_of, self.ratios)
         return balanced(weights, names, self.ratios)
 
     def _mixture(self) -> dict[str, float]:
