@@ -96,7 +96,7 @@ def ours(
 
     `preset` takes our own architecture of that size, `haar` Haar weights, and `documents` rows of several
     documents, none of which sees another. Not `compiled`, layers run operation by operation; not `replayed`,
-    each kernel of a compiled layer is started by itself, as where a micro batch is `Auto`.
+    each kernel of a compiled layer is started by itself, as where graphs have no room.
     """
     if preset:
         with work.device:
