@@ -265,8 +265,9 @@ class TrainingLoop:
             if not fitting.search(None if phase.auto else phase.shape.micro_batch_size):
                 return None
         except torch.OutOfMemoryError:
-            # It was foreseen otherwise, and would be again.
-            self._take_up_micro_batch(phase, fitting.found)
+            # It was foreseen otherwise, and would be again. What was known already says its own.
+            if phase.auto:
+                self._take_up_micro_batch(phase, fitting.found)
             raise
         self.speed.restart()
         return fitting
@@ -332,9 +333,8 @@ class TrainingLoop:
         return balanced(weights, names, self.ratios)
 
     def _mixture(self) -> dict[str, float]:
-        whole = sum(self.shares)
         names = (source.name for source in self.order.spec.data.sources)
-        return {name: share / whole for name, share in zip(names, self.shares, strict=True)}
+        return {name: share / sum(self.shares) for name, share in zip(names, self.shares, strict=True)}
 
     def _save(self, wait: bool = False) -> None:
         """Begins a checkpoint of the step reached, unless that step has one; with `wait` it is committed."""

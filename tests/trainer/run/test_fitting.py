@@ -189,6 +189,19 @@ def test_layers_are_replayed_where_graphs_have_room(make_run, train_here, replay
     assert told == [False, True, False, False]
 
 
+@pytest.mark.usefixtures("replays")
+def test_memory_that_runs_out_while_a_known_size_is_tried_leaves_it_known(make_run, train_here, monkeypatch):
+    def short(_self, _only):
+        raise torch.OutOfMemoryError("of moments")
+
+    monkeypatch.setattr(Fitting, "search", short)
+    run = as_found(make_run(steps=12, **AUTO), warmup=4, main=4, distill=4)
+    reporter = StopsAt(run.order, None)
+    with pytest.raises(torch.OutOfMemoryError):
+        train_in_process(run.order, monkeypatch, reporter)
+    assert reporter.progress.micro_batches == {}
+
+
 def test_a_micro_batch_that_is_written_is_not_tried(make_run, train_here, replays, monkeypatch):
     tried, told = replays
     train_here(make_run(steps=12, gpus=1, micro=4))
