@@ -190,7 +190,7 @@ def test_layers_are_replayed_where_graphs_have_room(make_run, train_here, replay
 
 
 @pytest.mark.usefixtures("replays")
-def test_memory_that_runs_out_while_a_known_size_is_tried_leaves_it_known(make_run, train_here, monkeypatch):
+def test_memory_that_runs_out_while_a_known_size_is_tried_leaves_it_known(make_run, monkeypatch):
     def short(_self, _only):
         raise torch.OutOfMemoryError("of moments")
 
