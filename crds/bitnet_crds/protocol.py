@@ -156,6 +156,8 @@ class Progress(Report):
     state: TrainerState = TrainerState.STARTING
     begun_step: int | None = None
     """Steps completed where this process began: 0, or its checkpoint's; none before it knows."""
+    prepared_tokens: int = 0
+    """Tokens that this process made of text before it trained, as far as it is."""
     step: int = 0
     total_steps: int
     phase: str

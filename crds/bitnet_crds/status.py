@@ -138,8 +138,10 @@ class BitNetRunStatus(Report):
     """Optimiser steps completed."""
     doing: str | None = None
     """What the trainer is doing: `Training`, `LoadingModel`…"""
+    prepared_tokens: int = 0
+    """Tokens that the trainer made of text, as far as it is; 0 where it found them made."""
     active_at: str | None = None
-    """When `step` or `doing` last moved."""
+    """When `step`, `doing` or `prepared_tokens` last moved."""
     total_steps: int | None = None
     """Optimiser steps of the whole run."""
     loss: str | None = None

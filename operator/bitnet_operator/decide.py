@@ -94,6 +94,7 @@ def _begin(case: Case, status: BitNetRunStatus, segment: Segment) -> Decision:
     update: dict[str, Any] = {
         "phase": RunPhase.RUNNING,
         "doing": None,
+        "prepared_tokens": 0,
         "active_at": case.at,
         "retry_at": None,
         "segment": title(segment),

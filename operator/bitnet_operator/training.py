@@ -108,10 +108,15 @@ def _seen(case: Case, status: BitNetRunStatus, progress: Progress) -> dict[str, 
     step = max(progress.step, current.first_step)
     advanced = _advanced(case, current, step, progress)
     doing = watch.doing(progress)
-    moved = doing != status.doing or advanced[-1].last_step != status.segments[-1].last_step
+    moved = (
+        doing != status.doing
+        or progress.prepared_tokens != status.prepared_tokens
+        or advanced[-1].last_step != status.segments[-1].last_step
+    )
     seen: dict[str, Any] = {
         "training_phase": progress.phase,
         "doing": doing,
+        "prepared_tokens": progress.prepared_tokens,
         "active_at": case.at if moved else status.active_at,
         "loss": None if progress.loss is None else f"{progress.loss:.4f}",
         "tokens_per_second": progress.tokens_per_second and round(progress.tokens_per_second),

@@ -274,6 +274,20 @@ def test_pods_that_load_have_six_times_as_long(scene) -> None:
     assert scene.last.ending.reason == "NoStep"
 
 
+def test_text_that_becomes_tokens_is_a_sign_of_work(scene) -> None:
+    """Hours of it; a process that makes no more of them is stalled as any."""
+    scene.decide()
+    for millions in (0, 1, 20, 30):
+        said = scene.says(0, state="PreparingData", prepared_tokens=millions * 10**6)
+        scene.decide(said)
+        assert scene.last.ending is None
+        assert scene.status.prepared_tokens == millions * 10**6
+        scene.passes(3500)
+    scene.passes(101)
+    scene.decide(said)
+    assert scene.last.ending.reason == "NoStep"
+
+
 def test_what_nobody_could_see_is_no_stall(scene) -> None:
     scene.decide()
     scene.decide(scene.says(3))

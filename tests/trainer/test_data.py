@@ -41,6 +41,15 @@ def test_a_jsonl_file_has_a_document_a_line(tmp_path, read):
     assert read(path) == [2, 3, 4, EOS, 5, EOS]
 
 
+def test_tokens_are_told_of_as_they_are_made(tmp_path, tokenizer):
+    (tmp_path / "a.txt").write_text("w2 w3")
+    (tmp_path / "b.txt").write_text("w4")
+    told = []
+    for _ in range(2):
+        open_source(SourceText("books", tmp_path), tokenizer, tmp_path / "runs" / "tokens", heard=told.append)
+    assert told == [2, 1, 1, 1], "found made, they are not told of again"
+
+
 def test_a_folder_is_read_in_the_order_of_names(tmp_path, read):
     folder = tmp_path / "texts"
     (folder / "deeper").mkdir(parents=True)

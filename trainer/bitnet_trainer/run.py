@@ -52,6 +52,7 @@ from bitnet_trainer.setup import (
     open_run_corpus,
     phases_from,
     planned_teacher,
+    said_by,
     settle_attention,
     write_record,
 )
@@ -118,7 +119,7 @@ def _train(
     objectives = phase_objectives(spec, loaded, student)
 
     reporter.update(state=TrainerState.PREPARING_DATA)
-    corpus = open_run_corpus(run, loaded.tokenizer, ranks)
+    corpus = open_run_corpus(run, loaded.tokenizer, ranks, said_by(reporter))
     fingerprint, largest_token = corpus.fingerprint(), corpus.largest_token()
     check_vocabulary(largest_token, loaded)
     held_out = corpus.held_out(evaluated_sequences(ranks.device, plan.sequence_length))

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from bitnet_crds.plan import Plan, PlannedPhase
 from bitnet_crds.protocol import Order, tuned_teacher_address
 from bitnet_crds.spec import BitNetRunSpec
-from bitnet_trainer.data import Corpus, LabelledCorpus, Reading, open_corpus, open_labelled
+from bitnet_trainer.data import Corpus, Heard, LabelledCorpus, Reading, nobody, open_corpus, open_labelled
 from bitnet_trainer.errors import BadInput, ModelUnavailable
 from bitnet_trainer.models.attention import prefer
 from bitnet_trainer.models.attention_backends import AttentionShape, fastest, measure
@@ -29,6 +29,7 @@ from bitnet_trainer.models.sequence_classification import classifier_from
 from bitnet_trainer.models.view import LanguageModel
 from bitnet_trainer.ranks import Ranks
 from bitnet_trainer.record import Baseline, RunRecord, now, revision, versions
+from bitnet_trainer.report import Reporter
 from bitnet_trainer.teacher import Teacher
 from bitnet_trainer.teacher_cache import LogitsCache
 from bitnet_trainer.texts import source_texts
@@ -37,6 +38,8 @@ from bitnet_trainer.triton_kernels import has_kernels, missing
 _log = logging.getLogger(__name__)
 
 _COMPILING_PROCESSES = 4
+_SAID_EVERY = 1_000_000
+"""Tokens: a second or so of one process."""
 
 
 def phases_from(plan: Plan, step: int) -> tuple[PlannedPhase, ...]:
@@ -158,11 +161,24 @@ def replayable(spec: BitNetRunSpec, world: int) -> bool:
     return whole and os.environ.get("TORCHINDUCTOR_CUDAGRAPHS") != "0"
 
 
+def said_by(reporter: Reporter) -> Heard:
+    """Has the tokens that text is made into counted in the progress, a million at a time."""
+    whole = reporter.progress.prepared_tokens
+
+    def heard(tokens: int) -> None:
+        nonlocal whole
+        whole += tokens
+        if whole - reporter.progress.prepared_tokens >= _SAID_EVERY:
+            reporter.update(prepared_tokens=whole)
+
+    return heard
+
+
 def open_run_corpus(
-    order: Order, tokenizer: PreTrainedTokenizerBase, ranks: Ranks
+    order: Order, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, heard: Heard = nobody
 ) -> Corpus | LabelledCorpus:
     """In turns, so that one process tokenises and the others find it done, or one a machine where they share
-    no disk."""
+    no disk. The one that does tells `heard`."""
     data, classification = order.spec.data, order.spec.classification
     texts = source_texts(order, ranks)
     settings: dict[str, Any] = {
@@ -171,6 +187,7 @@ def open_run_corpus(
         "seed": order.spec.seed,
         "cache": order.folder / "tokens",
         "corrupt_share": Fraction(data.corrupt_share),
+        "heard": heard,
     }
     for _ in range(ranks.turn):
         ranks.wait()

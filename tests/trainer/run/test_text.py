@@ -3,12 +3,14 @@
 import json
 import logging
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 
 from bitnet_crds.data import Data
 from bitnet_crds.plan import plan
+from bitnet_trainer import setup
 from bitnet_trainer.errors import DataUnavailable
 
 
@@ -32,6 +34,15 @@ def test_corrupt_records_are_told_of_once_and_kept_in_run_json(make_run, train_h
     sources = json.loads((run.folder / "run.json").read_text())["sources"]
     assert sources["counting"] == {"records": 1, "corrupt": 0, "first": [], "revision": None}
     assert sources["lines"]["corrupt"] == 1
+
+
+def test_tokens_are_counted_in_the_progress_while_text_is_prepared(make_run, train_here, monkeypatch):
+    monkeypatch.setattr(setup, "_SAID_EVERY", 100)
+    _, reporter = train_here(make_run(steps=4))
+    counts = [seen.prepared_tokens for seen in reporter.seen if seen.state == "PreparingData"]
+    assert counts == sorted(counts)
+    assert counts[0] == 0
+    assert min(after - before for before, after in pairwise(sorted(set(counts)))) >= 100
 
 
 def test_more_corrupt_records_than_the_run_allows_end_it(make_run, train_here, tmp_path):

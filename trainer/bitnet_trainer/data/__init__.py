@@ -10,12 +10,13 @@ from bitnet_trainer.data.origins import Origin, SourceText, place_in
 from bitnet_trainer.data.packing import PackedSource
 from bitnet_trainer.data.prefetch import Prefetch, StepRows, Wanted
 from bitnet_trainer.data.records import Reading
-from bitnet_trainer.data.sources import Kept, Tokenizer, open_source
+from bitnet_trainer.data.sources import Heard, Kept, Tokenizer, nobody, open_source
 
 __all__ = [
     "Corpus",
     "Cursor",
     "Dataset",
+    "Heard",
     "Kept",
     "LabelledCorpus",
     "LabelledSource",
@@ -32,6 +33,7 @@ __all__ = [
     "Wanted",
     "explored",
     "influenced",
+    "nobody",
     "open_corpus",
     "open_labelled",
     "open_source",

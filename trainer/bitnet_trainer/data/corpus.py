@@ -18,7 +18,7 @@ from bitnet_trainer.data.cursor import Cursor, rank_slice
 from bitnet_trainer.data.origins import SourceText
 from bitnet_trainer.data.packing import pack, sequences_for
 from bitnet_trainer.data.records import Reading
-from bitnet_trainer.data.sources import Kept, Tokenizer, open_source
+from bitnet_trainer.data.sources import Heard, Kept, Tokenizer, nobody, open_source
 
 
 class Sequences(Protocol):
@@ -168,10 +168,11 @@ def open_corpus(
     cache: Path,
     corrupt_share: Fraction = Fraction(0),
     separate: bool = False,
+    heard: Heard = nobody,
 ) -> Corpus:
     """Reads, tokenises (or finds tokenised in `cache`) and packs every source.
 
-    With `separate`, no document sees another of its row.
+    With `separate`, no document sees another of its row. While it tokenises, `heard` is told.
 
     Raises DataUnavailable for a source that cannot be used, naming it and the mend.
     """
@@ -180,7 +181,7 @@ def open_corpus(
         enough = None
         if text.sequences is not None:
             enough = sequences_for(text.sequences, held_out) * sequence_length
-        return open_source(text, tokenizer, cache, corrupt_share, enough)
+        return open_source(text, tokenizer, cache, corrupt_share, enough, heard)
 
     opened = [opened_one(text) for text in texts]
     return Corpus(

@@ -18,12 +18,14 @@ from bitnet_trainer.data.corpus import MixedSources
 from bitnet_trainer.data.origins import Documents, SourceText, find
 from bitnet_trainer.data.records import Reading, Record, Tally
 from bitnet_trainer.data.sources import (
+    Heard,
     Tokenizer,
     Tokens,
     encoded_pieces,
     end_of_text,
     fingerprint,
     kept,
+    nobody,
 )
 from bitnet_trainer.errors import DataUnavailable
 
@@ -110,8 +112,9 @@ def open_labelled(
     seed: int,
     cache: Path,
     corrupt_share: Fraction = Fraction(0),
+    heard: Heard = nobody,
 ) -> LabelledCorpus:
-    """Reads and tokenises (or finds tokenised in `cache`) every source.
+    """Reads and tokenises (or finds tokenised in `cache`) every source; while it does, `heard` is told.
 
     A source is a file whose records have a `text` and, as `label`, one of `labels`, or a folder of them; one
     whose text is blank is left out. A label that is not known is an error, and not a corrupt record: it would
@@ -121,7 +124,8 @@ def open_labelled(
     """
     numbers = {label: number for number, label in enumerate(labels)}
     opened = [
-        _open(text, tokenizer, numbers, sequence_length, held_out, cache, corrupt_share) for text in texts
+        _open(text, tokenizer, numbers, sequence_length, held_out, cache, corrupt_share, heard)
+        for text in texts
     ]
     return LabelledCorpus(
         tuple(source for source, _ in opened),
@@ -139,6 +143,7 @@ def _open(
     held_out: Fraction,
     cache: Path,
     corrupt_share: Fraction,
+    heard: Heard,
 ) -> tuple[LabelledSource, Reading]:
     documents = find(text, cache.parent)
     end = end_of_text(text.name, tokenizer)
@@ -149,7 +154,7 @@ def _open(
     cut = hashlib.sha256(json.dumps([sequence_length, *numbers]).encode()).hexdigest()
     content = fingerprint(documents.identity, tokenizer)
     stem = cache / f"{text.name}-labelled-{content[:16]}-{cut[:16]}"
-    tokens, reading = kept(text, stem, rows, corrupt_share)
+    tokens, reading = kept(text, stem, rows, corrupt_share, heard)
     whole = tokens.reshape(-1, sequence_length + 2)
     if len(whole) < 2:
         raise DataUnavailable(

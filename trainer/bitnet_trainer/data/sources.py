@@ -39,6 +39,14 @@ class Tokenizer(Protocol):
         """Token ids by token."""
 
 
+Heard = Callable[[int], object]
+"""Is told of tokens as they are made, so many at a time."""
+
+
+def nobody(_tokens: int) -> None:
+    """Hears of them, and does nothing."""
+
+
 class Kept(NamedTuple):
     """A source that has been tokenised."""
 
@@ -54,6 +62,7 @@ def open_source(
     cache: Path,
     corrupt_share: Fraction = Fraction(0),
     enough: int | None = None,
+    heard: Heard = nobody,
 ) -> Kept:
     """The tokens of one source, (N,), each document followed by the tokenizer's end-of-text token.
 
@@ -82,7 +91,7 @@ def open_source(
 
     identity = documents.identity if limit is None else f"{documents.identity} {limit} tokens"
     stem = cache / f"{text.name}-{fingerprint(identity, tokenizer)[:16]}"
-    return kept(text, stem, pieces, corrupt_share)
+    return kept(text, stem, pieces, corrupt_share, heard)
 
 
 def kept(
@@ -90,14 +99,16 @@ def kept(
     stem: Path,
     pieces: Callable[[Tally], Iterator[Tokens]],
     corrupt_share: Fraction,
+    heard: Heard,
 ) -> Kept:
     """What `pieces` gives, one after the other, of a source; it is kept in files named `stem`.
 
-    It is asked only where they are not there yet. Raises DataUnavailable as `open_source` does.
+    It is asked only where they are not there yet, and `heard` is told of each. Raises DataUnavailable as
+    `open_source` does.
     """
     tokens, reading = Path(f"{stem}.tokens"), Path(f"{stem}.json")
     if not (tokens.exists() and reading.exists()):
-        _keep(text, tokens, reading, pieces, corrupt_share)
+        _keep(text, tokens, reading, pieces, corrupt_share, heard)
     read = Reading.model_validate_json(reading.read_bytes())
     read.check(text.name, corrupt_share)
     return Kept(np.memmap(tokens, dtype=np.uint32, mode="r"), read)
@@ -146,6 +157,7 @@ def _keep(
     reading: Path,
     pieces: Callable[[Tally], Iterator[Tokens]],
     corrupt_share: Fraction,
+    heard: Heard,
 ) -> None:
     """Writes the cache whole or not at all: a process that dies here must not leave half a corpus."""
     tally = Tally()
@@ -170,6 +182,7 @@ def _keep(
             # As they come: all of them together may be more than memory holds.
             for piece in chain((first,), coming):
                 stream.write(piece.tobytes())
+                heard(piece.size)
             read = tally.reading(text.revision)
             read.check(text.name, corrupt_share)
             told = pending(reading)
