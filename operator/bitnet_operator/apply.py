@@ -106,7 +106,8 @@ async def _ensure(
 
 
 async def _create(api: Api, kind: Resource, manifest: Mapping[str, Any]) -> None:
-    """Creates a child, which nobody changes afterwards. One that this run made before is as good."""
+    """Creates a child, which nobody changes afterwards. One that this run made before is as good, unless it
+    holds other data: an order from before the spec was changed, whose job was never made."""
     metadata = manifest["metadata"]
     try:
         await api.create(kind.path(metadata["namespace"]), manifest)
@@ -117,6 +118,10 @@ async def _create(api: Api, kind: Resource, manifest: Mapping[str, Any]) -> None
         if not is_owned(existing, metadata["ownerReferences"][0]["uid"]):
             # Of an earlier run of this name, most likely, whose children the cluster is still removing.
             raise ApiError(error.status, f"{metadata['name']} exists and is not this run's") from error
+        if "deletionTimestamp" in existing["metadata"] or existing.get("data") != manifest.get("data"):
+            # Nobody reads it: without a job there are no pods. It is made anew once it is gone.
+            await _delete(api, kind.path(metadata["namespace"], metadata["name"]))
+            raise ApiError(error.status, f"{metadata['name']} was an earlier order") from error
 
 
 async def _hold(api: Api, key: Key, observation: Observation, version: str, *, held: bool) -> str:

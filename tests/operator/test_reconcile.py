@@ -3,93 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import timedelta
 
 import aiohttp
 import pytest
 from prometheus_client import CollectorRegistry
 
-from bitnet_operator.api import ApiError
-from bitnet_operator.case import Settings
 from bitnet_operator.cluster import Cluster
 from bitnet_operator.metrics import RunMetrics
-from bitnet_operator.observation import Key
-from bitnet_operator.reconcile import reconcile
 from bitnet_operator.removal import FINALIZER
+from looked_at import JOBS, KEY, RUN, LookedAt
 from runs_api import RunsApi
-from small_run import START, small_document
+from small_run import small_document
 
-KEY = Key("team", "small")
-RUN = "/apis/bitnet.training/v1alpha1/namespaces/team/bitnetruns/small"
-JOBS = "/apis/batch/v1/namespaces/team/jobs"
 REMOVAL = f"{JOBS}/small-removal"
 ORDER = "/api/v1/namespaces/team/configmaps/small-removal-order"
-PODS = "/api/v1/namespaces/team/pods"
-
-
-@dataclass
-class Scene:
-    """The server, and the operator's look at the one run."""
-
-    server: RunsApi
-    cluster: Cluster
-    now: datetime = START
-
-    async def look(self) -> float | None:
-        self.now += timedelta(seconds=1)
-        return await reconcile(self.cluster, KEY, self.now, Settings())
-
-    async def look_as_the_queue_does(self) -> None:
-        """Whatever is merely passing is looked at again."""
-        try:
-            await self.look()
-        except ApiError as error:
-            if not error.passing:
-                raise
-
-    @property
-    def run(self) -> dict[str, Any]:
-        return self.server.objects[RUN]
-
-    @property
-    def finalizers(self) -> list[str]:
-        return list(self.run["metadata"].get("finalizers") or [])
-
-    def edit(self, **spec: Any) -> None:
-        """A person changes the spec."""
-        metadata = self.run["metadata"] | {"generation": self.run["metadata"]["generation"] + 1}
-        self.server.put(RUN, self.run | {"metadata": metadata, "spec": self.run["spec"] | spec})
-
-    def pod(self, job: str) -> str:
-        """A pod of a job comes up; its path."""
-        owner, path = self.server.objects[job]["metadata"], f"{PODS}/{job.rpartition('/')[2]}-0-abcde"
-        labels = {"bitnet.training/run": "small"}
-        metadata = {"name": path.rpartition("/")[2], "labels": labels, "ownerReferences": [owner]}
-        running = {"name": "pytorch", "state": {"running": {}}}
-        status = {"phase": "Running", "containerStatuses": [running]}
-        self.server.put(
-            path,
-            {
-                "metadata": metadata,
-                "spec": {"nodeName": "n", "containers": [{"name": "pytorch"}]},
-                "status": status,
-            },
-        )
-        return path
-
-    def ends(self, job: str, condition: str) -> None:
-        """A Job's controller says how it ended."""
-        conditions = [{"type": condition, "status": "True", "message": "so it is"}]
-        self.server.put(job, self.server.objects[job] | {"status": {"conditions": conditions}})
-
-    def reasons(self) -> list[str]:
-        return [event["reason"] for event in self.server.of("events")]
 
 
 @pytest.fixture
-async def scene() -> AsyncIterator[Scene]:
+async def scene() -> AsyncIterator[LookedAt]:
     """A run that trains, held for its removal."""
     server = RunsApi()
     document = small_document(
@@ -98,16 +30,16 @@ async def scene() -> AsyncIterator[Scene]:
     )
     server.put(RUN, document)
     async with server.served() as api, aiohttp.ClientSession() as http:
-        yield Scene(server, Cluster(api, http, "trainer:1", RunMetrics()))
+        yield LookedAt(server, Cluster(api, http, "trainer:1", RunMetrics()))
 
 
-async def begin(scene: Scene) -> str:
+async def begin(scene: LookedAt) -> str:
     """Training begins, with one pod; that pod's path."""
     await scene.look()
     return scene.pod(f"{JOBS}/small-0")
 
 
-async def removing(scene: Scene) -> None:
+async def removing(scene: LookedAt) -> None:
     """The run is deleted, its pods end, and its removal begins."""
     pod = await begin(scene)
     scene.server.delete(RUN)
@@ -117,7 +49,7 @@ async def removing(scene: Scene) -> None:
     assert REMOVAL in scene.server.objects
 
 
-async def test_it_is_held_before_anything_is_made(scene: Scene) -> None:
+async def test_it_is_held_before_anything_is_made(scene: LookedAt) -> None:
     await scene.look()
     assert scene.finalizers == [FINALIZER]
     held, *rest = scene.server.written
@@ -129,7 +61,7 @@ async def test_it_is_held_before_anything_is_made(scene: Scene) -> None:
     assert f"PATCH {RUN}" not in scene.server.written
 
 
-async def test_finalizers_of_others_stay(scene: Scene) -> None:
+async def test_finalizers_of_others_stay(scene: LookedAt) -> None:
     scene.run["metadata"]["finalizers"] = ["else/where"]
     await scene.look()
     assert scene.finalizers == ["else/where", FINALIZER]
@@ -138,7 +70,7 @@ async def test_finalizers_of_others_stay(scene: Scene) -> None:
     assert scene.finalizers == ["else/where"]
 
 
-async def test_deleted_it_goes_after_its_jobs_its_pods_and_what_it_keeps(scene: Scene) -> None:
+async def test_deleted_it_goes_after_its_jobs_its_pods_and_what_it_keeps(scene: LookedAt) -> None:
     pod = await begin(scene)
     scene.server.delete(RUN)
     await scene.look()
@@ -160,7 +92,7 @@ async def test_deleted_it_goes_after_its_jobs_its_pods_and_what_it_keeps(scene: 
     assert await scene.look() is None
 
 
-async def test_kept_it_goes_as_it_always_did(scene: Scene) -> None:
+async def test_kept_it_goes_as_it_always_did(scene: LookedAt) -> None:
     scene.edit(checkpoint={"uri": "file:///runs", "onDelete": "Keep"})
     await begin(scene)
     assert scene.finalizers == []
@@ -169,7 +101,7 @@ async def test_kept_it_goes_as_it_always_did(scene: Scene) -> None:
     assert await scene.look() is None
 
 
-async def test_the_gpus_that_its_pods_hold_are_counted_until_they_have_ended(scene: Scene) -> None:
+async def test_the_gpus_that_its_pods_hold_are_counted_until_they_have_ended(scene: LookedAt) -> None:
     def held() -> float | None:
         registry = CollectorRegistry()
         registry.register(scene.cluster.metrics)
@@ -187,7 +119,7 @@ async def test_the_gpus_that_its_pods_hold_are_counted_until_they_have_ended(sce
     assert held() == 0
 
 
-async def test_a_removal_that_failed_is_made_anew_and_a_person_may_give_it_up(scene: Scene) -> None:
+async def test_a_removal_that_failed_is_made_anew_and_a_person_may_give_it_up(scene: LookedAt) -> None:
     await removing(scene)
     scene.ends(REMOVAL, "Failed")
     wait = await scene.look()
@@ -204,7 +136,7 @@ async def test_a_removal_that_failed_is_made_anew_and_a_person_may_give_it_up(sc
     assert not {REMOVAL, ORDER, RUN} & scene.server.objects.keys()
 
 
-async def test_a_removal_that_the_server_refuses_is_told_with_its_words(scene: Scene) -> None:
+async def test_a_removal_that_the_server_refuses_is_told_with_its_words(scene: LookedAt) -> None:
     scene.server.refuses = None
     pod = await begin(scene)
     scene.server.delete(RUN)
@@ -216,7 +148,7 @@ async def test_a_removal_that_the_server_refuses_is_told_with_its_words(scene: S
     assert scene.finalizers == [FINALIZER]
 
 
-async def test_what_an_earlier_run_of_the_name_left_is_never_taken_for_its_own(scene: Scene) -> None:
+async def test_what_an_earlier_run_of_the_name_left_is_never_taken_for_its_own(scene: LookedAt) -> None:
     pod = await begin(scene)
     scene.server.put(ORDER, {"metadata": {"name": "small-removal-order", "annotations": {}}})
     scene.server.put(REMOVAL, {"metadata": {"name": "small-removal", "uid": "u-0"}, "spec": {}})
@@ -229,7 +161,7 @@ async def test_what_an_earlier_run_of_the_name_left_is_never_taken_for_its_own(s
     assert "order.json" in scene.server.objects[ORDER]["data"]
 
 
-async def test_a_removals_pod_is_its_own_and_the_next_run_of_the_name_waits_for_it(scene: Scene) -> None:
+async def test_a_removals_pod_is_its_own_and_the_next_run_of_the_name_waits_for_it(scene: LookedAt) -> None:
     await removing(scene)
     pod = scene.pod(REMOVAL)
     seen = await scene.cluster.observe(KEY)
@@ -251,7 +183,7 @@ async def test_a_removals_pod_is_its_own_and_the_next_run_of_the_name_waits_for_
 
 @pytest.mark.parametrize("why", ["namespace", "spec"])
 async def test_a_run_that_nothing_can_be_removed_for_goes(
-    scene: Scene, why: str, caplog: pytest.LogCaptureFixture
+    scene: LookedAt, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     pod = await begin(scene)
     scene.server.delete(RUN)
@@ -269,7 +201,7 @@ async def test_a_run_that_nothing_can_be_removed_for_goes(
         assert scene.reasons()[-1] == "CheckpointsLeft"
 
 
-async def test_a_run_that_is_deleted_before_it_was_seen_is_let_go(scene: Scene) -> None:
+async def test_a_run_that_is_deleted_before_it_was_seen_is_let_go(scene: LookedAt) -> None:
     scene.run["metadata"] |= {"finalizers": [FINALIZER]}
     scene.server.delete(RUN)
     await scene.look()

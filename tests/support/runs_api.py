@@ -20,6 +20,8 @@ class RunsApi(SmallApi):
         """Whether nothing can be made any more."""
         self.refuses: str | None = None
         """What it says, with 422, to any Job."""
+        self.forbids: str | None = None
+        """What it says, with 403, to any Job."""
         self._numbers = itertools.count()
 
     async def answer(self, request: web.Request) -> web.Response:
@@ -69,6 +71,8 @@ class RunsApi(SmallApi):
             return _refused(403, "namespace team is being terminated", causes=["NamespaceTerminating"])
         if self.refuses is not None and collection.endswith("/jobs"):
             return _refused(422, self.refuses)
+        if self.forbids is not None and collection.endswith("/jobs"):
+            return _refused(403, self.forbids)
         metadata = body["metadata"]
         name = metadata.get("name") or f"{metadata['generateName']}{next(self._numbers)}"
         path = f"{collection}/{name}"

@@ -1,0 +1,71 @@
+"""Whole reconciles of a run whose job cannot be made, over HTTP: what stays of it, and what is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+
+from bitnet_operator.cluster import Cluster
+from bitnet_operator.metrics import RunMetrics
+from looked_at import JOBS, RUN, LookedAt
+from runs_api import RunsApi
+from small_run import small_document
+
+JOB = f"{JOBS}/small-0"
+ORDER = "/api/v1/namespaces/team/configmaps/small-0-order"
+WORKERS = {"count": 2, "gpusPerWorker": 0, "microBatchSize": 4, "backend": "Job"}
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[LookedAt]:
+    """A run that nobody has looked at yet."""
+    server = RunsApi()
+    server.put(RUN, small_document(workers=WORKERS))
+    async with server.served() as api, aiohttp.ClientSession() as http:
+        yield LookedAt(server, Cluster(api, http, "trainer:1", RunMetrics()))
+
+
+async def test_pods_of_a_new_shape_never_get_the_order_of_a_job_that_could_not_be_made(
+    scene: LookedAt,
+) -> None:
+    scene.server.refuses = "spec.template.spec: Invalid value"
+    await scene.look()
+    assert ORDER in scene.server.objects
+    scene.server.refuses = None
+    scene.edit(workers=WORKERS | {"count": 1})
+    await scene.look_as_the_queue_does()
+    await scene.look_as_the_queue_does()
+    assert scene.server.objects[JOB]["spec"]["completions"] == 1
+    order = json.loads(scene.server.objects[ORDER]["data"]["order.json"])
+    (segment,) = scene.run["status"]["segments"]
+    assert order["plan"]["phases"][0]["shape"] == segment["shape"]
+    assert segment["shape"]["workers"] == 1
+
+
+async def test_an_order_that_is_right_is_left_as_it_is(scene: LookedAt) -> None:
+    scene.server.refuses = "spec.template.spec: Invalid value"
+    await scene.look()
+    scene.server.refuses = None
+    scene.edit(retries=2)
+    before = scene.server.objects[ORDER]["metadata"]["uid"]
+    await scene.look()
+    assert JOB in scene.server.objects
+    assert scene.server.objects[ORDER]["metadata"]["uid"] == before
+
+
+async def test_an_order_that_is_on_its_way_out_is_not_taken_for_one_that_stays(scene: LookedAt) -> None:
+    scene.server.refuses = "spec.template.spec: Invalid value"
+    await scene.look()
+    scene.server.refuses = None
+    scene.server.objects[ORDER]["metadata"]["finalizers"] = ["foregroundDeletion"]
+    for count in (1, 2):
+        scene.edit(workers=WORKERS | {"count": count})
+        await scene.look_as_the_queue_does()
+        assert JOB not in scene.server.objects
+    scene.server.objects[ORDER]["metadata"]["finalizers"] = []
+    scene.server.delete(ORDER)
+    await scene.look()
+    assert {JOB, ORDER} <= scene.server.objects.keys()
