@@ -49,12 +49,15 @@ class Pod:
     """Why it does not run yet, as Kubernetes says: `ImagePullBackOff: …`."""
     disruption: str | None = None
     """Why Kubernetes itself stopped it, where it did: `Evicted: …`, `PreemptionByScheduler: …`."""
+    failed: bool = False
+    """Whether Kubernetes says that it failed, by whichever of its containers, or before any began."""
     exit_code: int | None = None
-    """Of the training container, once it has ended."""
+    """Of the training container, once it has ended; where it failed by another one, how that one ended."""
     report: TerminationReport | None = None
     """Its last word, where there was one to read."""
     message: str | None = None
-    """What else was found in the termination message or said of the container."""
+    """What else was found in the termination message, or said of the container, the pod or another container
+    by which it failed."""
     told: Told | None = None
     """What the operator told it so far, where that can be read."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 from pydantic import ValidationError
 
-from bitnet_crds import BitNetRunStatus, TerminationReport
+from bitnet_crds import BitNetRunStatus, ExitCode, TerminationReport
 from bitnet_crds.protocol import TOLD_ANNOTATION, Told
 from bitnet_operator.api import PODS, RUNS, Api, ApiError, Resource, is_owned
 from bitnet_operator.backends import job as job_backend
@@ -19,6 +19,9 @@ from bitnet_operator.observation import Job, JobState, Key, Observation, Pod
 from bitnet_operator.progress import ask
 from bitnet_operator.removal import FINALIZER
 from bitnet_operator.segments import removal_job
+
+_STOPPED = {int(ExitCode.KILLED): 1, int(ExitCode.PREEMPTED): 2}
+"""Exit codes that mean the same of any container; the higher, the more likely another one is the cause."""
 
 
 async def observe(
@@ -42,7 +45,7 @@ async def observe(
     pods = await _list(api, PODS, key.namespace, selector)
     own = [job for job in jobs if is_owned(job, document["metadata"]["uid"])]
     observed = [
-        await _job(http, backend, job, [pod for pod in pods if is_owned(pod, job["metadata"]["uid"])])
+        await observed_job(http, backend, job, [pod for pod in pods if is_owned(pod, job["metadata"]["uid"])])
         for job in own
     ]
     removal = await _removal(api, key) if deleting else None
@@ -63,7 +66,7 @@ async def observe(
         deleting=deleting,
         removal=None
         if removal is None
-        else await _job(
+        else await observed_job(
             None, job_backend, removal, [pod for pod in pods if is_owned(pod, removal["metadata"]["uid"])]
         ),
     )
@@ -94,7 +97,7 @@ async def _list(api: Api, kind: Resource, namespace: str, selector: str) -> list
     return list(found["items"])
 
 
-async def _job(
+async def observed_job(
     http: aiohttp.ClientSession | None, backend: Backend, job: Mapping[str, Any], pods: list[dict[str, Any]]
 ) -> Job:
     """A job and its pods; without `http` nobody is asked how far it is."""
@@ -116,24 +119,51 @@ async def _job(
 
 
 def _pod(pod: Mapping[str, Any], rank: int) -> Pod:
-    statuses = pod["status"].get("containerStatuses", [])
-    state: Mapping[str, Any] = next(
-        (status.get("state", {}) for status in statuses if status["name"] == CONTAINER), {}
+    status = pod["status"]
+    state = next(
+        (each.get("state", {}) for each in status.get("containerStatuses", []) if each["name"] == CONTAINER),
+        dict[str, Any](),
     )
     terminated: Mapping[str, Any] = state.get("terminated", {})
-    message = terminated.get("message")
+    exit_code, message = terminated.get("exitCode"), terminated.get("message")
     report = _report(message)
+    said = None if report else message or _failed(pod) or terminated.get("reason")
+    if not exit_code and (beside := _failed_beside(pod)) is not None:
+        exit_code, said = beside
     return Pod(
         name=pod["metadata"]["name"],
         rank=rank,
         running="running" in state,
         waiting=_waiting(pod, state),
         disruption=_disruption(pod),
-        exit_code=terminated.get("exitCode"),
+        failed=status.get("phase") == "Failed",
+        exit_code=exit_code,
         report=report,
-        message=None if report else message or _evicted(pod) or terminated.get("reason"),
+        message=said,
         told=_told(pod),
     )
+
+
+def _failed_beside(pod: Mapping[str, Any]) -> tuple[int, str] | None:
+    """Of a pod that failed by another container than the one that trains: an exit code, and words. A code of
+    the trainer's, such as NonFinite's, means something else there."""
+    if pod["status"].get("phase") != "Failed":
+        return None
+    found = [
+        (status["name"], ended)
+        for kind in ("initContainerStatuses", "containerStatuses")
+        for status in pod["status"].get(kind, [])
+        if status["name"] != CONTAINER
+        and (ended := status.get("state", {}).get("terminated", {})).get("exitCode")
+    ]
+    if not found:
+        return None
+    name, ended = min(found, key=lambda each: _STOPPED.get(each[1]["exitCode"], 0))
+    code = ended["exitCode"]
+    words = f"container {name} ended with exit code {code}"
+    if said := ended.get("message") or _failed(pod) or ended.get("reason"):
+        words += f": {said}"
+    return code if code in _STOPPED else int(ExitCode.CRASHED), words
 
 
 def _holds_machine(pod: Mapping[str, Any]) -> bool:
@@ -154,8 +184,9 @@ def _told(pod: Mapping[str, Any]) -> Told | None:
         return None
 
 
-def _evicted(pod: Mapping[str, Any]) -> str | None:
-    return _sentence(pod["status"]) if pod["status"].get("reason") == "Evicted" else None
+def _failed(pod: Mapping[str, Any]) -> str | None:
+    """Why the kubelet failed the pod itself, where it did: `Evicted: …`, `UnexpectedAdmissionError: …`."""
+    return _sentence(pod["status"]) if pod["status"].get("phase") == "Failed" else None
 
 
 def _report(message: str | None) -> TerminationReport | None:
@@ -170,10 +201,20 @@ def _report(message: str | None) -> TerminationReport | None:
 
 def _waiting(pod: Mapping[str, Any], state: Mapping[str, Any]) -> str | None:
     if "waiting" in state:
-        return _sentence(state["waiting"])
+        return _before_it(pod) or _sentence(state["waiting"])
     for condition in pod["status"].get("conditions", []):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             return _sentence(condition)
+    return None
+
+
+def _before_it(pod: Mapping[str, Any]) -> str | None:
+    """Why an init container does not run, for which the others wait."""
+    for status in pod["status"].get("initContainerStatuses", []):
+        waiting = status.get("state", {}).get("waiting", {})
+        if waiting.get("reason", "PodInitializing") != "PodInitializing":
+            message = ": ".join(filter(None, [f"container {status['name']}", waiting.get("message")]))
+            return _sentence({"reason": waiting["reason"], "message": message})
     return None
 
 

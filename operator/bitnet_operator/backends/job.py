@@ -107,7 +107,7 @@ def state(job: Mapping[str, Any]) -> tuple[JobState, str | None]:
 
 def lost_pods(job: Mapping[str, Any]) -> tuple[Pod, ...]:
     """The pod that the podFailurePolicy found, by the message of the job's condition; one that nobody names
-    where it found none, since that one was asked to end."""
+    where it found none: that one was asked to end, unless a pod that is still there says why it failed."""
     condition = _true_conditions(job).get("Failed", {})
     message = condition.get("message", "")
     if found := _DISRUPTED.match(message):

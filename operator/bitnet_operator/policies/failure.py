@@ -29,18 +29,20 @@ def first_cause(job: Job) -> Failure:
     A rank that lost its peer is never the cause while another one ended too, and where Kubernetes stopped a
     pod, that comes before whatever the others then ran into.
     """
-    ended = [pod for pod in job.pods if pod.exit_code not in (None, 0) or pod.disruption]
+    ended = [pod for pod in job.pods if pod.exit_code not in (None, 0) or pod.disruption or pod.failed]
     if not ended:
         return Failure("PodsLost", job.message or "the job's pods are gone and left no word")
     cause = min(ended, key=lambda pod: (_rank_of_cause(pod), pod.rank))
     if cause.disruption:
         disrupted = f"{cause.name}: {cause.disruption}"
         return Failure("Preempted", disrupted, cause.exit_code, preempted=True, report=cause.report)
-    assert cause.exit_code is not None
-    said = cause.report.message if cause.report else cause.message
+    said = cause.message or (cause.report.message if cause.report else None)
+    message = f"{cause.name}: {said or 'ended without a word'}"
+    if not cause.exit_code:
+        return Failure("PodFailed", message, report=cause.report)
     return Failure(
         reason=exit_code_label(cause.exit_code),
-        message=f"{cause.name}: {said or 'ended without a word'}",
+        message=message,
         exit_code=cause.exit_code,
         preempted=cause.exit_code == ExitCode.PREEMPTED,
         retryable=_retryable(cause.exit_code) or bool(cause.report and cause.report.transient),
