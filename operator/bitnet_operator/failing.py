@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import datetime
 
-from bitnet_crds import BitNetRunStatus, InvalidRun
+from bitnet_crds import BitNetRunStatus, Condition, InvalidRun
 from bitnet_crds.status import RunPhase, SegmentOutcome
 from bitnet_operator.conditions import Said, condition, generation, say
 from bitnet_operator.decision import Decision, Event
@@ -35,9 +35,10 @@ def child_refused(observation: Observation, message: str, now: datetime) -> Deci
 
 
 def fail(observation: Observation, reason: str, message: str, now: datetime, *, accepted: bool) -> Decision:
-    """The run has failed, for good; one that had ended stays as it is."""
+    """The run has failed, for good; one that had ended stays as it is, unless it failed because of words that
+    a person has changed since."""
     status = observation.status
-    if status.phase.ended:
+    if status.phase.ended and not _other_words(observation):
         return Decision(status=status)
     said = [] if accepted else [Said("Accepted", "False", reason, message)]
     said += [Said("Running", "False", reason, message), Said("Failed", "True", reason, message)]
@@ -45,6 +46,7 @@ def fail(observation: Observation, reason: str, message: str, now: datetime, *, 
         "observed_generation": generation(observation.document),
         "phase": RunPhase.FAILED,
         "retry_at": None,
+        "conditions": _without_refusal(status.conditions) if accepted else status.conditions,
     }
     status = say(status.model_copy(update=update), observation.document, timestamp(now), *said)
     return Decision(status=status, events=(Event("Warning", reason, message),))
@@ -53,11 +55,20 @@ def fail(observation: Observation, reason: str, message: str, now: datetime, *, 
 def mended(observation: Observation) -> BitNetRunStatus:
     """The status of a run that failed because of its words, reopened where a person has changed them since;
     any other's as it is."""
-    status = observation.status
-    why = condition(status.conditions, "Failed")
+    return reopened(observation.status) if _other_words(observation) else observation.status
+
+
+def _other_words(observation: Observation) -> bool:
+    """Whether the run failed because of its words, and a person has changed them since."""
+    why = condition(observation.status.conditions, "Failed")
     if why is None or why.reason not in ("InvalidSpec", "ChildRefused"):
-        return status
-    return reopened(status) if generation(observation.document) > why.observed_generation else status
+        return False
+    return generation(observation.document) > why.observed_generation
+
+
+def _without_refusal(conditions: tuple[Condition, ...]) -> tuple[Condition, ...]:
+    """The conditions, less the word that an earlier spec could not be carried out."""
+    return tuple(each for each in conditions if (each.type, each.status) != ("Accepted", "False"))
 
 
 def reopened(status: BitNetRunStatus) -> BitNetRunStatus:

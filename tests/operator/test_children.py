@@ -69,3 +69,25 @@ async def test_an_order_that_is_on_its_way_out_is_not_taken_for_one_that_stays(s
     scene.server.delete(ORDER)
     await scene.look()
     assert {JOB, ORDER} <= scene.server.objects.keys()
+
+
+async def test_another_refusal_is_told_in_place_of_the_first_and_then_nothing_is_asked(
+    scene: LookedAt,
+) -> None:
+    for words in ("foo: Invalid value", "bar: Invalid value"):
+        scene.server.refuses = words
+        scene.edit(workers=WORKERS | {"template": {"metadata": {"labels": {"asked": words[:3]}}}})
+        for _ in range(3):
+            await scene.look_as_the_queue_does()
+        (failed,) = [each for each in scene.run["status"]["conditions"] if each["type"] == "Failed"]
+        assert (failed["message"], failed["observedGeneration"]) == (
+            words,
+            scene.run["metadata"]["generation"],
+        )
+    assert [event["message"] for event in scene.server.of("events")] == [
+        "foo: Invalid value",
+        "bar: Invalid value",
+    ]
+    scene.server.written.clear()
+    await scene.look()
+    assert scene.server.written == []

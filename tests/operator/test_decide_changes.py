@@ -1,14 +1,18 @@
 """What a person changes while a run exists: its pods, what they are told, suspension, a refused template."""
 
 from dataclasses import replace
+from datetime import timedelta
+from typing import Any
 
 import pytest
 
-from bitnet_crds import BitNetRunStatus, ExitCode
+from bitnet_crds import BitNetRunStatus, ExitCode, InvalidRun, parse_run
 from bitnet_crds.status import RunPhase, SegmentOutcome, SegmentReason
-from bitnet_operator.failing import child_refused
+from bitnet_operator.decision import Decision
+from bitnet_operator.failing import child_refused, reject
+from bitnet_operator.moments import timestamp
 from bitnet_operator.observation import Job, JobState, Observation
-from small_run import DOCUMENT
+from small_run import DOCUMENT, START
 
 WORKERS = DOCUMENT["spec"]["workers"]
 PHASES = DOCUMENT["spec"]["phases"]
@@ -162,6 +166,63 @@ def test_a_template_that_was_refused_is_made_again_when_it_was_mended(scene) -> 
     assert scene.status.phase is RunPhase.RUNNING
     assert scene.condition("Failed") is None
     assert scene.condition("Accepted").status == "True"
+
+
+def wrong(scene: Any, **spec: Any) -> Decision:
+    """A person writes these fields, which cannot be carried out."""
+    scene.document["spec"] = DOCUMENT["spec"] | spec
+    scene.document["metadata"]["generation"] += 1
+    with pytest.raises(InvalidRun) as invalid:
+        parse_run(scene.document)
+    decision = reject(Observation(scene.document, scene.status), invalid.value, scene.now)
+    scene.status = decision.status
+    return decision
+
+
+def refused(scene: Any, words: str) -> Decision:
+    """The API server refuses the child, with these words."""
+    decision = child_refused(Observation(scene.document, scene.status), words, scene.now)
+    scene.status = decision.status
+    return decision
+
+
+def test_another_mistake_is_told_in_place_of_the_first_and_once(scene) -> None:
+    wrong(scene, seed=-1)
+    scene.passes(60)
+    decision = wrong(scene, retries=-5)
+    assert [event.reason for event in decision.events] == ["InvalidSpec"]
+    assert "retries" in decision.events[0].message
+    for type_ in ("Accepted", "Running", "Failed"):
+        said = scene.condition(type_)
+        assert "retries" in said.message
+        assert "seed" not in said.message
+        assert said.observed_generation == scene.status.observed_generation == 3
+        assert said.last_transition_time == timestamp(START), "it stands as it did"
+    with pytest.raises(InvalidRun) as invalid:
+        parse_run(scene.document)
+    again = reject(Observation(scene.document, scene.status), invalid.value, scene.now + timedelta(days=1))
+    assert (again.status, again.events) == (scene.status, ())
+
+
+def test_another_refused_template_is_told_and_not_asked_about_again(scene) -> None:
+    refused(scene, 'unknown field "foo"')
+    scene.change(workers=WORKERS | {"template": TEMPLATE})
+    decision = refused(scene, 'unknown field "bar"')
+    assert [(event.reason, event.message) for event in decision.events] == [
+        ("ChildRefused", 'unknown field "bar"')
+    ]
+    said = scene.condition("Failed")
+    assert (said.message, said.observed_generation) == ('unknown field "bar"', 2)
+    assert scene.decide().ensure is None
+    assert scene.decide().status == scene.status
+
+
+def test_a_refused_template_of_a_run_that_was_mended_is_no_invalid_spec(scene) -> None:
+    wrong(scene, seed=-1)
+    scene.change(seed=0)
+    refused(scene, "no such field")
+    assert (scene.status.phase, scene.condition("Failed").reason) == (RunPhase.FAILED, "ChildRefused")
+    assert scene.condition("Accepted") is None, "its words are in order"
 
 
 def test_a_template_that_is_refused_in_mid_run_loses_nothing_that_was_trained(scene) -> None:
