@@ -25,6 +25,7 @@ from bitnet_operator.backends import removal
 from bitnet_operator.backends.backend import Backend
 from bitnet_operator.backends.kinds import backend_of
 from bitnet_operator.decision import (
+    ChildForbiddenError,
     ChildRefusedError,
     Decision,
     Event,
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 
 EVENT_MESSAGE_LIMIT = 1024
 """Characters that Kubernetes takes in an Event's message."""
+_REFUSED = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY)
 
 
 async def apply(
@@ -49,9 +51,10 @@ async def apply(
 ) -> None:
     """Makes the decision true, so that doing it twice is doing it once.
 
-    Raises ChildRefusedError where the API server finds the child wrong, KindMissingError where it knows no
-    such kind, NamespaceEndingError where what a deleted run keeps can be removed no more, and ApiError where
-    it refuses anything else: the queue then comes back to it.
+    Raises ChildRefusedError where the API server finds the child wrong, ChildForbiddenError where it may not
+    be made now, KindMissingError where the server knows no such kind, NamespaceEndingError where what a
+    deleted run keeps can be removed no more, and ApiError where it refuses anything else: the queue then
+    comes back to it.
     """
     backend = backend_of(observation.document)
     version = observation.document["metadata"]["resourceVersion"]
@@ -65,7 +68,9 @@ async def apply(
         except ApiError as error:
             if error.is_missing_kind:
                 raise KindMissingError(backend.MISSING) from error
-            if error.status not in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY):
+            if error.status == HTTPStatus.FORBIDDEN and not error.passing:
+                raise ChildForbiddenError(str(error)) from error
+            if error.status not in _REFUSED:
                 raise
             raise ChildRefusedError(str(error)) from error
     if decision.tell is not None:
@@ -143,7 +148,8 @@ async def _ensure_removal(api: Api, trainer_image: str, run: BitNetRun, plan: Pl
         except ApiError as error:
             if "NamespaceTerminating" in error.causes:
                 raise NamespaceEndingError(f"namespace {namespace} is being deleted") from error
-            if error.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY):
+            if error.status in (*_REFUSED, HTTPStatus.FORBIDDEN):
+                # Whatever it is, it is tried again.
                 raise ChildRefusedError(str(error)) from error
             if error.status != HTTPStatus.CONFLICT:
                 raise

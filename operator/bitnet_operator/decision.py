@@ -15,6 +15,11 @@ class NamespaceEndingError(Exception):
     """The namespace is being deleted: nothing can be made in it any more."""
 
 
+class ChildForbiddenError(Exception):
+    """The API server will not have the child that a decision asks for now: a quota is used up, or a role does
+    not allow it. It may another time."""
+
+
 class KindMissingError(Exception):
     """The cluster does not know the kind of child that a decision asks for; someone has to install it."""
 

@@ -78,7 +78,7 @@ def reopened(status: BitNetRunStatus) -> BitNetRunStatus:
     """
     if status.phase is not RunPhase.FAILED:
         return status
-    conditions = tuple(condition for condition in status.conditions if condition.type != "Failed")
+    conditions = tuple(each for each in _without_refusal(status.conditions) if each.type != "Failed")
     return status.model_copy(
         update={"phase": RunPhase.PENDING, "attempts": 0, "retry_at": None, "conditions": conditions}
     )

@@ -1,15 +1,22 @@
 """reconcile: observe -> decide -> apply, for one run."""
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Protocol
 
 from bitnet_crds import InvalidRun, Plan, parse_run, plan
 from bitnet_operator.case import Settings
 from bitnet_operator.decide import decide
-from bitnet_operator.decision import ChildRefusedError, Decision, KindMissingError, NamespaceEndingError
-from bitnet_operator.failing import child_refused, reject
+from bitnet_operator.decision import (
+    ChildForbiddenError,
+    ChildRefusedError,
+    Decision,
+    KindMissingError,
+    NamespaceEndingError,
+)
+from bitnet_operator.failing import child_refused, mended, reject
 from bitnet_operator.observation import Key, Observation
-from bitnet_operator.policies.kind import kind_missing
+from bitnet_operator.policies.awaited import forbidden, kind_missing
 from bitnet_operator.removal import abandoned, not_removed, removal
 
 
@@ -24,8 +31,8 @@ class World(Protocol):
         """Makes the decision true: children, then the status in one write, then events.
 
         Raises ChildRefusedError, with nothing written, where the child cannot be made as its template says,
-        KindMissingError, likewise, where the cluster does not know its kind, and NamespaceEndingError where
-        a deleted run's removal cannot be made any more.
+        ChildForbiddenError, likewise, where it may not be made now, KindMissingError where the cluster does
+        not know its kind, and NamespaceEndingError where a deleted run's removal cannot be made any more.
         """
         ...
 
@@ -56,8 +63,9 @@ async def reconcile(world: World, key: Key, now: datetime, settings: Settings) -
         refused = not_removed if observation.deleting else child_refused
         decision = refused(observation, str(refusal), now)
         await world.apply(key, observation, ledger, decision)
-    except KindMissingError as missing:
-        decision = kind_missing(observation, str(missing), now)
+    except (KindMissingError, ChildForbiddenError) as unmade:
+        waits = forbidden if isinstance(unmade, ChildForbiddenError) else kind_missing
+        decision = waits(replace(observation, status=mended(observation)), str(unmade), now)
         await world.apply(key, observation, ledger, decision)
     except NamespaceEndingError as ending:
         decision = abandoned(observation, str(ending))

@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
+from bitnet_operator.api import ApiError
 from bitnet_operator.cluster import Cluster
 from bitnet_operator.metrics import RunMetrics
+from bitnet_operator.policies.awaited import LOOK_AGAIN_SECONDS
 from looked_at import JOBS, RUN, LookedAt
 from runs_api import RunsApi
 from small_run import small_document
@@ -91,3 +93,43 @@ async def test_another_refusal_is_told_in_place_of_the_first_and_then_nothing_is
     scene.server.written.clear()
     await scene.look()
     assert scene.server.written == []
+
+
+QUOTA = "exceeded quota: gpus, requested: count/jobs.batch=1, used: count/jobs.batch=3"
+
+
+async def test_a_job_that_a_quota_or_a_role_forbids_is_waited_for_with_the_servers_words(
+    scene: LookedAt,
+) -> None:
+    scene.server.forbids = QUOTA
+    assert await scene.look() == LOOK_AGAIN_SECONDS
+    status = scene.run["status"]
+    (running,) = [each for each in status["conditions"] if each["type"] == "Running"]
+    assert (running["status"], running["reason"], running["message"]) == ("False", "Forbidden", QUOTA)
+    assert (status["phase"], status.get("segments", [])) == ("Pending", [])
+    scene.server.written.clear()
+    await scene.look()
+    assert not any("status" in path for path in scene.server.written)
+    scene.server.forbids = None
+    await scene.look()
+    assert JOB in scene.server.objects
+    assert scene.run["status"]["phase"] == "Running"
+
+
+async def test_a_mended_run_that_waits_for_its_quota_is_not_said_to_have_failed(scene: LookedAt) -> None:
+    scene.edit(seed=-1)
+    await scene.look()
+    assert scene.run["status"]["phase"] == "Failed"
+    scene.server.forbids = QUOTA
+    scene.edit(seed=0)
+    await scene.look()
+    assert scene.run["status"]["phase"] == "Pending"
+    assert [each["type"] for each in scene.run["status"]["conditions"]] == ["Running"]
+
+
+async def test_in_a_namespace_that_ends_nothing_is_waited_for(scene: LookedAt) -> None:
+    scene.server.namespace_ends = True
+    with pytest.raises(ApiError) as refusal:
+        await scene.look()
+    assert refusal.value.passing
+    assert "status" not in scene.run

@@ -136,13 +136,13 @@ async def test_a_removal_that_failed_is_made_anew_and_a_person_may_give_it_up(sc
     assert not {REMOVAL, ORDER, RUN} & scene.server.objects.keys()
 
 
-async def test_a_removal_that_the_server_refuses_is_told_with_its_words(scene: LookedAt) -> None:
-    scene.server.refuses = None
+@pytest.mark.parametrize("how", ["refuses", "forbids"])
+async def test_a_removal_that_the_server_refuses_is_told_with_its_words(scene: LookedAt, how: str) -> None:
     pod = await begin(scene)
     scene.server.delete(RUN)
     await scene.look()
     scene.server.delete(pod)
-    scene.server.refuses = "spec.template.spec: Invalid value"
+    setattr(scene.server, how, "spec.template.spec: Invalid value")
     assert await scene.look() is not None
     assert "spec.template.spec: Invalid value" in scene.server.of("events")[-1]["message"]
     assert scene.finalizers == [FINALIZER]
