@@ -243,6 +243,16 @@ def test_pods_without_machines_wait_for_ever_and_the_condition_says_so(scene) ->
     assert scene.condition("Stalled").status == "False"
 
 
+def test_a_stall_that_is_waited_out_is_written_once(scene) -> None:
+    scene.decide()
+    scene.passes(601)
+    scene.decide(waits(scene, "Unschedulable: 0/3 nodes have a GPU"))
+    written = scene.status
+    for _ in range(20):
+        scene.passes(15)
+        assert scene.decide(waits(scene, "Unschedulable: 0/3 nodes have a GPU")).status == written
+
+
 @pytest.mark.parametrize(
     ("why", "template", "phase"),
     [

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from bitnet_crds.protocol import TrainerState
+from bitnet_operator.moments import timestamp
 from bitnet_operator.observation import Job
 
 SLOW_FACTOR = 6
@@ -34,18 +35,19 @@ def judge(job: Job, doing: str | None, since: datetime, now: datetime, limit: in
     seconds = (now - since).total_seconds()
     if seconds <= (limit if doing is None or doing in _STEPPING else limit * SLOW_FACTOR):
         return None
-    for_so_long = f"for {seconds:.0f} s"
+    # Since when, not for how long: while nothing changes, nothing new is to be written.
+    since_then = f"since {timestamp(since)}"
     if job.progress is not None:
-        return Stall("NoStep", f"{job.progress.state} {for_so_long} without a step or another sign of work")
+        return Stall("NoStep", f"{job.progress.state}, and no step or other sign of work {since_then}")
     pods = job.by_rank
     if waiting := next((pod for pod in pods if pod.waiting), None):
         words = waiting.waiting or ""
         reason = words.partition(":")[0]
-        message = f"{waiting.name} did not come up {for_so_long}: {words}"
+        message = f"{waiting.name} has not come up {since_then}: {words}"
         if reason in _CAPACITY:
             # Machines that some pods hold while others wait for theirs are held for nothing.
             return Stall(reason, message, ends=any(pod.running for pod in pods))
         return Stall(reason or "NotStarted", message, helps=reason not in HOPELESS)
     if first := next((pod for pod in pods if pod.rank == 0 and pod.running), None):
-        return Stall("Unresponsive", f"{first.name} runs, and did not answer {for_so_long}")
-    return Stall("NoPods", f"the job has no running pods {for_so_long}")
+        return Stall("Unresponsive", f"{first.name} runs, and has not answered {since_then}")
+    return Stall("NoPods", f"the job has had no running pods {since_then}")
