@@ -48,18 +48,18 @@ def after_preemption(segments: Sequence[Segment], first_delay: float) -> float:
 
 
 def in_vain(segments: Sequence[Segment]) -> int:
-    """How many segments in a row, up to the last, were preempted without a checkpoint of their own."""
+    """How many segments in a row, up to the last, were preempted while their job had committed no checkpoint
+    that is newer than where it began. Segments may have gone before in the same job."""
+    began = dict[str, int]()
+    for segment in segments:
+        began.setdefault(segment.job, segment.first_step)
     count = 0
     for segment in reversed(segments):
-        if segment.outcome is not SegmentOutcome.PREEMPTED or got_further(segment):
+        got_further = (segment.checkpoint_step or 0) > began[segment.job]
+        if segment.outcome is not SegmentOutcome.PREEMPTED or got_further:
             break
         count += 1
     return count
-
-
-def got_further(segment: Segment) -> bool:
-    """Whether a checkpoint was committed in it that is newer than where it began."""
-    return segment.checkpoint_step is not None and segment.checkpoint_step > segment.first_step
 
 
 def delay(times: int, first_delay: float) -> float:

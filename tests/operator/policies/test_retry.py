@@ -82,19 +82,28 @@ def segment(outcome: SegmentOutcome, first_step: int = 0, checkpoint_step: int |
 PREEMPTED = segment(SegmentOutcome.PREEMPTED, 4, 4)
 FURTHER = segment(SegmentOutcome.PREEMPTED, 4, 6)
 NEVER_BEGAN = segment(SegmentOutcome.PREEMPTED)
+BEFORE_A_BOUNDARY = segment(SegmentOutcome.COMPLETED, 4)
+AFTER_IT = segment(SegmentOutcome.PREEMPTED, 6, 6)
+
+
+def jobs(*segments: Segment) -> list[Segment]:
+    """Each in a job of its own."""
+    return [each.model_copy(update={"job": f"small-{job}"}) for job, each in enumerate(segments)]
 
 
 @pytest.mark.parametrize(
     ("segments", "seconds"),
     [
         pytest.param([FURTHER], 0, id="it got further"),
-        pytest.param([PREEMPTED, FURTHER], 0, id="it got further at last"),
+        pytest.param(jobs(PREEMPTED, FURTHER), 0, id="it got further at last"),
+        pytest.param([BEFORE_A_BOUNDARY, AFTER_IT], 0, id="before the boundary that its job went over"),
+        pytest.param(jobs(BEFORE_A_BOUNDARY, AFTER_IT), 10, id="another job did, in vain"),
         pytest.param([PREEMPTED], 10, id="in vain"),
         pytest.param([NEVER_BEGAN], 10, id="without a checkpoint"),
-        pytest.param([PREEMPTED, PREEMPTED], 20, id="in vain again"),
-        pytest.param([PREEMPTED, FURTHER, PREEMPTED], 10, id="in vain, after it got further"),
-        pytest.param([PREEMPTED, segment(SegmentOutcome.FAILED), PREEMPTED], 10, id="a crash between"),
-        pytest.param([PREEMPTED] * 30, LONGEST_DELAY_SECONDS, id="a pod that always ends with 143"),
+        pytest.param(jobs(PREEMPTED, PREEMPTED), 20, id="in vain again"),
+        pytest.param(jobs(PREEMPTED, FURTHER, PREEMPTED), 10, id="in vain, after it got further"),
+        pytest.param(jobs(PREEMPTED, segment(SegmentOutcome.FAILED), PREEMPTED), 10, id="a crash between"),
+        pytest.param(jobs(*[PREEMPTED] * 30), LONGEST_DELAY_SECONDS, id="a pod that always ends with 143"),
     ],
 )
 def test_a_preemption_waits_only_where_it_was_in_vain(segments: list[Segment], seconds: float) -> None:
