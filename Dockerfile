@@ -3,7 +3,7 @@
 ARG BASE=python:3.12-slim-bookworm
 
 
-# --- build: pip, which neither image keeps ------------------------------------------------------------------
+# --- build: with a pip of its own, which neither image keeps ----------------------------------------------
 FROM ${BASE} AS build
 # A mirror's settings and authority come as secrets, which no layer holds; without them pip asks PyPI.
 ENV PIP_CONFIG_FILE=/run/secrets/pip.conf PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
@@ -25,7 +25,7 @@ RUN pip install --no-index --find-links wheels hatchling && \
     pip wheel --no-deps --no-build-isolation --wheel-dir wheels . && \
     pip --python /opt/bitnet/bin/python3 install --no-compile --no-index --find-links wheels \
         'bitnet-operator[operator]'
-# The operator speaks JSON: the client's class for each API and each kind is 74 MB that it never asks for; kopf
+# The operator speaks JSON: the client's class for each API and each kind is 72 MB that it never asks for; kopf
 # takes the kinds where they are, and does without where not.
 RUN cd /opt/bitnet/lib/python3*/site-packages && \
     rm -r kubernetes/client/api kubernetes/client/models/v*.py && \
@@ -69,6 +69,9 @@ RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=pip-ca.crt \
     pip --python /opt/bitnet/bin/python3 install --require-hashes --requirement requirements/trainer.lock
 COPY . .
 RUN pip --python /opt/bitnet/bin/python3 install --no-deps --no-build-isolation .
+# scripts/fetch_quickstart.py downloads by pip. It is Python's own, so that nothing is asked for; setuptools, by
+# which it reads what an sdist is, the lock file has.
+RUN /opt/bitnet/bin/python3 -m ensurepip
 
 FROM ${BASE} AS trainer
 # torch's compiler and Triton build what starts a kernel, with Python's headers, which Docker's Python has.

@@ -74,6 +74,19 @@ def test_the_trainers_image_holds_what_the_quickstart_calls() -> None:
     assert ("COPY", f"{script} {Path(script).parent}/") in stage("trainer")
 
 
+def test_the_trainers_image_has_the_pip_that_the_quickstart_downloads_by() -> None:
+    # After the lock file's setuptools, which Python's own older one does not replace then.
+    assert stage("trainer-build")[-1] == ("RUN", "/opt/bitnet/bin/python3 -m ensurepip")
+    assert ("COPY", "--from=trainer-build /opt/bitnet .") in stage("trainer")
+    assert re.search(r"^setuptools==", (CHECKOUT / "requirements/trainer.lock").read_text(), re.MULTILINE)
+
+
+def test_the_quickstart_fetches_with_the_image_that_the_chart_trains_in() -> None:
+    _, run = yaml.safe_load_all((CHECKOUT / "examples/quickstart-cluster.yaml").read_text())
+    (fetch,) = run["spec"]["workers"]["template"]["spec"]["initContainers"]
+    assert f"--trainer-image={fetch['image']}" in container(render())["args"]
+
+
 @pytest.mark.parametrize("name", ["operator", "trainer"])
 def test_labels_say_version_and_licence(name: str) -> None:
     labels = dict(re.findall(r"org\.opencontainers\.image\.(\w+)=(\S+)", argument(name, "LABEL")))
