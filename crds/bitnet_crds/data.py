@@ -114,8 +114,9 @@ class Data(Record):
     documents: Literal["Joined", "Separate"] = "Joined"
     """Joined: a sequence is one text, in which a document sees those before it. Separate: no document sees
     another of its sequence: attention stays inside it, positions begin anew with it, and its first token is
-    not predicted. A document is what ends in the end-of-text token; a mask of sequenceLength squared a
-    sequence comes with it."""
+    not predicted. A document is what ends in the end-of-text token. A mask of sequenceLength squared a
+    sequence comes with it on a CPU, and on a GPU where no kernel can be told of documents: before Ampere, for
+    capped logits, windows shorter than a sequence, and documents of fewer than 64 tokens on average."""
     sources: tuple[Source, ...] = Field(min_length=1, max_length=64)
     """The sources, mixed by weight."""
     mixture: Mixture = Mixture()

@@ -49,7 +49,8 @@ def _at_once() -> list[AnyPanel]:
     return [
         value(
             "Training",
-            "Runs in the phase Running: a segment trains, or its pods or the next attempt are waited for.",
+            "Runs in the phase Running: a segment trains, or its pods, machines from a queue or the next"
+            " attempt are waited for.",
             "none",
             Query(f"count({in_phase(FLEET, 'Running')}) or vector(0)", "runs"),
         ),
@@ -71,7 +72,8 @@ def _at_once() -> list[AnyPanel]:
         ),
         value(
             "Pending",
-            "Runs accepted and not begun, such as those in a queue for machines.",
+            "Runs accepted and not begun, which takes seconds. Those in a queue for machines have begun, and"
+            " count as Training.",
             "none",
             Query(f"count({in_phase(FLEET, 'Pending')}) or vector(0)", "runs"),
         ),
