@@ -139,7 +139,10 @@ class Board:
             for _, each in self._series(panel):
                 values = [float("nan") if value is None else value for value in each.values]
                 axes.plot(self.minutes, values, color=_LINES[0], lw=1, alpha=0.5)
-                axes.margins(x=0, y=1)
+            axes.margins(x=0)
+            # Below the number.
+            low, high = axes.get_ylim()
+            axes.set_ylim(low, high + 3 * (high - low))
         for place, (name, value) in enumerate(shown):
             text, color = _stat_text(panel, name, value)
             x = (place + 0.5) / len(shown)
@@ -175,7 +178,10 @@ class Board:
             if step["value"] is not None and custom.get("thresholdsStyle"):
                 axes.axhline(step["value"], color=NAMED[step["color"]], lw=0.9, ls="--")
         low, high = axes.get_ylim()
-        axes.set_ylim(defaults.get("min", low), max(high, defaults.get("min", low) + 1e-9))
+        if (least := defaults.get("min")) is not None:
+            # Its margin is a share of what the lines span: little where they lie far above the least.
+            low, high = least, high + 0.05 * (high - least)
+        axes.set_ylim(low, max(high, low + 1e-9))
         if "max" in defaults:
             axes.set_ylim(top=defaults["max"] * 1.02)
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=defaults.get("decimals") == 0))

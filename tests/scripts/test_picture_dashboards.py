@@ -36,6 +36,22 @@ def test_it_is_drawn_of_what_was_kept_and_no_panel_is_left_out(
     assert len(board.figure.axes) == len(panels(dashboard(name)))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_line_lies_on_the_upper_edge_or_runs_through_a_number(name: str, tmp_path: Path) -> None:
+    board = Board(kept(picture_dashboards.IMAGES / f"dashboard-{name}.json"))
+    board.save(tmp_path / "drawn.png")
+    seen = []
+    for panel, axes in zip(panels(dashboard(name)), board.figure.axes, strict=True):
+        lines = [line.get_ydata() for line in axes.lines if len(line.get_xdata()) == len(board.minutes)]
+        values = [value for line in lines for value in line if value == value]
+        if values:
+            low, high = axes.get_ylim()
+            part = (max(values) - low) / (high - low)
+            assert part < {"stat": 1 / 3, "timeseries": 0.99}[panel["type"]], panel["title"]
+            seen.append(panel["type"])
+    assert {*seen} == {"stat", "timeseries"}
+
+
 def test_a_recording_has_each_query_of_the_dashboard_and_a_value_for_each_moment(images: Path) -> None:
     recording = kept(images / "dashboard-run.json")
     for panel in panels(dashboard("run")):
