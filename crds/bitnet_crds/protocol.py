@@ -15,8 +15,8 @@ from bitnet_crds.shapes import Shape
 from bitnet_crds.spec import BitNetRunSpec
 
 PROGRESS_PORT = 9400
-"""Rank 0 serves /progress, /metrics and /healthz here; elsewhere where BITNET_PORT says so, as for several runs
-on one machine: in a cluster it is looked for here."""
+"""Rank 0 serves /progress, /metrics and /healthz here, where it is looked for in a cluster; elsewhere where
+BITNET_PORT says so, as for several runs on one machine."""
 SCRATCH = "/var/cache/bitnet/runs"
 """Where a pod has its part of a run whose checkpoints are in a bucket: on the volume `cache`."""
 TERMINATION_MESSAGE_LIMIT = 4096
