@@ -34,7 +34,9 @@ Preset = Literal[
 ]
 """Sizes of BitNetLlama, by their parameters; the first is for tests and first tries."""
 
-ExportFormat = Literal["HuggingFace", "HuggingFacePacked", "Packed", "GGUF-TQ2_0", "GGUF-TQ1_0", "GGUF-F16"]
+ExportFormat = Literal[
+    "HuggingFace", "HuggingFacePacked", "Packed", "GGUF", "GGUF-TQ2_0", "GGUF-TQ1_0", "GGUF-F16"
+]
 """What a trained model is written as; `Export.formats` says what each is."""
 
 
@@ -243,8 +245,9 @@ class Export(Record):
     from a preset. Packed: a folder with the ternary matrices packed, 2 bits a weight, of any model, for this
     project to load. GGUF-TQ2_0 and GGUF-TQ1_0: one file that llama.cpp runs, ternary matrices in 2.06 or 1.69
     bits a weight; their rows must be multiples of 256. GGUF-F16: the same weights in 16 bits, rows of any
-    length. llama.cpp runs pretrained Llama, Qwen2 and Qwen3 that predict tokens, without subLN and
-    lowRankCorrection, and Haar in GGUF-F16 alone. An empty list writes nothing."""
+    length. GGUF: GGUF-TQ2_0 where the model can be written so, else GGUF-F16. llama.cpp runs pretrained
+    Llama, Qwen2 and Qwen3 that predict tokens, without subLN and lowRankCorrection, and Haar in 16 bits
+    alone. An empty list writes nothing."""
 
     @field_validator("formats")
     @classmethod

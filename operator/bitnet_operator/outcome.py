@@ -28,6 +28,7 @@ _ARTIFACTS = {
     "HuggingFace": "model (Hugging Face folder)",
     "HuggingFacePacked": "model (Hugging Face folder, 2 bits a weight)",
     "Packed": "model (2 bits a weight)",
+    "GGUF": "model (GGUF)",
     "GGUF-TQ2_0": "model (GGUF, 2.06 bits a weight)",
     "GGUF-TQ1_0": "model (GGUF, 1.69 bits a weight)",
     "GGUF-F16": "model (GGUF, 16 bits a weight)",

@@ -1,5 +1,7 @@
 """GGUF: gguf-py gives back the trained weights, transformers the model; what does not fit is refused."""
 
+from dataclasses import replace
+
 import gguf
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from bitnet_trainer.errors import BadInput, CheckpointError
 from bitnet_trainer.export.gguf import GGUF_FORMATS, export_gguf
 from bitnet_trainer.export.gguf_tokenizer import PRE_TOKENIZERS, pre_tokenizer_name
 from bitnet_trainer.export.stock import check_exportable
-from bitnet_trainer.models.convert import ConversionReport
+from bitnet_trainer.models.convert import ConversionReport, convert
 from bitnet_trainer.models.load import load_model
 from bitnet_trainer.quantization.warmup import set_lambda
 from byte_level import byte_level_tokenizer
@@ -128,6 +130,23 @@ def test_gathered_weights_may_be_given(models, tmp_path):
     zeros = {name: torch.zeros_like(tensor) for name, tensor in given.model.state_dict().items()}
     tensors = tensors_of(write(given, tmp_path, "GGUF-TQ1_0", state_dict=zeros))
     assert not any(tensor.any() for tensor in tensors.values())
+
+
+@pytest.mark.parametrize(
+    ("quantization", "changes", "same"),
+    [
+        (Quantization(), {}, "GGUF-TQ2_0"),
+        (Quantization(), {"intermediate_size": 500}, "GGUF-F16"),
+        (HAAR, {}, "GGUF-F16"),
+    ],
+    ids=["ternary", "rows of 500", "Haar"],
+)
+def test_gguf_alone_is_the_smallest_that_holds_the_model(tmp_path, quantization, changes, same):
+    model = small_model("LlamaForCausalLM", **{**SIZES, **changes})
+    given = replace(trained("llama"), model=model, report=convert(model, quantization))
+    check_exportable(model, quantization, ["GGUF"], given.tokenizer)
+    written = [write(given, tmp_path / name, name) for name in ("GGUF", same)]
+    assert written[0].read_bytes() == written[1].read_bytes()
 
 
 def test_haar_weights_fit_f16(tmp_path):

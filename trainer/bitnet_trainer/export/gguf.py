@@ -55,7 +55,7 @@ GGUF_FORMATS: Mapping[str, GGUFFormat] = MappingProxyType(
         "GGUF-F16": GGUFFormat(GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
     }
 )
-"""By their names in `spec.export.formats`."""
+"""By their names in `spec.export.formats`, where `GGUF` leaves the choice to `format_of`."""
 
 _ARCHITECTURES: Mapping[str, gguf.MODEL_ARCH] = MappingProxyType(
     {
@@ -71,12 +71,12 @@ _STRETCHED_ROPES = ("linear", "llama3")
 
 
 def gguf_obstacle(model: nn.Module, quantization: Quantization, name: str) -> str | None:
-    """Why llama.cpp cannot run `model` in a format of `GGUF_FORMATS`, and the mend; None where it can.
+    """Why llama.cpp cannot run `model` in a format, and the mend; None where it can.
 
     Args:
         model: the student, not wrapped, converted or not.
         quantization: what it is, or will be, converted by.
-        name: of the format.
+        name: of the format, of `GGUF_FORMATS`, or `GGUF`.
     """
     architecture = type(model).__name__
     if architecture not in _ARCHITECTURES:
@@ -85,12 +85,22 @@ def gguf_obstacle(model: nn.Module, quantization: Quantization, name: str) -> st
         return f"its {architecture} has no norm before a projection; remove {name}, or quantization.subLN"
     if quantization.low_rank_correction is not None:
         return f"it has no low-rank correction; remove {name}, or quantization.lowRankCorrection"
+    name = format_of(model, quantization, name)
     if quantization.weights == "Haar" and GGUF_FORMATS[name].tensors is not GGMLQuantizationType.F16:
         return (
             "Haar weights are not ternary as they are multiplied by; write GGUF-F16 in its place, or "
             "quantization.weights: AbsMean"
         )
     return _config_obstacle(model) or _width_obstacle(model, name)
+
+
+def format_of(model: nn.Module, quantization: Quantization, name: str) -> str:
+    """The format of `GGUF_FORMATS` that a name is: `GGUF` is TQ2_0 where weights are ternary and their rows
+    whole blocks, and F16 where they are not."""
+    if name != "GGUF":
+        return name
+    ternary = quantization.weights == "AbsMean" and _width_obstacle(model, "GGUF-TQ2_0") is None
+    return "GGUF-TQ2_0" if ternary else "GGUF-F16"
 
 
 def _config_obstacle(model: Any) -> str | None:
@@ -136,7 +146,7 @@ def export_gguf(
         tokenizer: its tokenizer, a byte-level BPE.
         report: what `convert` said of it.
         file: where to write; its parent is made if need be. An earlier file there is replaced.
-        name: the format, of `GGUF_FORMATS`.
+        name: the format, of `GGUF_FORMATS`, or `GGUF`.
         state_dict: full weights by name where the model's own are sharded; else the model's own.
 
     Returns:
@@ -151,15 +161,16 @@ def export_gguf(
     if (why := gguf_obstacle(model, report.quantization, name)) is not None:
         raise BadInput(f"llama.cpp cannot run the export as {name}: {why}")
     architecture = _ARCHITECTURES[type(model).__name__]
+    form = GGUF_FORMATS[format_of(model, report.quantization, name)]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{file.name}-", dir=file.parent) as scratch:
             staged = Path(scratch) / file.name
             with closing(gguf.GGUFWriter(staged, gguf.MODEL_ARCH_NAMES[architecture])) as writer:
-                _add_metadata(writer, model, GGUF_FORMATS[name])
+                _add_metadata(writer, model, form)
                 add_tokenizer(writer, tokenizer, model)
                 weights = model.state_dict() if state_dict is None else state_dict
-                for tensor, data, kind in _tensors(model, weights, GGUF_FORMATS[name]):
+                for tensor, data, kind in _tensors(model, weights, form):
                     writer.add_tensor(tensor, data, raw_dtype=kind)
                 writer.write_header_to_file()
                 writer.write_kv_data_to_file()

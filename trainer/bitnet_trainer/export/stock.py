@@ -11,7 +11,7 @@ from transformers import BitNetConfig, BitNetForCausalLM, PreTrainedModel, PreTr
 
 from bitnet_crds.spec import Quantization
 from bitnet_trainer.errors import BadInput
-from bitnet_trainer.export.gguf import GGUF_FORMATS, gguf_obstacle
+from bitnet_trainer.export.gguf import gguf_obstacle
 from bitnet_trainer.export.gguf_tokenizer import pre_tokenizer_name
 from bitnet_trainer.models.bitnet_llama import as_huggingface_bitnet
 from bitnet_trainer.models.convert import ARCHITECTURES
@@ -123,9 +123,9 @@ def check_exportable(
             raise BadInput(f"stock transformers cannot run the export: {why}")
         if name == "HuggingFacePacked" and (why := _unpackable(model)) is not None:
             raise BadInput(f"stock transformers cannot run the export as {name}: {why}")
-        if name in GGUF_FORMATS and (why := gguf_obstacle(model, quantization, name)) is not None:
+        if name.startswith("GGUF") and (why := gguf_obstacle(model, quantization, name)) is not None:
             raise BadInput(f"llama.cpp cannot run the export as {name}: {why}")
-    if tokenizer is not None and any(name in GGUF_FORMATS for name in formats):
+    if tokenizer is not None and any(name.startswith("GGUF") for name in formats):
         pre_tokenizer_name(tokenizer)
 
 
