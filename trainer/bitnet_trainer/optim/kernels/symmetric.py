@@ -112,7 +112,8 @@ def _self_product(
     total += tl.where(rows[:, None] == columns[None, :], shift, 0.0)
     values = total.to(out_start.dtype.element_ty)
     out_start += batch * side * side
-    tl.store(out_start + rows[:, None] * side + columns[None, :], values, mask=inside)
-    if row != column:
-        mirrored = (columns < side)[:, None] & (rows < side)[None, :]
-        tl.store(out_start + columns[:, None] * side + rows[None, :], tl.trans(values), mask=mirrored)
+    # Of a tile on the diagonal, too, the lower half alone: a product need not be symmetric to the bit.
+    lower = inside & (rows[:, None] >= columns[None, :])
+    tl.store(out_start + rows[:, None] * side + columns[None, :], values, mask=lower)
+    mirrored = (columns < side)[:, None] & (rows < side)[None, :] & (rows[None, :] > columns[:, None])
+    tl.store(out_start + columns[:, None] * side + rows[None, :], tl.trans(values), mask=mirrored)
