@@ -6,6 +6,7 @@ from dataclasses import replace
 from bitnet_crds.data import Source
 from bitnet_crds.demand import sequences_at_most
 from bitnet_crds.locations import parse_location
+from bitnet_crds.plan import plan
 from bitnet_crds.protocol import Order
 from bitnet_trainer.data import Dataset, Origin, SourceText, pinned, place_in
 from bitnet_trainer.ranks import Ranks
@@ -16,9 +17,10 @@ from bitnet_trainer.tuned_teacher import tuning_of
 def source_texts(order: Order, ranks: Ranks) -> list[SourceText]:
     """The sources, the same on every rank. Raises DataUnavailable for a dataset that the hub does not have.
 
-    A dataset is read at the commit that it had when the run began, which run.json tells. Where a teacher is
-    tuned, it and the run read the same text, as much as the longer of them can ask for: else the tail that is
-    held out would be another one, and the teacher could be tuned on it.
+    A dataset is read at the commit that it had when the run began, which run.json tells, and as much of it as
+    the run was to ask for then: whatever befalls it, its text stays the same. Where a teacher is tuned, it
+    and the run read the same text, as much as the longer of them can ask for: else the tail that is held out
+    would be another one, and the teacher could be tuned on it.
     """
     return ranks.from_first(_source_texts(order) if ranks.first else None)
 
@@ -28,7 +30,9 @@ def _source_texts(order: Order) -> list[SourceText]:
     orders = [order] if tuning is None else [order, tuning]
     found = (RunRecord.read(each.folder / "run.json") for each in orders)
     records = [record for record in found if record is not None]
-    demands = [sequences_at_most(each.spec, each.plan) for each in orders]
+    # Where a phase was cut short, the next may come to its text again.
+    ledgers = [plan(order.spec), *(each.plan for each in orders[1:])]
+    demands = [sequences_at_most(each.spec, ledger) for each, ledger in zip(orders, ledgers, strict=True)]
     # A classifier's records may be sorted by label, and the first ones be of one.
     limited = order.spec.classification is None
     return [

@@ -2,10 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
+from bitnet_crds.adjustments import Adjustments
+from bitnet_crds.plan import plan
 from bitnet_trainer.errors import DataUnavailable
 from gcs_server import upload
 
@@ -36,6 +39,34 @@ def make_far_run(make_run, hub, bucket, monkeypatch, tmp_path):
 
 def readings(run):
     return json.loads((run.folder / "run.json").read_text())["sources"]
+
+
+def test_a_run_whose_phase_was_cut_short_goes_on_with_the_text_that_it_began_with(make_run, hub, train_here):
+    """Whatever that makes of its demand: more of one source, and less of another."""
+    for name in ("a/b", "a/c"):
+        hub.write(name, {"train.jsonl": lines(2000)})
+    sources = [
+        {"name": name, "uri": f"hf://{uri}", "field": "body", "weight": weight}
+        for name, uri, weight in (("web", "a/b", 0.35), ("forum", "a/c", 0.65))
+    ]
+    objectives = {"crossEntropy": {"weight": 1}}
+    phases = [
+        {"name": "one", "until": "50%", "objectives": objectives, "mixture": {"web": 1}},
+        {"name": "two", "until": "100%", "objectives": objectives, "mixture": {"forum": 1}},
+    ]
+    data = {"sequenceLength": 16, "sources": sources, "heldOut": "10%"}
+    run = make_run(steps=12, data=data, phases=phases, teacher=None)
+    train_here(run, stop_at=3)
+    before = readings(run)
+    cut = run.order.model_copy(
+        update={"plan": plan(run.order.spec, Adjustments(phase_ends={"one": 3})), "job": "tiny-1"}
+    )
+    train_here(replace(run, order=cut))
+    assert readings(run) == before
+    assert [record.mixture for record in run.metrics()] == [
+        *[{"web": 1.0, "forum": 0.0}] * 3,
+        *[{"web": 0.0, "forum": 1.0}] * 9,
+    ]
 
 
 def test_a_run_goes_on_with_the_commit_that_it_began_with(make_far_run, hub, train_here, weights_of):
