@@ -192,6 +192,7 @@ def test_a_stretched_rope_is_its_factors(models, tmp_path):
         ("LlamaForCausalLM", LOW_RANK, {}, "GGUF-F16", r"remove GGUF-F16, or quantization\.lowRankCorr"),
         ("LlamaForCausalLM", HAAR, {}, "GGUF-TQ2_0", "Haar weights .* write GGUF-F16 in its place"),
         ("LlamaForCausalLM", Quantization(), {"hidden_act": "relu2"}, "GGUF-F16", "silu and not relu2"),
+        ("Qwen3ForCausalLM", Quantization(), {"attention_bias": True}, "GGUF", r"Qwen3\w+ has no biases"),
         (
             "Qwen2ForCausalLM",
             Quantization(),

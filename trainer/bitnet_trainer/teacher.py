@@ -166,7 +166,7 @@ class Teacher:
 
     def _loaded(self) -> PreTrainedModel:
         model = load_weights(self._address, self._revision, self._dtype)
-        compare_vocabularies(
+        named = compare_vocabularies(
             self._address,
             self._revision,
             model.config.vocab_size,
@@ -179,6 +179,9 @@ class Teacher:
                 "where Llama's are, so it cannot be asked; name a teacher of the student's own family"
             )
         known = len(model.get_input_embeddings().get_parameter("weight"))
+        if named is not None:
+            # Rows beyond stand for no token.
+            known = min(known, named)
         if self._largest_token >= known:
             raise TeacherUnavailable(
                 f"the text has token {self._largest_token}, and the teacher {self._address} knows {known} "
@@ -213,8 +216,10 @@ def compare_vocabularies(
     vocabulary: int,
     student_vocabulary: int,
     student_tokens: Mapping[str, int] | None,
-) -> None:
-    """Raises TeacherUnavailable where the same number may mean one token to a teacher and another to the
+) -> int | None:
+    """How many tokens a teacher's tokenizer knows; None where it was not asked.
+
+    Raises TeacherUnavailable where the same number may mean one token to a teacher and another to the
     student.
 
     Models of one family may have outputs of other widths, since some are padded: that is no difference,
@@ -241,6 +246,7 @@ def compare_vocabularies(
             f"{student_vocabulary}, and no tokenizer says which of them are the same; put the "
             "files of its tokenizer beside its weights, or name a teacher of the student's own family"
         )
+    return 1 + max(tokens.values()) if tokens else None
 
 
 def load_together(teacher: Teacher, ranks: Ranks) -> None:

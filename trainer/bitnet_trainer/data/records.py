@@ -195,6 +195,8 @@ def _lines(file: TextFile, _: str) -> Iterator[tuple[str, Fields]]:
 def _unpacked(file: TextFile) -> Iterator[io.BufferedIOBase]:
     """The bytes of a file as they were before it was packed."""
     try:
+        if file.suffix.endswith((".gz", ".zst")) and not file.path.stat().st_size:
+            raise file.broken("is empty, which no packer leaves", "Copy it anew.")
         if file.suffix.endswith(".gz"):
             with gzip.open(file.path) as opened:
                 yield opened

@@ -107,6 +107,8 @@ def _config_obstacle(model: Any) -> str | None:
     config = model.config
     if config.hidden_act != "silu":
         return f"its {type(model).__name__} has the activation silu and not {config.hidden_act}"
+    if type(model).__name__ == "Qwen3ForCausalLM" and config.attention_bias:
+        return "the attention of its Qwen3ForCausalLM has no biases, which this one has (attention_bias)"
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         return f"this export leaves out sliding-window attention, which this {type(model).__name__} has"
     rope = config.rope_parameters["rope_type"]
