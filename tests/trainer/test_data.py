@@ -305,7 +305,7 @@ PACKED = gzip.compress(b'{"text": "w2"}\n' * 1000, mtime=0)
         ("a.jsonl.gz", PACKED[:-12], r"cannot be unpacked \(Compressed file ended.*Copy it anew"),
         ("a.jsonl.gz", PACKED[:12] + b"\xff" * 20 + PACKED[32:], r"cannot be unpacked \(Error -3"),
         ("a.jsonl.gz", b"", r"a\.jsonl\.gz is empty, which no packer leaves.* Copy it anew"),
-        ("a.txt.zst", b"", r"a\.txt\.zst is empty"),
+        ("a.jsonl.zst", b"", r"a\.jsonl\.zst is empty"),
         ("a.jsonl.zst", b'{"text": "w2"}', r"cannot be unpacked \(ZSTD decompress failed.*pack it with zstd"),
         ("a.jsonl.zst", zstd(b"[]\n" * 9)[:-5], r"cannot be unpacked \(Truncated .*Copy it anew"),
         ("a.gz", PACKED, r"ends in '\.gz', which is not read"),
