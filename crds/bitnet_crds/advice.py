@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Context
 
 from bitnet_crds.objectives import TEACHER_OBJECTIVES, Objectives
 from bitnet_crds.plan import Plan
@@ -197,12 +198,14 @@ def _distillation(field: str, objectives: Objectives) -> Iterator[Advice]:
     # A rounding error of the square must not turn "ten times" into "more than ten times".
     limit = LARGE_DISTILLATION * cross_entropy.weight
     if effective > limit and not math.isclose(effective, limit):
+        most = _rounded_down(limit / teacher.temperature**2)
+        # A weight of 0 would leave the objective out.
+        mend = f"Write a weight of at most {most:g}" if most else "Give crossEntropy a larger weight"
         yield Advice(
             field,
             f"the loss has T^2 inside: weight {teacher.weight:g} at temperature {teacher.temperature:g} "
             f"weighs {effective:g} against {cross_entropy.weight:g} for crossEntropy",
-            f"Write a weight of at most {_rounded_down(limit / teacher.temperature**2):g}"
-            + (", or a lower temperature" if teacher.temperature > 1 else ""),
+            mend + (", or a lower temperature" if teacher.temperature > 1 else ""),
             "arXiv 1503.02531, section 2",
         )
 
@@ -244,9 +247,9 @@ def _tuning(_: BitNetRunSpec, plan: Plan) -> Iterator[Advice]:
 
 
 def _rounded_down(number: float) -> float:
-    """Three digits of a number above 0, and never more than it."""
-    scale = 10.0 ** (2 - math.floor(math.log10(number)))
-    return math.floor(number * scale) / scale
+    """Three digits of a number from 0 up, and never more than it."""
+    # In decimals: the power of ten that a subnormal number would be divided by is no float.
+    return float(Context(prec=3, rounding=ROUND_FLOOR).create_decimal_from_float(number))
 
 
 _CHECKS = (

@@ -3,6 +3,8 @@
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from bitnet_crds import BitNetRun, parse_run, plan
 from bitnet_crds.advice import Advice, advise
@@ -101,6 +103,29 @@ def test_following_the_advice_silences_it(changed: Any) -> None:
     weight = float(before[0].fix.split("at most ")[1].split(",")[0])
     after = advice_on(changed("spec.phases.2.objectives.teacherLogits", {"weight": weight, "temperature": 3}))
     assert after == ()
+
+
+@given(
+    cross_entropy=st.floats(0, 1_000_000, exclude_min=True),
+    teacher=st.floats(0, 1_000_000, exclude_min=True),
+    temperature=st.floats(0, 1000, exclude_min=True),
+)
+@example(cross_entropy=1e-310, teacher=1.0, temperature=1.0)
+@example(cross_entropy=5e-324, teacher=1e6, temperature=1000.0)
+@example(cross_entropy=1.0, teacher=1.0, temperature=5e-324)
+def test_a_weight_may_be_as_small_as_a_number_can_be(
+    full_run: dict[str, Any], cross_entropy: float, teacher: float, temperature: float
+) -> None:
+    objectives = {
+        "crossEntropy": {"weight": cross_entropy},
+        "teacherLogits": {"weight": teacher, "temperature": temperature},
+    }
+    for advice in advice_on(written(full_run, {DISTILL: objectives})):
+        mend, _, most = advice.fix.partition(" of at most ")
+        if most:
+            assert 0 < float(most.split(",")[0]) <= teacher
+        else:
+            assert mend.startswith("Give crossEntropy a larger weight")
 
 
 PRESET = {"preset": "BitNetLlama-0.6B", "tokenizer": "hf://a/b"}
