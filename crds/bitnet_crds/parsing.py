@@ -15,6 +15,8 @@ from bitnet_crds.spec import API_VERSION, BitNetRun
 
 _LONGEST = 400
 """Characters of what is wrong with one key."""
+_NEAR = 0.5
+"""The ratio of likeness, between 0 and 1, from which on one key may have been meant by another."""
 
 
 def parse_run(document: Any) -> BitNetRun:
@@ -104,9 +106,17 @@ def _plain(location: tuple[int | str, ...]) -> str:
 
 
 def _nearest_key(location: tuple[int | str, ...]) -> str:
-    """Names the known key nearest to an unknown one, and all keys known there where none is near."""
-    near = difflib.get_close_matches(str(location[-1]), _keys(location[:-1]), n=1, cutoff=0.5)
-    return f"Did you mean `{near[0]}`?" if near else _keys_of(location[:-1])
+    """Names the known key nearest to an unknown one, all that are as near as that, and all keys known there
+    where none is near."""
+    matcher = difflib.SequenceMatcher(b=str(location[-1]))
+    likeness = {}
+    for key in _keys(location[:-1]):
+        matcher.set_seq1(key)
+        likeness[key] = matcher.ratio()
+    most = max(likeness.values())
+    if most < _NEAR:
+        return _keys_of(location[:-1])
+    return f"Did you mean {' or '.join(f'`{key}`' for key in likeness if likeness[key] == most)}?"
 
 
 def _keys_of(location: tuple[int | str, ...]) -> str:

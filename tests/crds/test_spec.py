@@ -169,6 +169,12 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest(
     assert (problem.what, problem.fix) == ("no such key", f"Did you mean `{nearest}`?")
 
 
+def test_an_unknown_key_that_is_as_near_to_several_names_each(changed: Any) -> None:
+    """With AdamW, which the run has, `muonLearningRate` alone would be refused in its turn."""
+    problem = only_problem(changed("spec.optimizer.learningRate", 1e-3))
+    assert problem.fix == "Did you mean `adamLearningRate` or `muonLearningRate`?"
+
+
 def test_an_unknown_key_with_no_near_one_lists_what_is_known(changed: Any) -> None:
     problem = only_problem(changed("spec.workers.quux", 1))
     assert problem.fix == "Known here: backend, count, gpusPerWorker, microBatchSize, parallelism, template"
