@@ -125,6 +125,21 @@ def _mended(spec: BitNetRunSpec, plan: Plan) -> Iterator[Advice]:
         )
 
 
+def _sources(spec: BitNetRunSpec, plan: Plan) -> Iterator[Advice]:
+    mixtures = [phase.mixture for phase in plan.phases]
+    if plan.tuning is not None:
+        mixtures.append(plan.tuning.mixture)
+    for index, source in enumerate(spec.data.sources):
+        if not any(mixture[source.name] for mixture in mixtures):
+            yield Advice(
+                f"spec.data.sources[{index}]",
+                f"no phase's mixture gives {source.name!r} weight: nothing of it is trained on, and the "
+                "model is measured on what is held out of it",
+                "Give it some in a phase, or remove it",
+                "arithmetic",
+            )
+
+
 def _learning_rate(spec: BitNetRunSpec, _: Plan) -> Iterator[Advice]:
     if spec.optimizer.name == "MuonClip":
         yield from _muon_rate(spec)
@@ -256,6 +271,7 @@ _CHECKS = (
     _preset,
     _lambda_warmup,
     _mended,
+    _sources,
     _learning_rate,
     _schedule,
     _objectives,

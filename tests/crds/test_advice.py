@@ -130,6 +130,7 @@ def test_a_weight_may_be_as_small_as_a_number_can_be(
 
 PRESET = {"preset": "BitNetLlama-0.6B", "tokenizer": "hf://a/b"}
 DISTILL = "spec.phases.2.objectives"
+WEB_ALONE = {f"spec.phases.{index}.mixture": {"web": 1} for index in range(3)}
 
 
 @pytest.mark.parametrize(
@@ -182,6 +183,12 @@ DISTILL = "spec.phases.2.objectives"
             "hiddenStates",
         ),
         (
+            WEB_ALONE | {"spec.phases.1.mixture": {"web": 1, "code": 0}},
+            "spec.data.sources[1]",
+            "no phase's mixture gives 'code' weight",
+            "Give it some in a phase, or remove it",
+        ),
+        (
             {f"{DISTILL}.maskedDiffusion": {"weight": 1, "maskProbability": 0.81}},
             f"{DISTILL}.maskedDiffusion.maskProbability",
             "of 100 tokens 81 are masked and predicted from the 19 left",
@@ -221,6 +228,10 @@ def test_advice_on_parts_together(
             "spec.optimizer.adamLearningRate": 1e-4,
         },
         {f"{DISTILL}.maskedDiffusion": {"weight": 1, "maskProbability": 0.8}},
+        WEB_ALONE | {"spec.phases.1.mixture": {"code": 1}},
+        {path: WEB_ALONE[path] for path in sorted(WEB_ALONE)[1:]},
+        # A teacher is tuned on what spec.data says, whatever the phases do.
+        WEB_ALONE | {"spec.teacher.tune": {"tokens": "1G"}},
         {f"{DISTILL}.teacherLogits": {"weight": 0.5, "temperature": 9, "weighting": "GradientRatio"}},
     ],
 )
