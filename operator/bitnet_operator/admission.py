@@ -6,6 +6,7 @@ from typing import Any
 
 from bitnet_crds import InvalidRun, parse_run, plan
 from bitnet_crds.advice import advise
+from bitnet_operator.pod_template import check_templates
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ def review(document: Mapping[str, Any], old: Mapping[str, Any] | None = None) ->
     try:
         run = parse_run(document)
         ledger = plan(run.spec)
+        check_templates(run.spec)
     except InvalidRun as invalid:
         return Review(refusal=str(invalid))
     return Review(warnings=tuple(map(str, advise(run.spec, ledger))))

@@ -36,6 +36,7 @@ from bitnet_operator.moments import parse_timestamp
 from bitnet_operator.observation import Key
 from bitnet_operator.outcome import render_outcome
 from bitnet_operator.plan_table import render_plan, render_step
+from bitnet_operator.pod_template import check_templates
 from bitnet_operator.reconcile import reconcile
 from bitnet_operator.trainer_process import run_trainer, trainer_is_installed
 
@@ -262,7 +263,9 @@ def _read(file: Path) -> tuple[dict[str, Any], BitNetRun, Plan]:
     def read() -> tuple[dict[str, Any], BitNetRun, Plan]:
         document = read_document(file)
         run = parse_run(document)
-        return document, run, plan(run.spec)
+        ledger = plan(run.spec)
+        check_templates(run.spec)
+        return document, run, ledger
 
     return _or_exit(read)
 

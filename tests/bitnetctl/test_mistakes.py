@@ -42,12 +42,17 @@ def claim(spec: Spec) -> None:
     spec["checkpoint"]["uri"] = "pvc://claim/runs"
 
 
+def nameless(spec: Spec) -> None:
+    spec["workers"]["template"] = {"spec": {"containers": [{"image": "x"}]}}
+
+
 MISTAKES = [
     (unknown_key, "spec.budgett: no such key. Did you mean `budget`?"),
     (short_phases, "Write `until: 100%` there."),
     (idle_teacher, "spec.teacher: "),
     (missing_teacher, "Add spec.teacher, or set that weight to 0."),
     (indivisible, "Write a multiple of 8"),
+    (nameless, "spec.workers.template.spec.containers[0]: an item of `containers` has no `name`"),
     (missing_model, "spec.model.from: there is no /nowhere/model."),
     (claim, "spec.checkpoint.uri: pvc://claim/runs is a claim of a cluster"),
 ]

@@ -41,6 +41,16 @@ Document = dict[str, Any]
             "spec.workers.template",
             id="a secret that is written out",
         ),
+        pytest.param(
+            {"spec.workers.template": {"spec": {"containers": [{"name": "pytorch"}, {"image": "x"}]}}},
+            "spec.workers.template.spec.containers[1]: an item of `containers` has no `name`",
+            id="a container without a name",
+        ),
+        pytest.param(
+            {"spec.phases.0.workers": {"template": {"spec": {"volumes": ["data"]}}}},
+            "spec.phases[0].workers.template.spec.volumes[0]: an item of `volumes` is 'data'",
+            id="a phase's volume that is no block",
+        ),
     ],
 )
 def test_a_run_is_refused_with_field_and_mend(document: Document, changes: Any, refusal: str | None) -> None:
@@ -51,6 +61,28 @@ def test_a_run_is_refused_with_field_and_mend(document: Document, changes: Any, 
         assert answer.refusal is not None
         assert answer.refusal.startswith(refusal)
         assert answer.warnings == ()
+
+
+def test_every_template_that_cannot_be_merged_has_a_line(document: Document) -> None:
+    remove = {"template": {"metadata": {"labels": {"$patch": "remove"}}}}
+    answer = review(
+        changed(
+            document,
+            {
+                "spec.workers.template": {"spec": {"tolerations": "all", "volumes": [{"name": ["a"]}]}},
+                "spec.phases.0.workers": {"template": {"spec": {"nodeSelector": {"pool": "l4"}}}},
+                "spec.phases.1.workers": remove,
+                "spec.phases.2.workers": remove,
+                "spec.teacher.resize": "Rescale",
+            },
+        )
+    )
+    assert answer.refusal is not None
+    assert [line.partition(":")[0] for line in answer.refusal.splitlines()] == [
+        "spec.workers.template.spec.volumes[0].name",
+        "spec.phases[1].workers.template.metadata.labels",
+        "spec.phases[2].workers.template.metadata.labels",
+    ]
 
 
 def test_every_problem_has_a_line(document: Document) -> None:
