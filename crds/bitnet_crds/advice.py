@@ -8,6 +8,7 @@ from decimal import ROUND_FLOOR, Context
 from bitnet_crds.objectives import TEACHER_OBJECTIVES, Objectives
 from bitnet_crds.plan import Plan
 from bitnet_crds.spec import BitNetRunSpec
+from bitnet_crds.without_effect import without_effect
 
 LOW_LEARNING_RATE = 3e-4
 """At and below this, quantisation-aware training was measured to be far from its best."""
@@ -261,6 +262,11 @@ def _tuning(_: BitNetRunSpec, plan: Plan) -> Iterator[Advice]:
         )
 
 
+def _without_effect(spec: BitNetRunSpec, plan: Plan) -> Iterator[Advice]:
+    for problem in without_effect(spec, plan):
+        yield Advice(problem.field, problem.what, problem.fix, "arithmetic")
+
+
 def _rounded_down(number: float) -> float:
     """Three digits of a number from 0 up, and never more than it."""
     # In decimals: the power of ten that a subnormal number would be divided by is no float.
@@ -277,4 +283,5 @@ _CHECKS = (
     _objectives,
     _tuning,
     _checkpoints,
+    _without_effect,
 )

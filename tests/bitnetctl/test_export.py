@@ -27,6 +27,6 @@ def test_what_cannot_be_exported_is_a_paragraph(finished: Any, tmp_path: Path) -
     code, output = finished("export", str(tmp_path), "--format", "Packed")
     assert (code, output.count("\n")) == (2, 1), output
     assert f"{tmp_path} is neither a run's folder" in output
-    code, output = finished("export", str(finished.run_folder), "--format", "GGUF")
+    code, output = finished("export", str(finished.run_folder), "--format", "ONNX")
     assert (code, output.count("\n")) == (2, 1), output
-    assert "GGUF is no format of an export. Choose among HuggingFace, " in output
+    assert "ONNX is no format of an export. Choose among HuggingFace, " in output

@@ -200,6 +200,31 @@ WEB_ALONE = {f"spec.phases.{index}.mixture": {"web": 1} for index in range(3)}
             "few to learn from",
             "0.05 to 0.8",
         ),
+        # Trap 1: no key silently does nothing.
+        (
+            {"spec.schedule": {"warmupSteps": 1000, "decayFraction": 0, "finalShare": 0.1}},
+            "spec.schedule.finalShare",
+            "the rate never falls",
+            "decayFraction above 0",
+        ),
+        (
+            {"spec.schedule": {"warmupSteps": 1000, "decayFraction": 0, "decayCurve": "Cosine"}},
+            "spec.schedule.decayCurve",
+            "the rate never falls",
+            "decayFraction above 0",
+        ),
+        (
+            {"spec.health.nonFinite": {"rollbacks": 0, "learningRateFactor": 0.9}},
+            "spec.health.nonFinite.learningRateFactor",
+            "never goes back",
+            "some rollbacks",
+        ),
+        (
+            {"spec.phases.2.workers": {"microBatchSize": 8}, "spec.teacher.batchSizeFactor": 0.5},
+            "spec.teacher.batchSizeFactor",
+            "writes its own microBatchSize (distill)",
+            "Remove it",
+        ),
     ],
 )
 def test_advice_on_parts_together(
@@ -228,6 +253,9 @@ def test_advice_on_parts_together(
             "spec.optimizer.adamLearningRate": 1e-4,
         },
         {f"{DISTILL}.maskedDiffusion": {"weight": 1, "maskProbability": 0.8}},
+        # What an API server writes where a person wrote nothing.
+        {"spec.schedule": {"warmupSteps": 1000, "decayFraction": 0, "finalShare": 0}},
+        {"spec.health.nonFinite": {"rollbacks": 0, "learningRateFactor": 0.5}},
         WEB_ALONE | {"spec.phases.1.mixture": {"code": 1}},
         {path: WEB_ALONE[path] for path in sorted(WEB_ALONE)[1:]},
         # A teacher is tuned on what spec.data says, whatever the phases do.

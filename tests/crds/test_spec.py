@@ -122,7 +122,7 @@ WRONG: list[tuple[str, Any, str, str, str]] = [
         "'Sine'",
         "'Cosine'",
     ),
-    ("spec.export.formats", ["GGUF"], "spec.export.formats[0]", "'GGUF'", "'HuggingFace'"),
+    ("spec.export.formats", ["ONNX"], "spec.export.formats[0]", "'ONNX'", "'HuggingFace'"),
 ]
 
 

@@ -36,7 +36,8 @@ def first_cause(job: Job) -> Failure:
     if cause.disruption:
         disrupted = f"{cause.name}: {cause.disruption}"
         return Failure("Preempted", disrupted, cause.exit_code, preempted=True, report=cause.report)
-    said = cause.message or (cause.report.message if cause.report else None)
+    # A trainer that ended well says nothing of why its pod failed.
+    said = cause.report.message if cause.report and cause.report.exit_code else cause.message
     message = f"{cause.name}: {said or 'ended without a word'}"
     if not cause.exit_code:
         return Failure("PodFailed", message, report=cause.report)

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_crds import Plan, parse_run, plan
+from bitnet_crds import Plan, parse_run, plan, without_effect
 from bitnet_crds.adjustments import Adjustments
+from bitnet_crds.advice import advise
 from bitnet_crds.health import Plateau
 from bitnet_crds.protocol import LossPoint
 from bitnet_operator.policies.plateau import STRETCHES, judge, theil_sen
@@ -145,3 +146,53 @@ def test_a_quarter_of_the_points_may_be_anywhere(slope: float, outliers: dict[in
 def test_a_line_through_the_points_turned_round_has_the_slope_turned_round(losses: list[float]) -> None:
     there, back = theil_sen(curve(0, losses)), theil_sen(curve(0, losses[::-1]))
     assert there == pytest.approx(-back)
+
+
+def ever_judged(planned: Plan, window: int) -> bool:
+    """Whether some curve of the trainer's is: its stretches begin at every n-th step of a phase."""
+    stretch = -(-window // STRETCHES)
+    whole = stretch * STRETCHES
+    return any(
+        judge(planned, NONE, HEALTH, curve(since, FLAT, stretch)) is not None
+        for phase in planned.phases
+        for since in range(phase.first_step, phase.end_step - whole + 1, stretch)
+    )
+
+
+@given(
+    window=st.integers(1, 500),
+    ends=st.sampled_from([(20, 60), (1, 2), (33, 66), (50, 99)]),
+    transition=st.integers(0, 12),
+    schedule=st.sampled_from(
+        [{}, {"decayFraction": 1}, {"decayFraction": 0}, {"warmupSteps": 130, "decayFraction": 0.5}]
+    ),
+    warmup=st.sampled_from([0, 10, 150, 399, 400]),
+)
+def test_a_plateau_is_advised_against_exactly_where_no_window_of_the_run_is_judged(
+    window: int, ends: tuple[int, int], transition: int, schedule: dict[str, Any], warmup: int
+) -> None:
+    """Trap 1: no key silently does nothing."""
+    phases = [
+        phase | {"until": f"{end}%"}
+        for phase, end in zip(DOCUMENT["spec"]["phases"], (*ends, 100), strict=True)
+    ]
+    if 0 < transition <= (ends[1] - ends[0]) * 4:
+        phases[1]["transition"] = {"steps": transition}
+    blended = {"quantization": {"lambdaWarmup": {"steps": warmup}}} if warmup else {}
+    spec = {"budget": {"tokens": 16 * 8 * 400, "globalBatchSize": 8}, "phases": phases, "schedule": schedule}
+    planned = plan(parse_run(small_document(**spec, **blended)).spec)
+    # One token more than the steps before would be too many.
+    watched = {"health": {"plateau": {"windowTokens": 16 * 8 * (window - 1) + 1}}}
+    spec = parse_run(small_document(**spec, **blended, **watched)).spec
+    said = [advice for advice in advise(spec, plan(spec)) if advice.field.startswith("spec.health.plateau")]
+    assert bool(said) != ever_judged(planned, window)
+    for advice in said:
+        _, _, most = advice.fix.partition("Write at most ")
+        if most:
+            tokens = int(most.split(",")[0])
+            assert tokens % (16 * 8) == 0
+            assert ever_judged(planned, tokens // (16 * 8))
+
+
+def test_contract_and_judge_speak_of_one_window() -> None:
+    assert without_effect.STRETCHES == STRETCHES
