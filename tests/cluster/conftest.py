@@ -177,6 +177,9 @@ def watched(data: Path, namespace: str, measured: Callable[[str], None]) -> Call
     def watch(run: WatchedRun) -> Iterator[StepWatch]:
         with StepWatch(data / f"runs-{namespace}" / namespace / run.name / "metrics.jsonl") as steps:
             yield steps
-        measured(f"{run.name}: {steps.downtime:.1f} s without a step, {steps.repeated} steps done once more")
+        measured(
+            f"{run.name}: a step after {steps.start:.1f} s, then {steps.downtime:.1f} s without one at most, "
+            f"{steps.repeated} steps done once more"
+        )
 
     return watch

@@ -21,6 +21,7 @@ class StepWatch:
         self.file = file
         self.seen: list[tuple[float, int]] = []
         """When a step was first seen as the last one, by the monotonic clock, and which."""
+        self.since = time.monotonic()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name=f"steps of {file.parent.name}", daemon=True)
 
@@ -43,6 +44,11 @@ class StepWatch:
         lines = steps_of(self.file)
         if lines and (not self.seen or self.seen[-1][1] != lines[-1]["step"]):
             self.seen.append((time.monotonic(), lines[-1]["step"]))
+
+    @property
+    def start(self) -> float:
+        """Seconds from the watch's making to the first step that was seen."""
+        return self.seen[0][0] - self.since
 
     @property
     def downtime(self) -> float:
