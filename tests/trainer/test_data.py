@@ -123,11 +123,40 @@ def test_tokens_that_cannot_be_kept_leave_nothing_behind(
 
 
 def test_a_long_document_is_cut_after_a_newline_and_nothing_is_lost(tmp_path, read, monkeypatch):
-    monkeypatch.setattr("bitnet_trainer.data.sources._LONGEST_PIECE", 40)
+    monkeypatch.setattr("bitnet_trainer.data.sources._AT_ONCE", 40)
     path = tmp_path / "a.txt"
     ids = [2 + n % 50 for n in range(200)]
     path.write_text("".join(f"w{id_}" + ("\n" if n % 7 == 6 else " ") for n, id_ in enumerate(ids)))
     assert read(path) == [*ids, EOS]
+
+
+def test_how_many_documents_are_tokenised_at_once_changes_nothing(tmp_path, tokenizer, monkeypatch):
+    lengths = [1, 7, 30, 2, 2, 55, 1, 90, 3]
+    texts = [" ".join(f"w{2 + n % 50}" for n in range(length)) for length in lengths]
+    lines = (json.dumps({"text": text}) for text in texts)
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    expected = [id_ for length in lengths for id_ in [*(2 + n % 50 for n in range(length)), EOS]]
+    calls = []
+    for at_once in (360, 4000):  # the longest has 343 characters
+        monkeypatch.setattr("bitnet_trainer.data.sources._AT_ONCE", at_once)
+        counted = Counted(tokenizer)
+        cache = tmp_path / str(at_once)
+        found = open_source(SourceText("books", tmp_path / "a.jsonl"), counted, cache).tokens.tolist()
+        assert found == expected
+        calls.append(counted.calls)
+    assert calls == [2, 1]
+
+
+class Counted:
+    """A tokenizer that counts how often it is called."""
+
+    def __init__(self, tokenizer):
+        self.eos_token_id, self.get_vocab = tokenizer.eos_token_id, tokenizer.get_vocab
+        self.tokenizer, self.calls = tokenizer, 0
+
+    def __call__(self, text, **options):
+        self.calls += 1
+        return self.tokenizer(text, **options)
 
 
 @pytest.mark.parametrize(

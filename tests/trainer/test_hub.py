@@ -15,6 +15,8 @@ from pyarrow import parquet
 from bitnet_trainer.data import Dataset, SourceText, open_labelled, open_source, pinned
 from bitnet_trainer.data.origins import Origin
 from bitnet_trainer.errors import DataUnavailable
+from bitnet_trainer.export.gguf_tokenizer import PRE_TOKENIZERS
+from byte_level import byte_level_tokenizer
 from hub_server import TOKEN, Hub
 
 EOS = 1
@@ -82,6 +84,22 @@ def test_no_more_is_fetched_than_the_run_can_ask_for(hub: Hub, read, kind):
     assert 40 * 20_000 / 2 < (fetched := hub.content_bytes) < hub.size("a/b") / 3
     assert read(Dataset("a/b"), enough=40 * 3) == tokens
     assert hub.content_bytes == fetched, "the tokens are kept"
+
+
+def test_tokenising_many_documents_at_once_reads_none_more(hub: Hub, tmp_path, monkeypatch):
+    """Whose characters are many tokens each, or one of several."""
+    tokenizer = byte_level_tokenizer(PRE_TOKENIZERS["gpt-2"])
+    draw = random.Random(0)
+    texts = ["".join(draw.choices("ab \u00e9\u4e2d\U0001f600", k=draw.randrange(1, 60))) for _ in range(60)]
+    hub.write("a/b", {"train.jsonl": jsonl_of(*({"text": text} for text in texts))})
+    few, many = [], []
+    for at_once, found in ((60, few), (1 << 20, many)):
+        monkeypatch.setattr("bitnet_trainer.data.sources._AT_ONCE", at_once)
+        for enough in range(1, 2000, 400):
+            kept = open_source(text_of(Dataset("a/b")), tokenizer, tmp_path / str(at_once), enough=enough)
+            found.append((enough, kept.tokens.tolist(), kept.reading.records))
+    assert few == many
+    assert len({records for *_, records in few}) == 5
 
 
 def test_a_small_dataset_is_read_whole(hub: Hub, read):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from fractions import Fraction
 from itertools import chain
@@ -21,8 +21,10 @@ from bitnet_trainer.errors import DataUnavailable
 Tokens = npt.NDArray[np.uint32]
 
 _CACHE_FORMAT = "3"
-_LONGEST_PIECE = 1 << 20
+_AT_ONCE = 1 << 20
 """Characters tokenised at once. A longer document is cut after a newline, to bound the memory it takes."""
+_TOKENS_OF_A_CHARACTER = 5
+"""At most: one for each of its bytes in UTF-8, and the end of its document."""
 
 
 class Tokenizer(Protocol):
@@ -78,16 +80,19 @@ def open_source(
 
     def pieces(tally: Tally) -> Iterator[Tokens]:
         had = 0
-        for record in documents.read(tally):
-            if not record.text.strip():
-                continue
-            for piece in encoded_pieces(record.text, tokenizer):
-                had += len(piece)
-                yield piece
-            yield np.asarray([end], dtype=np.uint32)
-            had += 1
-            if limit is not None and had >= limit:
-                return
+
+        def room() -> int:
+            """Characters that can be tokenised before there may be enough."""
+            return _AT_ONCE if limit is None else min(_AT_ONCE, (limit - had) // _TOKENS_OF_A_CHARACTER)
+
+        texts = (record.text for record in documents.read(tally) if record.text.strip())
+        for tokens, ends in _encoded(texts, tokenizer, room):
+            had += len(tokens) + ends
+            yield tokens
+            if ends:
+                yield np.asarray([end], dtype=np.uint32)
+                if limit is not None and had >= limit:
+                    return
 
     identity = documents.identity if limit is None else f"{documents.identity} {limit} tokens"
     stem = cache / f"{text.name}-{fingerprint(identity, tokenizer)[:16]}"
@@ -127,19 +132,49 @@ def end_of_text(name: str, tokenizer: Tokenizer) -> int:
 
 def encoded_pieces(document: str, tokenizer: Tokenizer) -> Iterator[Tokens]:
     """The tokens of a document, a piece at a time."""
-    for piece in _pieces(document):
+    for piece, _ in _pieces(document):
         encoded = tokenizer([piece], add_special_tokens=False, return_attention_mask=False)
         yield np.asarray(encoded["input_ids"][0], dtype=np.uint32)
 
 
-def _pieces(document: str) -> Iterator[str]:
+def _encoded(
+    documents: Iterable[str], tokenizer: Tokenizer, room: Callable[[], int]
+) -> Iterator[tuple[Tokens, bool]]:
+    """The tokens of documents, a piece at a time, and whether a document ends with it.
+
+    Pieces are tokenised together, so that a tokenizer may use all processors, until they have as many
+    characters as `room` says; it is asked after each time. No document is read before its turn.
+    """
+    batch: list[tuple[str, bool]] = []
+    size = 0
+
+    def encoded() -> Iterator[tuple[Tokens, bool]]:
+        if not batch:
+            return
+        texts = [piece for piece, _ in batch]
+        found = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        for tokens, (_, ends) in zip(found, batch, strict=True):
+            yield np.asarray(tokens, dtype=np.uint32), ends
+
+    for document in documents:
+        for piece, ends in _pieces(document):
+            batch.append((piece, ends))
+            size += len(piece)
+            if size >= room():
+                yield from encoded()
+                batch, size = [], 0
+    yield from encoded()
+
+
+def _pieces(document: str) -> Iterator[tuple[str, bool]]:
+    """Its pieces, and which is the last."""
     begin = 0
-    while len(document) - begin > _LONGEST_PIECE:
-        newline = document.rfind("\n", begin, begin + _LONGEST_PIECE)
-        end = newline + 1 if newline >= begin else begin + _LONGEST_PIECE
-        yield document[begin:end]
+    while len(document) - begin > _AT_ONCE:
+        newline = document.rfind("\n", begin, begin + _AT_ONCE)
+        end = newline + 1 if newline >= begin else begin + _AT_ONCE
+        yield document[begin:end], False
         begin = end
-    yield document[begin:]
+    yield document[begin:], True
 
 
 def fingerprint(identity: str, tokenizer: Tokenizer) -> str:
