@@ -8,6 +8,9 @@ from bitnet_crds.errors import WrongValueError
 from bitnet_crds.quantities import Percentage, Quantity
 from bitnet_crds.record import Record
 
+STRETCHES = 32
+"""Into so many, of as many whole steps each, a plateau's window is cut. They begin with a phase."""
+
 
 class NonFinite(Record):
     """What happens when a loss or gradient is not finite."""

@@ -111,6 +111,15 @@ class Plan(Record):
         """Batches that are passed over between the steps before step `step` and it."""
         return self.batch_at(step) - (self.batch_at(step - 1) + 1 if step else 0)
 
+    def settled(self, phase: PlannedPhase) -> int:
+        """From which step on the phase's loss says something of training alone: after its transition and the
+        warmups."""
+        return max(
+            phase.first_step + phase.transition_steps,
+            self.learning_rate.warmup_steps,
+            self.quantization_lambda.steps,
+        )
+
     def fitted(self, micro_batches: Mapping[str, int]) -> "Plan":
         """The plan with the micro batches that were found to fit, by phase, in those that are `auto`."""
 

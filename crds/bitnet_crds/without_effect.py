@@ -3,22 +3,18 @@
 from collections.abc import Iterator
 
 from bitnet_crds.errors import Problem
-from bitnet_crds.objectives import TEACHER_OBJECTIVES
+from bitnet_crds.health import STRETCHES, NonFinite
 from bitnet_crds.plan import Plan, PlannedPhase
 from bitnet_crds.spec import BitNetRunSpec
-
-STRETCHES = 32
-"""Into so many, of as many whole steps each, a plateau's window is cut. They begin with a phase."""
-_ROLLBACK_FACTOR = 0.5
-"""What an API server writes as nonFinite.learningRateFactor where a person wrote none."""
 
 
 def without_effect(spec: BitNetRunSpec, plan: Plan) -> Iterator[Problem]:
     """Each key that does nothing in this run, in the order of the spec. `plan` is the ledger of `spec`."""
     yield from _schedule(spec)
-    yield from _factor(spec)
+    yield from _factor(spec, plan)
     nonfinite = spec.health.non_finite
-    if nonfinite.rollbacks == 0 and nonfinite.learning_rate_factor != _ROLLBACK_FACTOR:
+    # The default is what an API server writes where a person wrote none.
+    if nonfinite.rollbacks == 0 and nonfinite.learning_rate_factor != NonFinite().learning_rate_factor:
         yield Problem(
             "spec.health.nonFinite.learningRateFactor",
             "with `rollbacks: 0` the run never goes back, so no rate is multiplied",
@@ -40,14 +36,11 @@ def _schedule(spec: BitNetRunSpec) -> Iterator[Problem]:
             )
 
 
-def _factor(spec: BitNetRunSpec) -> Iterator[Problem]:
+def _factor(spec: BitNetRunSpec, plan: Plan) -> Iterator[Problem]:
     if spec.teacher is None or spec.teacher.batch_size_factor is None:
         return
-    with_teacher = [
-        phase
-        for index, phase in enumerate(spec.phases)
-        if not TEACHER_OBJECTIVES.isdisjoint(spec.objectives_in(index))
-    ]
+    phases = zip(spec.phases, plan.phases, strict=True)
+    with_teacher = [phase for phase, planned in phases if planned.teacher]
     own = [phase.name for phase in with_teacher if phase.workers and phase.workers.micro_batch_size]
     if own and len(own) == len(with_teacher):
         yield Problem(
@@ -92,9 +85,4 @@ def _plateau(spec: BitNetRunSpec, plan: Plan) -> Iterator[Problem]:
 
 def _judged(plan: Plan, phase: PlannedPhase) -> tuple[int, int]:
     """The first step of the phase whose loss is judged, and the one before which that ends."""
-    settled = (
-        phase.first_step + phase.transition_steps,
-        plan.learning_rate.warmup_steps,
-        plan.quantization_lambda.steps,
-    )
-    return max(settled), min(phase.end_step, plan.learning_rate.decay_start)
+    return plan.settled(phase), min(phase.end_step, plan.learning_rate.decay_start)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bitnet_crds import InvalidRun, parse_run, plan
+from bitnet_crds import BitNetRun, InvalidRun, Plan, parse_run, plan
 from bitnet_crds.advice import advise
 from bitnet_operator.pod_template import check_templates
 
@@ -20,6 +20,14 @@ class Review:
     """What is known against a run that is taken; kubectl shows each after `Warning:`."""
 
 
+def accepted(document: Mapping[str, Any]) -> tuple[BitNetRun, Plan]:
+    """The run and its ledger. Raises InvalidRun for whatever can be found wrong without a cluster."""
+    run = parse_run(document)
+    ledger = plan(run.spec)
+    check_templates(run.spec)
+    return run, ledger
+
+
 def review(document: Mapping[str, Any], old: Mapping[str, Any] | None = None) -> Review:
     """Reviews a run that is created, or that comes in the place of `old`.
 
@@ -32,9 +40,7 @@ def review(document: Mapping[str, Any], old: Mapping[str, Any] | None = None) ->
     if old is not None and old.get("spec") == document.get("spec"):
         return Review()
     try:
-        run = parse_run(document)
-        ledger = plan(run.spec)
-        check_templates(run.spec)
+        run, ledger = accepted(document)
     except InvalidRun as invalid:
         return Review(refusal=str(invalid))
     return Review(warnings=tuple(map(str, advise(run.spec, ledger))))

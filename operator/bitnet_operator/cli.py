@@ -13,11 +13,12 @@ import aiohttp
 import typer
 from rich.console import Console
 
-from bitnet_crds import BitNetRun, BitNetRunStatus, ExitCode, InvalidRun, Plan, parse_run, plan
+from bitnet_crds import BitNetRun, BitNetRunStatus, ExitCode, InvalidRun, Plan, parse_run
 from bitnet_crds.advice import advise
 from bitnet_crds.protocol import run_address
 from bitnet_crds.spec import ExportFormat
 from bitnet_crds.status import RunPhase
+from bitnet_operator.admission import accepted
 from bitnet_operator.api import RUNS, ApiError, connect
 from bitnet_operator.backends.local import (
     STATUS_FILE,
@@ -36,7 +37,6 @@ from bitnet_operator.moments import parse_timestamp
 from bitnet_operator.observation import Key
 from bitnet_operator.outcome import render_outcome
 from bitnet_operator.plan_table import render_plan, render_step
-from bitnet_operator.pod_template import check_templates
 from bitnet_operator.reconcile import reconcile
 from bitnet_operator.trainer_process import run_trainer, trainer_is_installed
 
@@ -262,10 +262,7 @@ def _read(file: Path) -> tuple[dict[str, Any], BitNetRun, Plan]:
 
     def read() -> tuple[dict[str, Any], BitNetRun, Plan]:
         document = read_document(file)
-        run = parse_run(document)
-        ledger = plan(run.spec)
-        check_templates(run.spec)
-        return document, run, ledger
+        return document, *accepted(document)
 
     return _or_exit(read)
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from bitnet_crds import ExitCode
+from bitnet_crds.health import STRETCHES
 from bitnet_crds.protocol import LossPoint
 from bitnet_crds.status import RunPhase, SegmentOutcome, SegmentReason
 from bitnet_operator.observation import Job, JobState, Pod
-from bitnet_operator.policies.plateau import STRETCHES
 from small_run import DOCUMENT
 
 # Micro batches that are found by trying.

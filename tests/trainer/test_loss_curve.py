@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitnet_crds.health import STRETCHES
 from bitnet_crds.protocol import LossPoint
-from bitnet_trainer.loss_curve import STRETCHES, LossCurve, window_of
+from bitnet_trainer.loss_curve import LossCurve, window_of
 
 LOSS = st.one_of(st.floats(0.1, 20), st.sampled_from([None, math.nan, math.inf]))
 PHASES = st.lists(st.lists(LOSS, min_size=1, max_size=80), min_size=1, max_size=3)

@@ -32,8 +32,7 @@ from bitnet_trainer.readback import Speedometer
 from bitnet_trainer.recorder import Recorder, StepTaken
 from bitnet_trainer.report import MetricsLog, Reporter
 from bitnet_trainer.setup import replayable, wrapped
-from bitnet_trainer.sharding import called_directly
-from bitnet_trainer.step import StepInput, Stepper, autocast
+from bitnet_trainer.step import StepInput, Stepper
 from bitnet_trainer.stop import StopRequest
 from bitnet_trainer.teacher import Teacher, load_together
 from bitnet_trainer.told import Settings
@@ -103,6 +102,9 @@ class TrainingLoop:
         plan = self.order.plan
         self.student.train()
         self.speed.restart()
+        if self.order.spec.data.mixture.policy == "Static":
+            # A phase that was cut short just here still had its shares when the checkpoint was written.
+            self._mixture_of_next_step()
         while self.step < self.end:
             phase = self.order.plan.phase_at(self.step)
             self._teacher_as_planned(phase)
@@ -296,30 +298,19 @@ class TrainingLoop:
         if policy.policy == "Static":
             shares = tuple(self.order.plan.phase_at(self.step).mixture.values())
         elif self.step % policy.measured_every == 0 and self.step < self.order.plan.end_step:
-            shares = self._measured_shares()
+            shares, self.rewards = measured_shares(
+                self.order,
+                self.step,
+                self.shares,
+                self.rewards,
+                student=self.student,
+                corpus=self.corpus,
+                cursor=self.cursor,
+                ranks=self.ranks,
+            )
         if shares != self.shares:
             # The new shares hold from here on, and make up for nothing that the old ones did.
             self.shares, self.cursor = shares, self.cursor.rebased()
-
-    def _measured_shares(self) -> tuple[float, ...]:
-        """The shares that follow from each source's loss now, or from where its gradient points."""
-        policy = self.order.spec.data.mixture
-        assert isinstance(self.corpus, Corpus)  # the spec has no such policy for a classifier
-        # What the next step passes over is nothing to be measured on, either.
-        passed_over = self.order.plan.passed_over_before(self.step) * self.order.plan.global_batch_size
-        cursor = self.cursor.past(passed_over, self.shares)
-        with autocast(self.ranks.device), called_directly(self.student):
-            shares, self.rewards = measured_shares(
-                policy,
-                self.step // policy.measured_every,
-                self.shares,
-                self.rewards,
-                model=self.student.model,
-                corpus=self.corpus,
-                cursor=cursor,
-                ranks=self.ranks,
-            )
-        return shares
 
     def _balanced(self, phase: PlannedPhase, weights: dict[str, float], step: StepInput) -> dict[str, float]:
         """The weights with those found by measuring where the phase asks for it."""

@@ -5,11 +5,9 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from statistics import median
 
+from bitnet_crds.health import STRETCHES
 from bitnet_crds.plan import Plan
 from bitnet_crds.protocol import LossPoint
-
-STRETCHES = 32
-"""Points of a whole window."""
 
 
 def window_of(plan: Plan, tokens: int) -> int:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -225,7 +225,6 @@ def _newest(
     if found is not None:
         position = ranks.from_first(resume.read_position(store, found) if ranks.first else None)
         resume.check_position(position, found, order.training_hash, fingerprint)
-        position = _as_planned(position, order)
         reporter.update(
             checkpoint=reported(order, found),
             step=position.step,
@@ -235,16 +234,6 @@ def _newest(
         )
     reporter.update(begun_step=position.step)
     return found, position
-
-
-def _as_planned(position: Position, order: Order) -> Position:
-    """With the shares that the ledger has from there on: others than the checkpoint's where the phase was cut
-    short since, just there."""
-    shares = tuple(order.plan.phase_at(position.step).mixture.values())
-    if order.spec.data.mixture.policy != "Static" or shares == position.mixture:
-        return position
-    cursor = Cursor(position.consumed, position.origin).rebased()
-    return replace(position, mixture=shares, consumed=cursor.consumed, origin=cursor.origin)
 
 
 def _converted(

@@ -7,11 +7,8 @@ from statistics import median
 
 from bitnet_crds import Plan
 from bitnet_crds.adjustments import Adjustments
-from bitnet_crds.health import Plateau
+from bitnet_crds.health import STRETCHES, Plateau
 from bitnet_crds.protocol import LossPoint
-
-STRETCHES = 32
-"""Points of a whole window, as the trainer cuts it."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +45,8 @@ def judge(
 
 def _settled(plan: Plan, adjustments: Adjustments, step: int) -> int:
     """From which step on the loss of step `step`'s phase says something of training alone."""
-    phase = plan.phase_at(step)
-    return max(
-        phase.first_step + phase.transition_steps,
-        plan.learning_rate.warmup_steps,
-        plan.quantization_lambda.steps,
-        *(rollback.checkpoint_step for rollback in adjustments.rollbacks),
-    )
+    went_back_to = (rollback.checkpoint_step for rollback in adjustments.rollbacks)
+    return max((plan.settled(plan.phase_at(step)), *went_back_to))
 
 
 def theil_sen(curve: Sequence[LossPoint]) -> float:

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_crds import Plan, parse_run, plan, without_effect
+from bitnet_crds import Plan, parse_run, plan
 from bitnet_crds.adjustments import Adjustments
 from bitnet_crds.advice import advise
-from bitnet_crds.health import Plateau
+from bitnet_crds.health import STRETCHES, Plateau
 from bitnet_crds.protocol import LossPoint
-from bitnet_operator.policies.plateau import STRETCHES, judge, theil_sen
+from bitnet_operator.policies.plateau import judge, theil_sen
 from small_run import DOCUMENT, small_document
 
 STEPS = 1000
@@ -192,7 +192,3 @@ def test_a_plateau_is_advised_against_exactly_where_no_window_of_the_run_is_judg
             tokens = int(most.split(",")[0])
             assert tokens % (16 * 8) == 0
             assert ever_judged(planned, tokens // (16 * 8))
-
-
-def test_contract_and_judge_speak_of_one_window() -> None:
-    assert without_effect.STRETCHES == STRETCHES

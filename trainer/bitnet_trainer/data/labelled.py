@@ -21,7 +21,7 @@ from bitnet_trainer.data.sources import (
     Heard,
     Tokenizer,
     Tokens,
-    encoded_pieces,
+    encoded,
     end_of_text,
     fingerprint,
     kept,
@@ -179,7 +179,8 @@ def _table_rows(
     """A row of the table for each record."""
     for record in documents.read(tally):
         number = _class(name, record, numbers)
-        tokens = np.concatenate([*encoded_pieces(record.text, tokenizer)])[:sequence_length]
+        pieces = [piece for piece, _ in encoded([record.text], tokenizer)]
+        tokens = np.concatenate(pieces)[:sequence_length]
         while len(tokens) and tokens[-1] == end:
             tokens = tokens[:-1]
         if not record.text.strip() or not len(tokens):

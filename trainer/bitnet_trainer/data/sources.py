@@ -86,7 +86,7 @@ def open_source(
             return _AT_ONCE if limit is None else min(_AT_ONCE, (limit - had) // _TOKENS_OF_A_CHARACTER)
 
         texts = (record.text for record in documents.read(tally) if record.text.strip())
-        for tokens, ends in _encoded(texts, tokenizer, room):
+        for tokens, ends in encoded(texts, tokenizer, room):
             had += len(tokens) + ends
             yield tokens
             if ends:
@@ -130,15 +130,8 @@ def end_of_text(name: str, tokenizer: Tokenizer) -> int:
     return end
 
 
-def encoded_pieces(document: str, tokenizer: Tokenizer) -> Iterator[Tokens]:
-    """The tokens of a document, a piece at a time."""
-    for piece, _ in _pieces(document):
-        encoded = tokenizer([piece], add_special_tokens=False, return_attention_mask=False)
-        yield np.asarray(encoded["input_ids"][0], dtype=np.uint32)
-
-
-def _encoded(
-    documents: Iterable[str], tokenizer: Tokenizer, room: Callable[[], int]
+def encoded(
+    documents: Iterable[str], tokenizer: Tokenizer, room: Callable[[], int] = lambda: _AT_ONCE
 ) -> Iterator[tuple[Tokens, bool]]:
     """The tokens of documents, a piece at a time, and whether a document ends with it.
 
@@ -148,7 +141,7 @@ def _encoded(
     batch: list[tuple[str, bool]] = []
     size = 0
 
-    def encoded() -> Iterator[tuple[Tokens, bool]]:
+    def taken() -> Iterator[tuple[Tokens, bool]]:
         if not batch:
             return
         texts = [piece for piece, _ in batch]
@@ -161,9 +154,9 @@ def _encoded(
             batch.append((piece, ends))
             size += len(piece)
             if size >= room():
-                yield from encoded()
+                yield from taken()
                 batch, size = [], 0
-    yield from encoded()
+    yield from taken()
 
 
 def _pieces(document: str) -> Iterator[tuple[str, bool]]:
